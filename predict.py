@@ -1,0 +1,227 @@
+"""Files, folders, globs or a CSV -> labels with confidence; without arguments the run's test data.
+
+`python predict.py photo.jpg` prints one line. Every input gets a row, refused ones with the reason.
+"""
+
+import csv
+import glob
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dataset
+from spectacles import cli, runtime, sources
+from spectacles import run_dir as runs
+from spectacles.bundle import BundleInfo
+from spectacles.config import PredictCommand, PredictConfig, select
+from spectacles.errors import UserError
+from spectacles.inference import Prediction, Predictor
+from spectacles.predictions import PREFIX
+from spectacles.progress import progress
+from spectacles.records import DatasetReport, PredictReport
+from spectacles.run_dir import RunDir, atomic_path
+
+log = logging.getLogger("spectacles")
+
+DESCRIPTION = "Predict labels for files, folders, globs or a CSV; without any, for the run's test data."
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What to predict, in order: paths, the names the person knows the files by, and ids where the table has them."""
+
+    paths: list[str]
+    names: list[str]
+    ids: list[str]
+    id_column: str = ""
+
+
+def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
+    """Predicts every row of the run's test data, labelled or not; submission.csv too where the rows have ids."""
+    index = dataset.load_index(run_dir)
+    test = index[(index["given_split"] == "test") | (index["split"] == "test")]
+    ids = test["id"].tolist() if (test["id"] != "").any() else []
+    id_column = run_dir.load_result("dataset", DatasetReport).id_column
+    inputs = Inputs(test["path"].tolist(), test["file"].tolist(), ids, id_column)
+    folder = run_dir.folder("predict")
+    output, submission = folder / f"predictions.{config.format}", folder / "submission.csv"
+    return predict(inputs, run_dir.bundle, config, output, submission)
+
+
+def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, submission: Path) -> PredictReport:
+    """Streams predictions of `inputs` into `output`, and into `submission` where they have ids, in constant memory."""
+    device = runtime.prepare(runtime.resolve_device(config.device))
+    predictor = Predictor(bundle, device, config.batch_size)
+    if not 1 <= config.top_k <= len(predictor.info.classes):
+        raise UserError(
+            f"--top_k {config.top_k} is out of range: the model knows {len(predictor.info.classes)} classes."
+        )
+    outcomes = predictor.predict(map(Path, inputs.paths), config.num_workers)
+    refused = 0
+    with ExitStack() as stack:
+        write = _open_writer(stack, output, predictor.info, config, bool(inputs.ids))
+        submit = _open_submission(stack, submission, inputs, predictor.info.label_column)
+        for number, outcome in enumerate(progress(outcomes, "predicting", len(inputs.paths))):
+            identity = inputs.ids[number] if inputs.ids else ""
+            write(inputs.names[number], identity, outcome)
+            submit(identity, outcome)
+            refused += bool(outcome.reason)
+    written = [output, submission] if inputs.ids else [output]
+    return _report(len(inputs.paths), refused, written, predictor.model_id)
+
+
+Write = Callable[[str, str, Prediction], None]
+
+
+def _open_writer(stack: ExitStack, output: Path, info: BundleInfo, config: PredictConfig, with_ids: bool) -> Write:
+    file = stack.enter_context(stack.enter_context(atomic_path(output)).open("w", newline="", encoding="utf-8"))
+    if config.format == "txt":
+        return lambda name, identity, outcome: print(outcome.label, file=file)
+    if config.format == "jsonl":
+        return lambda name, identity, outcome: print(
+            json.dumps(_record(name, identity, outcome, info, config.top_k), ensure_ascii=False), file=file
+        )
+    ranks = range(2, config.top_k + 1)
+    header = ["file", "label", "confidence", *[PREFIX + name for name in info.classes], "status"]
+    header += [column for rank in ranks for column in (f"label_{rank}", f"confidence_{rank}")]
+    writer = csv.writer(file)
+    writer.writerow((["id"] if with_ids else []) + header)
+
+    def write_row(name: str, identity: str, outcome: Prediction) -> None:
+        values = outcome.probabilities or ("",) * len(info.classes)
+        confidence = "" if outcome.reason else outcome.confidence
+        ranked = [cell for pair in _ranked(outcome, info, config.top_k)[1:] for cell in pair]
+        row = [name, outcome.label, confidence, *values, _status(outcome), *ranked]
+        writer.writerow(([identity] if with_ids else []) + row)
+
+    return write_row
+
+
+def _open_submission(
+    stack: ExitStack, path: Path, inputs: Inputs, label_column: str
+) -> Callable[[str, Prediction], None]:
+    if not inputs.ids:
+        return lambda identity, outcome: None
+    file = stack.enter_context(stack.enter_context(atomic_path(path)).open("w", newline="", encoding="utf-8"))
+    writer = csv.writer(file)
+    writer.writerow([inputs.id_column, label_column])
+    return lambda identity, outcome: writer.writerow([identity, outcome.label])
+
+
+def _status(outcome: Prediction) -> str:
+    if outcome.reason:
+        return f"refused: {outcome.reason}"
+    return f"repaired: {'; '.join(outcome.repairs)}" if outcome.repairs else "predicted"
+
+
+def _ranked(outcome: Prediction, info: BundleInfo, top_k: int) -> list[tuple[str, float]]:
+    """(label, probability), the decision first, then by probability; empty for a refused file."""
+    order = np.argsort(-np.asarray(outcome.probabilities), kind="stable")
+    ranked = [(info.classes[index], outcome.probabilities[index]) for index in order]
+    decided = [(outcome.label, outcome.confidence)] if ranked else []
+    return (decided + [pair for pair in ranked if pair[0] != outcome.label])[:top_k]
+
+
+def _record(name: str, identity: str, outcome: Prediction, info: BundleInfo, top_k: int) -> dict[str, Any]:
+    record: dict[str, Any] = {"id": identity} if identity else {}
+    record |= {"file": name, "status": _status(outcome)}
+    if not outcome.reason:
+        record |= {"label": outcome.label, "confidence": outcome.confidence}
+        record["probabilities"] = dict(zip(info.classes, outcome.probabilities, strict=True))
+        if top_k > 1:
+            record["top"] = [{"label": label, "confidence": p} for label, p in _ranked(outcome, info, top_k)]
+    return record
+
+
+def _report(rows: int, refused: int, written: list[Path], model_id: str) -> PredictReport:
+    summary = [f"{rows} rows = {rows - refused} predicted + {refused} refused, by model {model_id}"]
+    summary += [f"wrote {path}" for path in written]
+    return PredictReport(
+        summary=summary,
+        metrics={"rows": float(rows), "refused": float(refused)},
+        artifacts=[f"predict/{path.name}" for path in written],
+        rows=rows,
+        predicted=rows - refused,
+        refused=refused,
+        output=str(written[0]),
+    )
+
+
+def collect(arguments: list[str], config: PredictCommand) -> Inputs:
+    """Arguments as a flat list of files, in the order given. Raises UserError for one that matches nothing."""
+    if len(arguments) == 1 and Path(arguments[0]).suffix.lower() in (".csv", ".tsv", ".json", ".jsonl"):
+        return _from_table(Path(arguments[0]), config)
+    paths = [str(path) for argument in arguments for path in _expand(argument)]
+    return Inputs(paths, paths, [])
+
+
+def _expand(argument: str) -> Iterator[Path]:
+    path = Path(argument)
+    if path.is_dir():
+        yield from sources.files_below(path)
+    elif path.exists():
+        yield path
+    elif matches := sorted(glob.glob(argument, recursive=True)):
+        yield from (Path(match) for match in matches if Path(match).is_file())
+    else:
+        raise UserError(f"{argument} is no file, no folder and matches nothing.")
+
+
+def _from_table(table_path: Path, config: PredictCommand) -> Inputs:
+    table = sources.read_table(table_path)
+    files = sources.file_names(table, table_path, config.file_column, config.filename_template)
+    names, folder = files.tolist(), config.image_dir or table_path.parent
+    id_column = sources.find_id_column(table, str(files.name))
+    return Inputs(
+        [str(folder / name) for name in names], names, table[id_column].tolist() if id_column else [], id_column
+    )
+
+
+def predict_inputs(arguments: list[str], config: PredictCommand) -> None:
+    """Predicts what the command line names, outside any run; a single image is answered on the screen."""
+    inputs = collect(arguments, config)
+    bundle = config.bundle or runs.find(config.output_dir, config.run_name or runs.LATEST).bundle
+    if len(inputs.paths) == 1 and config.output is None and not inputs.ids:
+        _print_single(inputs, bundle, config)
+        return
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    output = config.output or config.output_dir / f"predictions-{stamp}" / f"predictions.{config.format}"
+    submission = output.with_name(f"{output.stem}-submission.csv")
+    for line in predict(inputs, bundle, config, output, submission).summary:
+        log.info(line)
+
+
+def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
+    predictor = Predictor(bundle, runtime.prepare(runtime.resolve_device(config.device)), batch_size=1)
+    outcome = next(predictor.predict([Path(inputs.paths[0])], 1))
+    if outcome.reason:
+        raise UserError(f"{inputs.names[0]} was refused: {outcome.reason}.")
+    ranked = _ranked(outcome, predictor.info, max(1, config.top_k))
+    print(f"{inputs.names[0]}: " + ", ".join(f"{label} ({probability:.1%})" for label, probability in ranked))
+
+
+def main() -> None:
+    with cli.exit_codes():
+        arguments = sys.argv[1:]
+        parser = cli.build_parser(PredictCommand, DESCRIPTION, positional="inputs")
+        values = cli.parse_namespace(parser, PredictCommand, arguments, cli.run_defaults(arguments))
+        inputs = values.pop("inputs")
+        config = PredictCommand(**values)
+        if inputs:
+            predict_inputs(inputs, config)
+        elif config.bundle or config.output:
+            raise UserError("--bundle and --output go with files to predict: name them, or leave both flags out.")
+        else:
+            cli.execute("predict", run, select(config, PredictConfig), cli.open_run(config, makes_run=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Everything serving needs in one folder: bundle.json and model-<hash>.safetensors. No pickle; verified on loading."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+
+from spectacles.environment import package_versions
+from spectacles.errors import UserError
+from spectacles.preprocess import Preprocessing
+from spectacles.run_dir import atomic_path, write_json
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What is known about a model besides its weights."""
+
+    backbone: str
+    classes: tuple[str, ...]
+    label_column: str
+    """What the labels were called in the training table; submissions name their column so."""
+    preprocessing: Preprocessing
+    feature_dim: int
+    dropout: float
+    threshold: float | None
+    """Two classes: probability from which an image is called the second class. None: the most probable class wins."""
+    temperature: float
+    """Logits are divided by it before softmax (Guo et al. 2017); fitted on validation data."""
+    data_fingerprint: str
+    training_profile: dict[str, Any]
+    """What training data looked like: images a class, and mean and spread of brightness, contrast and blur."""
+    metric: str
+    metric_value: float
+    """Of the validation data, at the epoch that was kept."""
+    epoch: int
+    phase: str
+
+
+def save(folder: Path, info: BundleInfo, state: dict[str, torch.Tensor]) -> str:
+    """Returns the model id. The weights file is named by its content and the manifest, which names it, is written
+    after it: a crash in between leaves the old bundle whole."""
+    content = to_bytes({key: value.detach().cpu().contiguous() for key, value in state.items()})
+    digest = hashlib.sha256(content).hexdigest()
+    weights = folder / f"model-{digest[:16]}.safetensors"
+    with atomic_path(weights) as temporary:
+        temporary.write_bytes(content)
+    manifest = {"format": FORMAT, **_to_json(info), "weights": weights.name, "weights_sha256": digest}
+    manifest["versions"] = package_versions()
+    manifest["model_id"] = _model_id(manifest)
+    write_json(folder / MANIFEST, manifest)
+    for other in folder.glob("model-*.safetensors"):
+        if other != weights:
+            other.unlink()
+    return str(manifest["model_id"])
+
+
+def load(folder: Path) -> tuple[BundleInfo, dict[str, torch.Tensor], str]:
+    """(info, weights, model id). Raises UserError when the folder holds no bundle, or one that was changed."""
+    manifest = _read_manifest(folder)
+    path = folder / Path(manifest["weights"]).name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the bundle {folder} lacks its weights {path.name}: copy the whole folder.") from error
+    if hashlib.sha256(content).hexdigest() != manifest["weights_sha256"]:
+        raise UserError(f"{path} was changed since it was saved (its sha256 differs): restore it or train again.")
+    try:
+        state = from_bytes(content)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file ({error}).") from error
+    return _from_json(manifest), state, str(manifest["model_id"])
+
+
+def read_info(folder: Path) -> tuple[BundleInfo, str]:
+    """(info, model id) without reading the weights."""
+    manifest = _read_manifest(folder)
+    return _from_json(manifest), str(manifest["model_id"])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is no bundle (no {MANIFEST} in it): train first, or point --bundle at a bundle folder."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise UserError(f"{path} has format {manifest['format']}; this version reads format {FORMAT}.")
+        unchanged = _model_id(manifest) == manifest["model_id"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}): it was changed since it was saved."
+        ) from error
+    if not unchanged:
+        raise UserError(f"{path} was changed since it was saved (its sha256 differs): restore it or train again.")
+    return dict(manifest)
+
+
+def _model_id(manifest: dict[str, Any]) -> str:
+    """The first 16 hex digits of the sha256 over everything else in the manifest, the weights' hash included."""
+    rest = {key: value for key, value in manifest.items() if key != "model_id"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _to_json(info: BundleInfo) -> dict[str, Any]:
+    return {**asdict(info), "classes": list(info.classes), "preprocessing": info.preprocessing.to_json()}
+
+
+def _from_json(manifest: dict[str, Any]) -> BundleInfo:
+    values = {field.name: manifest[field.name] for field in fields(BundleInfo)}
+    values["classes"] = tuple(values["classes"])
+    values["preprocessing"] = Preprocessing.from_json(values["preprocessing"])
+    return BundleInfo(**values)

@@ -1,0 +1,155 @@
+"""From a config dataclass to a command line, and from a command line to a finished stage."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from spectacles import run_dir as runs
+from spectacles import tracking
+from spectacles.config import RunConfig, help_texts, select, to_plain
+from spectacles.environment import describe_environment
+from spectacles.errors import UserError
+from spectacles.records import Report
+from spectacles.run_dir import RunDir
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+Run = Callable[[Any, RunDir], Report]
+
+log = logging.getLogger("spectacles")
+
+
+def main(stage: str, run: Run, config_class: type[RunConfig], description: str) -> None:
+    """A stage script's whole command line: parse, run on a run folder, exit with 0, 2 (user's mistake) or 130."""
+    with exit_codes():
+        args = sys.argv[1:]
+        config = parse(config_class, args, description, run_defaults(args))
+        run_dir = open_run(config, makes_run=stage == "dataset")
+        execute(stage, run, config, run_dir)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """A user's mistake: one sentence, exit 2. Ctrl-C: 130. Anything else keeps its traceback."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
+    log.setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters ends in the ledger
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def build_parser(config_class: type, description: str, positional: str | None = None) -> ArgumentParser:
+    """One flat flag a field, its docstring as help; --config, SPECTACLES_* variables and --print_config for free."""
+    parser = ArgumentParser(description=description, default_env=True, env_prefix="SPECTACLES")
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
+    hints, texts = get_type_hints(config_class), help_texts(config_class)
+    if positional:
+        parser.add_argument(positional, nargs="*", type=str, default=[], help="Image files, folders, globs or a CSV.")
+    for field in fields(config_class):
+        flag, text = f"--{field.name}", texts[field.name].replace("%", "%%")
+        if hints[field.name] is bool and field.default is False:
+            parser.add_argument(flag, action="store_true", help=text)
+        elif hints[field.name] is bool:
+            parser.add_argument(flag, action=ActionYesNo(no_prefix="no_"), default=True, help=text)
+        else:
+            parser.add_argument(flag, type=hints[field.name], default=field.default, help=text)
+    return parser
+
+
+def parse(
+    config_class: type[ConfigT], args: Sequence[str], description: str, defaults: dict[str, Any] | None = None
+) -> ConfigT:
+    """defaults < --config file < SPECTACLES_* variables < flags; `defaults` are those of an existing run folder."""
+    parser = build_parser(config_class, description)
+    return config_class(**parse_namespace(parser, config_class, args, defaults))
+
+
+def parse_namespace(
+    parser: ArgumentParser, config_class: type, args: Sequence[str], defaults: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    known = {field.name for field in fields(config_class)} - {"output_dir", "run_name"}
+    parser.set_defaults({key: value for key, value in (defaults or {}).items() if key in known})
+    values = parser.parse_args(list(args)).as_dict()
+    values.pop("config", None)
+    return values
+
+
+def run_defaults(args: Sequence[str], reopen: bool = True) -> dict[str, Any]:
+    """The saved config of the run folder that `args` point at; empty where there is none yet."""
+    known, _ = locate_parser().parse_known_args(list(args))
+    name = known.run_name or (runs.LATEST if reopen else None)
+    try:
+        return runs.find(Path(known.output_dir), name).load_config() if name else {}
+    except UserError:
+        return {}
+
+
+def locate_parser() -> argparse.ArgumentParser:
+    """Only where the run is: needed before the full parse, whose defaults come from there."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output_dir", default=os.environ.get("SPECTACLES_OUTPUT_DIR", "outputs"))
+    parser.add_argument("--run_name", default=os.environ.get("SPECTACLES_RUN_NAME"))
+    return parser
+
+
+def open_run(config: RunConfig, makes_run: bool) -> RunDir:
+    """A stage that makes runs gets a new folder unless one is named; the others work on the named or latest run."""
+    if makes_run:
+        return runs.create(config.output_dir, config.run_name or new_name(config))
+    return runs.find(config.output_dir, config.run_name or runs.LATEST)
+
+
+def new_name(config: RunConfig) -> str:
+    backbone = getattr(config, "backbone", "")
+    return datetime.now().strftime("%Y%m%d-%H%M%S") + (f"-{backbone}".replace("/", "_").replace(":", "_")) * bool(
+        backbone
+    )
+
+
+def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> Report:
+    """One stage from start to done-marker: its config saved, its run tracked, its log kept, its result written last."""
+    run_dir = run_dir.for_stage(stage)
+    with log_to(run_dir.log), tracking.parent_run(run_dir), tracking.stage_run(run_dir, stage, to_plain(config)):
+        log.info("[%s] %s", stage, run_dir.path)
+        run_dir.begin(stage)
+        run_dir.save_config(stage, to_plain(config))
+        runs.write_json(run_dir.environment, describe_environment(config))
+        started = time.monotonic()
+        report = run(config, run_dir)
+        for line in report.summary:
+            log.info("  %s", line)
+        tracking.log_report(report, run_dir)
+        run_dir.save_result(stage, report)
+        log.info("[%s] done in %.1f s", stage, time.monotonic() - started)
+        return report
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+__all__ = ["build_parser", "execute", "exit_codes", "main", "open_run", "parse", "run_defaults", "select"]

@@ -1,0 +1,203 @@
+"""Every knob, once. The docstring under a field is its help text; a stage's config is the sum of its groups."""
+
+import ast
+import inspect
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, Literal
+
+StageName = Literal["dataset", "explore", "train", "evaluate", "error_analysis", "predict"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    output_dir: Path = Path("outputs")
+    """Folder that holds every run, the cache and the MLflow database."""
+    run_name: str | None = None
+    """Name of the run folder. Default: a new name from time and backbone, or the latest run for a stage run alone."""
+    seed: int = 0
+    """Seed of splits, weights, data order and augmentation."""
+    num_workers: int | None = None
+    """Processes (training) or threads (checking, predicting) that decode images. Default: from the machine."""
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps. auto takes cuda, then mps, then cpu."""
+    batch_size: int = 32
+    """Images a step, in training and in inference."""
+
+
+@dataclass(frozen=True)
+class ImageDirConfig:
+    image_dir: Path | None = None
+    """Folder that the CSV's file names start from (default: the CSV's own); alone: a folder a class is the data set."""
+    file_column: str | None = None
+    """Column with the image file. Default: found by name, then by content."""
+    filename_template: str | None = None
+    """Builds the file name from columns when none holds it, for example 'face-{id}.png'."""
+
+
+@dataclass(frozen=True)
+class DatasetConfig(RunConfig, ImageDirConfig):
+    train_csv: Path | None = None
+    """Labelled images: CSV (any delimiter), JSON or JSONL, a row or entry per file."""
+    test_csv: Path | None = None
+    """Test images in the same form; with labels they are scored, without only predicted."""
+    test_dir: Path | None = None
+    """Folder of the test images (default: --image_dir); alone: every image in it, or a folder a class, is test data."""
+    label_column: str | None = None
+    """Column with the label. Default: found by name, then by content."""
+    group_column: str | None = None
+    """Column (person, patient, scene) whose groups must not be torn apart between splits."""
+    val_fraction: float = 0.15
+    """Share of the labelled images kept for validation."""
+    test_fraction: float | None = None
+    """Share split off for testing. Default: 0.15 without test data, else 0."""
+    duplicate_distance: int = 3
+    """Images whose 64-bit perceptual hashes differ in at most this many bits count as near duplicates (0 to 7)."""
+
+
+@dataclass(frozen=True)
+class GalleryConfig:
+    gallery_size: int = 24
+    """Images shown in each contact sheet or gallery."""
+
+
+@dataclass(frozen=True)
+class ExploreConfig(RunConfig, GalleryConfig):
+    pass
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    backbone: str = "efficientnet_lite0"
+    """resnet50, mobilenet_v3, efficientnet_b4, vit_base_patch16_224, simple_cnn, ... or any timm model name."""
+    no_pretrained: bool = False
+    """Start from random weights instead of pretrained ones."""
+    weights: Path | None = None
+    """Local file of pretrained backbone weights (.safetensors, or .pth read without executing code)."""
+    image_size: int | None = None
+    """Height and width of the model's input in pixels. Default: what the backbone was trained with."""
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    """How a photo becomes square: stretch it, cut the centre out, or add borders."""
+    in_chans: Literal[1, 3] = 3
+    """3: colour. 1: grey."""
+    dropout: float = 0.2
+    """Dropout before the last layer."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    flip: bool = True
+    """Mirror half of the training images (switch off where left and right mean something)."""
+    crop_scale: float = 0.7
+    """Random resized crops keep at least this share of the area; 1 switches cropping off."""
+    color_jitter: float = 0.2
+    """Strength of random brightness, contrast and saturation changes; 0 switches them off."""
+    randaugment: int = 0
+    """RandAugment magnitude (0 to 30) of two operations an image (Cubuk et al. 2019); 0 switches it off."""
+    random_erasing: float = 0.0
+    """Probability of blanking a random rectangle (Zhong et al. 2017)."""
+    mixup: float = 0.0
+    """Mixup alpha (Zhang et al. 2017); 0 switches it off."""
+    cutmix: float = 0.0
+    """CutMix alpha (Yun et al. 2019); 0 switches it off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
+    epochs: int = 10
+    """Epochs of both phases together."""
+    head_epochs: int | None = None
+    """Epochs of the first phase, head only. Default: a fifth of --epochs, at least one; --no_pretrained: none."""
+    lr: float = 1e-3
+    """Learning rate of the head."""
+    backbone_lr_scale: float = 0.3
+    """In fine-tuning the backbone learns at --lr times this."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd uses Nesterov momentum 0.9."""
+    weight_decay: float = 0.01
+    """Weight decay of matrices and filters; biases and normalisation layers have none."""
+    scheduler: Literal["cosine", "step", "plateau"] = "cosine"
+    """Learning rate over a phase: cosine to zero, a tenth after each third, or a tenth after 2 epochs without gain."""
+    warmup_epochs: float = 0.3
+    """Epochs (may be a fraction) in which each phase's learning rate rises from zero."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes (Szegedy et al. 2015)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weight classes inversely to their frequency."""
+    clip_grad_norm: float = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+    mixed_precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """auto: bf16 (or fp16 on older cards) on CUDA, off elsewhere."""
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"] = "balanced_accuracy"
+    """Validation metric that picks the best epoch and stops early."""
+    patience: int = 5
+    """Epochs without improvement after which a phase ends."""
+    resume: bool = False
+    """Continue a run: finished stages are kept, training goes on after its last finished epoch."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(RunConfig, ComputeConfig):
+    bootstrap_resamples: int = 1000
+    """Resamples behind the 95 % interval of the accuracy."""
+
+
+@dataclass(frozen=True)
+class ErrorAnalysisConfig(RunConfig, ComputeConfig, GalleryConfig):
+    folds: int = 5
+    """Folds of the logistic regression that looks for wrong labels."""
+
+
+@dataclass(frozen=True)
+class PredictConfig(RunConfig, ComputeConfig):
+    top_k: int = 1
+    """Labels listed for each image, most probable first."""
+    format: Literal["csv", "jsonl", "txt"] = "csv"
+    """txt: one label a line, in input order; refused files give an empty line."""
+
+
+@dataclass(frozen=True)
+class PredictCommand(PredictConfig, ImageDirConfig):
+    """predict.py alone can also be pointed at files and at a bundle."""
+
+    bundle: Path | None = None
+    """Bundle folder to predict with. Default: the run's own."""
+    output: Path | None = None
+    """File to write. Default: the run's predict folder."""
+
+
+@dataclass(frozen=True)
+class PipelineConfig(DatasetConfig, ExploreConfig, TrainConfig, EvaluateConfig, ErrorAnalysisConfig, PredictConfig):
+    stages: list[StageName] | None = None
+    """Stages to run, for example dataset,explore. Default: all six."""
+
+
+@cache
+def help_texts(config_class: type) -> dict[str, str]:
+    """field -> the docstring under it, own and inherited. Needs the source, like every traceback does."""
+    texts: dict[str, str] = {}
+    for base in reversed([c for c in config_class.__mro__ if c is not object]):
+        tree = ast.parse(dedent(inspect.getsource(base))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for statement, following in pairwise(tree.body):
+            match statement, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = text
+    return texts
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The config as YAML- and JSON-ready values, in the order of its fields."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+
+
+def select(config: Any, config_class: type) -> Any:
+    """The part of a larger config that `config_class` knows."""
+    return config_class(**{f.name: getattr(config, f.name) for f in fields(config_class)})

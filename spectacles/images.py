@@ -1,0 +1,137 @@
+"""The only place where a file becomes pixels. Files are hostile: capped, allow-listed, refused with a reason."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""Told by content. Everything else that Pillow can open is refused: fewer decoders, fewer holes."""
+
+UNKNOWN_FORMAT = "not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF)"
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+MAX_BYTES = 64 * 1024 * 1024
+MAX_PIXELS = 80_000_000
+"""Below Pillow's own decompression-bomb warning (89 million)."""
+
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the picture upright (TIFF 6.0, tag 274)."""
+
+
+class ImageRefused(Exception):
+    """The file is no picture that we read; the message is the reason, without the file's name."""
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    image: Image.Image
+    """RGB, 8 bit, upright."""
+    format: str
+    mode: str
+    """Pillow's mode as stored, before any conversion."""
+    repairs: tuple[str, ...]
+    """What had to be decided to get there, in words; empty for an ordinary picture."""
+
+
+def decode(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """The first frame as upright 8-bit RGB. Raises ImageRefused, and nothing else, for whatever the file holds."""
+    content = source if isinstance(source, bytes) else read_file(source)
+    if not content:
+        raise ImageRefused("empty file")
+    if len(content) > MAX_BYTES:
+        raise ImageRefused(f"larger than {MAX_BYTES >> 20} MiB")
+    try:
+        return _decode(content, max_pixels)
+    except ImageRefused:
+        raise
+    except Exception as error:  # hostile bytes make Pillow's decoders raise almost anything, down to ZeroDivisionError
+        raise ImageRefused(_reason(error)) from error
+
+
+def read_file(path: Path) -> bytes:
+    """At most MAX_BYTES + 1 bytes, so that a huge file costs no memory. Raises ImageRefused."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ImageRefused("file not found") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ImageRefused(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _decode(content: bytes, max_pixels: int) -> DecodedImage:
+    with Image.open(BytesIO(content), formats=FORMATS) as opened:
+        if opened.width * opened.height > max_pixels:
+            raise ImageRefused(f"{opened.width} x {opened.height} pixels is more than {max_pixels / 1e6:g} million")
+        frames = getattr(opened, "n_frames", 1)
+        repairs = [f"first of {frames} frames"] if frames > 1 and opened.format != "MPO" else []
+        opened.seek(0)
+        opened.load()
+        image_format, mode = opened.format or "", opened.mode
+        rgb, conversion = to_rgb(opened)
+        repairs += [conversion] if conversion else []
+        orientation = _orientation(opened)
+        if orientation in UPRIGHT:
+            rgb = rgb.transpose(UPRIGHT[orientation])
+            repairs.append("EXIF orientation applied")
+    return DecodedImage(rgb, image_format, mode, tuple(repairs))
+
+
+def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
+    """8-bit RGB, and in words what was lost or decided on the way ('' for RGB, grey, two-level and palette images)."""
+    if image.mode.startswith("I;16"):
+        return _from_array(np.asarray(image).astype(np.uint16) // 257), "16 bits reduced to 8"
+    if image.mode == "I":
+        return _from_array(np.clip(np.asarray(image), 0, 65535) // 257), "32 bits reduced to 8 (taken as 0..65535)"
+    if image.mode == "F":
+        return _from_array(_stretch(np.asarray(image))), "floating point stretched to 8 bits"
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        if np.asarray(rgba)[..., 3].min() < 255:
+            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+            return Image.alpha_composite(white, rgba).convert("RGB"), "transparency put on white"
+        return rgba.convert("RGB"), ""
+    lossless = image.mode in ("RGB", "L", "1", "P")
+    return image.convert("RGB"), "" if lossless else f"{image.mode} converted to RGB"
+
+
+def _from_array(grey: np.ndarray) -> Image.Image:
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _stretch(values: np.ndarray) -> np.ndarray:
+    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = finite.min(), finite.max()
+    scaled: np.ndarray = (finite - low) * (255.0 / (high - low) if high > low else 0.0)
+    return scaled
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001 - broken EXIF blocks raise anything; a picture without orientation is upright
+        return 1
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "truncated" in text or "Truncated" in text:
+        return "truncated"
+    if "cannot identify image file" in text:
+        return UNKNOWN_FORMAT
+    if isinstance(error, Image.DecompressionBombError):
+        return "too many pixels"
+    return f"cannot be decoded ({type(error).__name__}: {text.splitlines()[0][:80] if text else 'no reason given'})"

@@ -1,0 +1,84 @@
+"""Feeds training: what a sample looks like depends on (seed, epoch, index) alone, never on workers or on timing."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from spectacles.augment import Augmentation
+from spectacles.errors import UserError
+from spectacles.images import ImageRefused, decode
+from spectacles.preprocess import Preprocessing
+from spectacles.runtime import derive_seed
+
+Key = tuple[int, int]
+"""(epoch, index): the sampler hands the epoch to the worker along with the index."""
+Sample = tuple[torch.Tensor, int, int]
+
+
+class ImageDataset(Dataset[Sample]):
+    """Files with labels -> (float32 (C, H, W), label, index). Without augmentation: the bundle's preprocessing."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.paths, self.labels = list(paths), list(labels)
+        self.preprocessing, self.augmentation, self.seed = preprocessing, augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, index = key
+        try:
+            image = decode(Path(self.paths[index])).image
+        except ImageRefused as error:
+            raise UserError(
+                f"{self.paths[index]} was readable when the data set was indexed and is not any more ({error}): "
+                "restore it or run the dataset stage again."
+            ) from error
+        if self.augmentation is None:
+            return self.preprocessing(image), self.labels[index], index
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "augment", epoch, index))
+            return self.augmentation(image), self.labels[index], index
+
+
+class EpochSampler(Sampler[Key]):
+    """All indices once, in an order that is a function of (seed, epoch); set `epoch` before each pass."""
+
+    def __init__(self, size: int, seed: int, shuffle: bool) -> None:
+        self.size, self.seed, self.shuffle, self.epoch = size, seed, shuffle, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Key]:
+        if not self.shuffle:
+            return iter([(self.epoch, index) for index in range(self.size)])
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(self.size, generator=generator).tolist()
+        return iter([(self.epoch, index) for index in order])
+
+
+def make_loader(
+    dataset: ImageDataset, batch_size: int, num_workers: int, seed: int = 0, shuffle: bool = False, pin: bool = False
+) -> tuple[DataLoader[Sample], EpochSampler]:
+    """A loader and the sampler whose `epoch` its caller sets. A last batch of one is dropped in training, because
+    BatchNorm cannot normalise a single value; another permutation brings that image in the next epoch."""
+    sampler = EpochSampler(len(dataset), seed, shuffle)
+    lone_rest = shuffle and len(dataset) > batch_size and len(dataset) % batch_size == 1
+    loader = DataLoader(
+        dataset,
+        batch_sampler=BatchSampler(sampler, batch_size, drop_last=lone_rest),  # type: ignore[arg-type]
+        num_workers=num_workers,
+        pin_memory=pin,
+        persistent_workers=num_workers > 0,
+    )
+    return loader, sampler

@@ -1,0 +1,49 @@
+"""The table of predictions that evaluate writes and error analysis and the report read: a probability a class."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from spectacles.inference import Predictor
+from spectacles.progress import progress
+from spectacles.run_dir import atomic_path
+
+PREFIX = "p_"
+TEXT = ("file", "path", "split", "label", "predicted", "status", "cluster")
+
+
+def predict_rows(predictor: Predictor, rows: pd.DataFrame, num_workers: int | None) -> pd.DataFrame:
+    """`rows` (file, path, split, label, cluster) with predicted, confidence, status, correct and p_<class> columns.
+
+    A file that became unreadable keeps its row: status says why, its probabilities are NaN.
+    """
+    outcomes = predictor.predict((Path(path) for path in rows["path"]), num_workers)
+    outcomes_list = list(progress(outcomes, "predicting", len(rows)))
+    classes = predictor.info.classes
+    table = rows[["file", "path", "split", "label", "cluster"]].reset_index(drop=True)
+    table["predicted"] = [p.label for p in outcomes_list]
+    table["confidence"] = [p.confidence for p in outcomes_list]
+    table["correct"] = table["predicted"] == table["label"]
+    table["status"] = ["refused: " + p.reason if p.reason else "predicted" for p in outcomes_list]
+    missing = (float("nan"),) * len(classes)
+    probabilities = np.array([p.probabilities or missing for p in outcomes_list], dtype=np.float64)
+    columns = pd.DataFrame(probabilities.reshape(-1, len(classes)), columns=[PREFIX + name for name in classes])
+    return pd.concat([table, columns], axis=1)
+
+
+def save(table: pd.DataFrame, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def load(path: Path) -> pd.DataFrame:
+    """Text columns as text ('' for missing), probabilities as float64."""
+    columns = pd.read_csv(path, nrows=0).columns
+    numbers = {name: [""] for name in columns if name not in TEXT}  # a class may be called "NA": text is never missing
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=numbers)
+
+
+def probabilities(table: pd.DataFrame, classes: list[str]) -> np.ndarray:
+    """(N, K) float64 in the order of `classes`."""
+    return table[[PREFIX + name for name in classes]].to_numpy(dtype=np.float64)

@@ -1,0 +1,212 @@
+"""Every path under outputs/<run>, atomic writes, and the done-markers that let a run resume."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spectacles.errors import UserError
+from spectacles.records import RecordT, from_json, to_json
+
+STAGES = ("dataset", "explore", "train", "evaluate", "error_analysis", "predict")
+"""In running order. A stage's folder and script bear its name."""
+
+STALE_AFTER = {
+    "dataset": ("explore", "train", "evaluate", "error_analysis", "predict"),
+    "train": ("evaluate", "error_analysis", "predict"),
+    "evaluate": ("error_analysis",),
+}
+"""Running the key again makes the results of these stages speak of something that no longer exists."""
+
+LATEST = "latest"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on a clean exit it is synced and takes `path`'s name, else it is removed.
+
+    The temporary name keeps the suffix, so that writers which look at it (pandas, Pillow) behave.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; results should be readable like any other file the person writes.
+        temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: str) -> None:
+    """Writes UTF-8 text so that `path` holds either the old content or the new, never a part."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder for syncing
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run's folder. `for_stage` remembers which stage is at work: training may not see the test split."""
+
+    path: Path
+    stage: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def output_dir(self) -> Path:
+        return self.path.parent
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "run.log"
+
+    @property
+    def tracking(self) -> Path:
+        """Names the parent run in MLflow, so that a stage run alone nests under it."""
+        return self.path / "mlflow.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def index(self) -> Path:
+        return self.path / "dataset" / "index.csv"
+
+    @property
+    def splits(self) -> Path:
+        return self.path / "dataset" / "splits.csv"
+
+    @property
+    def issues(self) -> Path:
+        return self.path / "dataset" / "issues.csv"
+
+    @property
+    def duplicates(self) -> Path:
+        return self.path / "dataset" / "duplicates.csv"
+
+    @property
+    def bundle(self) -> Path:
+        return self.path / "train" / "bundle"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "evaluate" / "predictions.csv"
+
+    @property
+    def cache(self) -> Path:
+        """Shared by all runs: embeddings are keyed by content, so a second run reuses the first one's."""
+        return self.path.parent / "cache"
+
+    def for_stage(self, stage: str) -> "RunDir":
+        return RunDir(self.path, stage)
+
+    def folder(self, stage: str) -> Path:
+        folder = self.path / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def relative(self, *paths: Path) -> list[str]:
+        return [path.relative_to(self.path).as_posix() for path in paths]
+
+    def result(self, stage: str) -> Path:
+        return self.path / stage / "result.json"
+
+    def done(self, stage: str) -> bool:
+        return self.result(stage).is_file()
+
+    def begin(self, stage: str) -> None:
+        """Takes away the done-markers of this stage and of those that were built on its last outcome."""
+        for name in (stage, *STALE_AFTER.get(stage, ())):
+            self.result(name).unlink(missing_ok=True)
+
+    def save_result(self, stage: str, record: object) -> None:
+        atomic_write(self.result(stage), to_json(record))
+
+    def load_result(self, stage: str, record_type: type[RecordT]) -> RecordT:
+        """Raises UserError when the stage has not finished in this run folder."""
+        if not self.done(stage):
+            raise UserError(
+                f"{self.path} has no finished {stage} stage: run `python {stage}.py --run_name {self.name}` first."
+            )
+        return from_json(record_type, self.result(stage).read_text(encoding="utf-8"))
+
+    def save_config(self, stage: str, values: dict[str, Any]) -> None:
+        """Keeps what this stage was run with, and merges it into the run's config.yaml."""
+        atomic_write(self.folder(stage) / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+        atomic_write(self.config, yaml.safe_dump({**self.load_config(), **values}, sort_keys=False))
+
+    def load_config(self) -> dict[str, Any]:
+        return (yaml.safe_load(self.config.read_text(encoding="utf-8")) or {}) if self.config.is_file() else {}
+
+
+def create(output_dir: Path, run_name: str) -> RunDir:
+    """Makes (or reopens) outputs/<run_name> and points `latest` at it."""
+    if not re.fullmatch(r"[\w][\w.\- ]*", run_name) or run_name in (LATEST, "cache", "mlartifacts"):
+        raise UserError(f"--run_name {run_name!r} cannot name a folder: use letters, digits, '-', '_' and '.'.")
+    path = output_dir / run_name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        atomic_write(output_dir / LATEST, run_name + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write under --output_dir {output_dir}: {error}.") from error
+    return RunDir(path.absolute())
+
+
+def find(output_dir: Path, run_name: str) -> RunDir:
+    """The folder of an existing run; the name `latest` is resolved. Raises UserError where there is none."""
+    pointer = output_dir / LATEST
+    if run_name == LATEST:
+        if not pointer.is_file():
+            raise UserError(
+                f"{output_dir} holds no run yet: start with `python run_pipeline.py` or `python dataset.py`."
+            )
+        run_name = pointer.read_text(encoding="utf-8").strip()
+    path = output_dir / run_name
+    if not path.is_dir():
+        known = sorted(p.name for p in output_dir.glob("*") if (p / "config.yaml").is_file())
+        raise UserError(f"there is no run {path}; --run_name can be one of: {', '.join(known) or '(none yet)'}.")
+    return RunDir(path.absolute())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Strict JSON: NaN and infinities are refused (ValueError), so every reader can read it."""
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
