@@ -1,4 +1,4 @@
-"""What is in the data, and what is wrong with it. Numbers come from the dataset stage; only samples are decoded here."""
+"""What is in the data, and what is wrong with it. Every file was measured by the dataset stage; few are decoded here."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import dataset
 from spectacles import cli, exploration, plots
 from spectacles.config import ExploreConfig
 from spectacles.errors import UserError
-from spectacles.exploration import count_of
+from spectacles.exploration import count_of, percent
 from spectacles.galleries import THUMBNAIL, image_grid
 from spectacles.images import ImageRefused, decode
 from spectacles.progress import progress
@@ -43,7 +43,7 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
     folder = run_dir.folder("explore")
     write_tables(data, used, pairs, outliers, folder)
     draw_charts(data, used, folder)
-    with ThreadPoolExecutor(config.num_workers or cpu_count()) as pool:
+    with ThreadPoolExecutor(max(1, config.num_workers or cpu_count())) as pool:
         sheets, grey_shares = draw_classes(used, config, pool, folder)
         draw_outliers(outliers, config.gallery_size, pool, folder)
         draw_pairs(pairs, config.gallery_size, pool, folder)
@@ -83,7 +83,8 @@ def write_tables(
 
 def draw_charts(data: DatasetReport, used: pd.DataFrame, folder: Path) -> None:
     """Histograms overlay the classes while there are few enough to tell apart."""
-    plots.class_distribution(data.counts, folder / "class_distribution.png")
+    counts = {split: per_class for split, per_class in data.counts.items() if any(per_class.values())}
+    plots.class_distribution(counts, folder / "class_distribution.png")
     plots.scatter_sizes(used["width"].to_numpy(), used["height"].to_numpy(), folder / "sizes.png")
     columns = {
         "aspect_ratios": (used["width"] / used["height"], "Aspect ratios", "width / height", True),
@@ -209,7 +210,7 @@ def _mean_shape(used: pd.DataFrame) -> tuple[int, int]:
 
 
 def _label(label: str, split: str) -> str:
-    return f"{label or NO_LABEL}, {split}"
+    return f"{f'label {label}' if label else NO_LABEL}, {split}"
 
 
 def _report(
@@ -221,37 +222,24 @@ def _report(
     sheets: list[Path],
     run_dir: RunDir,
 ) -> ExploreReport:
-    train = data.counts["train"]
-    smallest, largest = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
-    width, height = used["width"].median(), used["height"].median()
-    conflicts = int(pairs["conflict"].sum())
-    summary = [
-        f"{len(used)} usable images of {data.ledger.rows} rows, {len(data.classes)} classes; training images: "
-        f"{train[largest]} of {largest!r} (most) to {train[smallest]} of {smallest!r} (fewest)",
-        f"sizes: {width:.0f} x {height:.0f} pixels in the median, widths {used['width'].min()} to {used['width'].max()}, "
-        f"heights {used['height'].min()} to {used['height'].max()}; {_shares(used['format'])}; {_shares(used['mode'])}",
-        f"medians: brightness {used['brightness'].median():.0f} of 255, contrast {used['contrast'].median():.0f}, "
-        f"sharpness {used['sharpness'].median():.0f}",
-        f"{count_of(len(pairs), 'duplicate pair')}, {conflicts} with different labels; "
-        f"unusual images: {exploration.kinds(outliers) or 'none'}",
-    ]
-    if len(data.classes) > MAX_CONTACT_SHEETS:
-        summary.append(f"contact sheets show the {len(sheets)} largest of {len(data.classes)} classes")
-    summary.append(f"{count_of(len(warnings), 'warning')}, charts and galleries in {run_dir.folder('explore')}")
-    summary += [f"warning: {warning}" for warning in warnings]
     folder = run_dir.folder("explore")
+    summary = _summary(data, used, pairs, outliers)
+    if len(sheets) < len(data.classes):
+        summary.append(f"contact sheets: the {len(sheets)} largest of {len(data.classes)} classes")
+    summary.append(f"{count_of(len(warnings), 'warning')}; charts, galleries and lists in {folder}")
     telling = ["class_distribution.png", "sizes.png", "brightness.png", "mean_images.png", "outliers.png",
                "duplicates.png", "outliers.csv", "conflicting_duplicates.csv", "warnings.txt"]  # fmt: skip
+    train = data.counts["train"]
     return ExploreReport(
-        summary=summary,
+        summary=summary + [f"warning: {warning}" for warning in warnings],
         metrics={
             "outliers": float(outliers["file"].nunique()),
             "duplicate_pairs": float(len(pairs)),
-            "conflicting_duplicates": float(conflicts),
+            "conflicting_duplicates": float(pairs["conflict"].sum()),
             "imbalance_ratio": round(exploration.imbalance(train), 3),
-            "smallest_class": float(train[smallest]),
-            "median_width": float(width),
-            "median_height": float(height),
+            "smallest_class": float(min(train.values())),
+            "median_width": float(used["width"].median()),
+            "median_height": float(used["height"].median()),
             "median_brightness": float(used["brightness"].median()),
             "warnings": float(len(warnings)),
         },
@@ -260,10 +248,25 @@ def _report(
     )
 
 
+def _summary(data: DatasetReport, used: pd.DataFrame, pairs: pd.DataFrame, outliers: pd.DataFrame) -> list[str]:
+    sizes = [f"{name!r} {count}" for name, count in sorted(data.counts["train"].items(), key=lambda item: -item[1])]
+    shown = sizes if len(sizes) <= 5 else [*sizes[:2], "...", *sizes[-2:]]
+    width, height, light = used["width"], used["height"], used["brightness"]
+    return [
+        f"{len(used)} usable images ({data.ledger.refused} refused) of {len(data.classes)} classes; "
+        f"training images: {', '.join(shown)}",
+        f"{width.median():.0f} x {height.median():.0f} pixels in the median (widths {width.min()} to {width.max()}, "
+        f"heights {height.min()} to {height.max()}); {_shares(used['format'])}; {_shares(used['mode'])}",
+        f"medians: brightness {light.median():.0f} of 255, contrast {used['contrast'].median():.0f}, "
+        f"sharpness {used['sharpness'].median():.0f}",
+        f"unusual images: {exploration.kinds(outliers) or 'none'}",
+        f"duplicate pairs: {len(pairs)}, {pairs['conflict'].sum()} of them with different labels",
+    ]
+
+
 def _shares(values: "pd.Series[str]") -> str:
     """'JPEG 98 %, PNG 2 %'."""
-    shares = values.value_counts(normalize=True)
-    return ", ".join(f"{name} {100 * share:.3g} %" for name, share in shares.items())
+    return ", ".join(f"{name} {percent(share)}" for name, share in values.value_counts(normalize=True).items())
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ class Inputs:
 def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
     """Predicts every row of the run's test data, labelled or not; submission.csv too where the rows have ids."""
     index = dataset.load_index(run_dir)
-    test = index[(index["given_split"] == "test") | (index["split"] == "test")]
+    given = index["given_split"] == "test"
+    test = index[given if given.any() else index["split"] == "test"]
     ids = test["id"].tolist() if (test["id"] != "").any() else []
     id_column = run_dir.load_result("dataset", DatasetReport).id_column
     inputs = Inputs(test["path"].tolist(), test["file"].tolist(), ids, id_column)

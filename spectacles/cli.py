@@ -15,16 +15,16 @@ from typing import Any, TypeVar, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
+from spectacles import report, tracking
 from spectacles import run_dir as runs
-from spectacles import tracking
-from spectacles.config import RunConfig, help_texts, select, to_plain
+from spectacles.config import RunConfig, help_texts, to_plain
 from spectacles.environment import describe_environment
 from spectacles.errors import UserError
-from spectacles.records import Report
+from spectacles.records import Report as StageReport
 from spectacles.run_dir import RunDir
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
-Run = Callable[[Any, RunDir], Report]
+Run = Callable[[Any, RunDir], StageReport]
 
 log = logging.getLogger("spectacles")
 
@@ -36,6 +36,7 @@ def main(stage: str, run: Run, config_class: type[RunConfig], description: str) 
         config = parse(config_class, args, description, run_defaults(args))
         run_dir = open_run(config, makes_run=stage == "dataset")
         execute(stage, run, config, run_dir)
+        report.write(run_dir)
 
 
 @contextmanager
@@ -122,7 +123,7 @@ def new_name(config: RunConfig) -> str:
     )
 
 
-def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> Report:
+def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageReport:
     """One stage from start to done-marker: its config saved, its run tracked, its log kept, its result written last."""
     run_dir = run_dir.for_stage(stage)
     with log_to(run_dir.log), tracking.parent_run(run_dir), tracking.stage_run(run_dir, stage, to_plain(config)):
@@ -131,13 +132,13 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> Report:
         run_dir.save_config(stage, to_plain(config))
         runs.write_json(run_dir.environment, describe_environment(config))
         started = time.monotonic()
-        report = run(config, run_dir)
-        for line in report.summary:
+        result = run(config, run_dir)
+        for line in result.summary:
             log.info("  %s", line)
-        tracking.log_report(report, run_dir)
-        run_dir.save_result(stage, report)
+        tracking.log_report(result, run_dir)
+        run_dir.save_result(stage, result)
         log.info("[%s] done in %.1f s", stage, time.monotonic() - started)
-        return report
+        return result
 
 
 @contextmanager
@@ -150,6 +151,3 @@ def log_to(path: Path) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         handler.close()
-
-
-__all__ = ["build_parser", "execute", "exit_codes", "main", "open_run", "parse", "run_defaults", "select"]

@@ -8,41 +8,49 @@ import pandas as pd
 LIMIT = 3.5
 """Robust z-score beyond which a value is an outlier (Iglewicz and Hoaglin 1993)."""
 
-LEAST_SPREAD = {"light": 0.25, "contrast": 0.2, "focus": 0.5, "shape": 0.2, "size": 0.6, "compression": 0.25}
-"""Smallest spread assumed for each measure, or one odd file among identical ones would make every harmless value odd."""
-
-FAR_FROM_REST = {
-    "light": ("brightness", "darker", "brighter"),
-    "contrast": ("contrast", "lower in contrast", "higher in contrast"),
-    "focus": ("sharpness", "more blurred", "sharper"),
-    "size": ("width", "smaller", "larger"),
+LEAST_SPREAD = {
+    "brightness": 0.25,
+    "contrast": 0.2,
+    "sharpness": 0.5,
+    "aspect ratio": 0.2,
+    "image size": 0.6,
+    "bytes per pixel": 0.25,
 }
-"""measure -> the column people know it by, and what less and more of it are called."""
+"""The smallest spread assumed for each measure: among identical images any harmless value would be odd otherwise."""
+
+LESS_AND_MORE = {
+    "brightness": ("darker", "brighter"),
+    "contrast": ("lower in contrast", "higher in contrast"),
+    "sharpness": ("more blurred", "sharper"),
+    "image size": ("smaller", "larger"),
+}
 
 FEW_IMAGES = 20
-IMBALANCE = 3.0
-SMALL_PHOTO = 300
 FEW_VALIDATION_IMAGES = 100
+IMBALANCE = 3.0
+SMALL_IMAGE = 300
+"""Pixels. The models' own input sizes are 224 to 384."""
 SHORTCUT_AUC = 0.8
+SHORTCUT = "the model may learn that instead of what the photos show"
 
 
 def measure(index: pd.DataFrame) -> pd.DataFrame:
     """One row an image, on scales where ordinary photos spread about evenly to both sides (logarithms, a logit).
 
-    focus is the variance of the Laplacian over the variance of the picture: unlike sharpness alone it does not take a
-    dark or faint picture for a blurred one. shape is 0 for a square and does not tell upright from lying.
+    Here sharpness is the variance of the Laplacian over that of the picture: so divided it does not take a dark or
+    faint picture for a blurred one. The aspect ratio is 0 for a square and does not tell upright from lying.
     """
     light = index["brightness"].clip(1, 254)
     contrast = index["contrast"].clip(lower=0.5)
     pixels = index["width"] * index["height"]
     return pd.DataFrame(
         {
-            "light": np.log(light / (255 - light)),
+            "brightness": np.log(light / (255 - light)),
             "contrast": np.log(contrast),
-            "focus": np.log(index["sharpness"].clip(lower=0.01) / contrast**2),
-            "shape": np.log(index["width"] / index["height"]).abs(),
-            "size": np.log(pixels),
-            "compression": np.log(index["bytes"] / pixels),
+            "sharpness": np.log(index["sharpness"].clip(lower=0.01) / contrast**2),
+            "aspect ratio": (np.log(index["width"]) - np.log(index["height"])).abs(),
+            "image size": np.log(pixels),
+            "bytes per pixel": np.log(index["bytes"] / pixels),
         }
     )
 
@@ -51,7 +59,7 @@ def robust_z(measures: pd.DataFrame) -> pd.DataFrame:
     """Distance from the median in units of 1.4826 * MAD, which is the standard deviation where data are normal."""
     centred = measures - measures.median()
     spread = 1.4826 * centred.abs().median()
-    return centred / np.maximum(spread, pd.Series(LEAST_SPREAD)[measures.columns])
+    return centred / spread.clip(lower=pd.Series(LEAST_SPREAD))
 
 
 def find_outliers(used: pd.DataFrame) -> pd.DataFrame:
@@ -63,20 +71,20 @@ def find_outliers(used: pd.DataFrame) -> pd.DataFrame:
     z = robust_z(measure(used))
     low, high = z < -LIMIT, z > LIMIT
     shorter_side = used[["width", "height"]].min(axis=1)
-    dark = low["light"] & (used["brightness"] < 64)
-    bright = high["light"] & (used["brightness"] > 191)
+    dark = low["brightness"] & (used["brightness"] < 64)
+    bright = high["brightness"] & (used["brightness"] > 191)
     # Next to black or white there is no room for contrast: one word is enough.
     faint = low["contrast"] & (used["contrast"] < 20) & ~dark & ~bright
-    blurred = low["focus"]
-    odd_shape = low["shape"] | high["shape"]
-    tiny = low["size"] & (shorter_side < 128)
+    blurred = low["sharpness"]
+    odd_shape = low["aspect ratio"] | high["aspect ratio"]
+    tiny = low["image size"] & (shorter_side < 100)
     findings = [
-        ("dark", dark, used["brightness"], z["light"]),
-        ("bright", bright, used["brightness"], z["light"]),
+        ("dark", dark, used["brightness"], z["brightness"]),
+        ("bright", bright, used["brightness"], z["brightness"]),
         ("low contrast", faint, used["contrast"], z["contrast"]),
-        ("blurred", blurred, used["sharpness"], z["focus"]),
-        ("odd aspect ratio", odd_shape, used["width"] / used["height"], z["shape"]),
-        ("tiny", tiny, shorter_side, z["size"]),
+        ("blurred", blurred, used["sharpness"], z["sharpness"]),
+        ("odd aspect ratio", odd_shape, used["width"] / used["height"], z["aspect ratio"]),
+        ("tiny", tiny, shorter_side, z["image size"]),
     ]
     parts = []
     for what, found, value, score in findings:
@@ -87,7 +95,7 @@ def find_outliers(used: pd.DataFrame) -> pd.DataFrame:
 
 
 def distribution(counts: Mapping[str, Mapping[str, int]], unlabelled: int) -> pd.DataFrame:
-    """A row a class: images in each split and in all, and the class's share of all; '' are the unlabelled test images."""
+    """A row a class: images in each split and in all, and the share of all. Class '' are the unlabelled test images."""
     table = pd.DataFrame(counts).rename_axis("class").reset_index()
     if unlabelled:
         table.loc[len(table)] = {"class": "", **dict.fromkeys(counts, 0), "test": unlabelled}
@@ -102,34 +110,40 @@ def imbalance(counts: Mapping[str, int]) -> float:
 
 
 def check_classes(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Imbalance, small classes, and what is missing from validation and test; `counts` is split -> class -> images."""
-    train, val, test = counts["train"], counts["val"], counts["test"]
+    """Imbalanced, small and missing classes, and splits too small to score on; `counts` is split -> class -> images."""
+    return [*_check_balance(counts["train"]), *_check_scoring(counts["val"], counts["test"])]
+
+
+def _check_balance(train: Mapping[str, int]) -> list[str]:
     smallest, largest = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
-    warnings = []
+    total, warnings = max(1, sum(train.values())), []
     if imbalance(train) >= IMBALANCE:
-        share = train[smallest] / max(1, sum(train.values()))
         warnings.append(
-            f"class {smallest!r} is {share:.{0 if share >= 0.095 else 1}%} of the training images, {largest!r} "
-            f"{train[largest] / train_total(train):.0%}: consider --class_weights balanced"
+            f"class {smallest!r} is {percent(train[smallest] / total)} of the training images, {largest!r} "
+            f"{percent(train[largest] / total)}: consider --class_weights balanced"
         )
     few = [name for name, count in train.items() if count < FEW_IMAGES]
     if len(few) == 1:
-        warnings.append(f"class {few[0]!r} has only {count_of(train[few[0]], 'training image')}: collect more")
+        warnings.append(f"class {smallest!r} has only {count_of(train[smallest], 'training image')}: collect more")
     elif few:
         warnings.append(
             f"{len(few)} classes have fewer than {FEW_IMAGES} training images, {smallest!r} only {train[smallest]}: "
             "collect more, or merge classes"
         )
+    return warnings
+
+
+def _check_scoring(val: Mapping[str, int], test: Mapping[str, int]) -> list[str]:
+    warnings = []
     unseen = [name for name, count in val.items() if not count]
     if unseen:
         names = ", ".join(map(repr, unseen[:5])) + (" ..." if len(unseen) > 5 else "")
-        warnings.append(f"no validation image of class {names}: give more images or a larger --val_fraction")
-    checked = sum(val.values())
-    if checked < FEW_VALIDATION_IMAGES:
-        # Half the 95 % interval of a proportion of 0.9.
-        margin = 100 * 1.96 * (0.9 * 0.1 / max(1, checked)) ** 0.5
+        warnings.append(f"no validation image of class {names}: collect more, or consider a larger --val_fraction")
+    images = sum(val.values())
+    if images < FEW_VALIDATION_IMAGES:
+        margin = 100 * 1.96 * (0.9 * 0.1 / max(1, images)) ** 0.5  # half the 95 % interval of a proportion of 0.9
         warnings.append(
-            f"only {count_of(checked, 'validation image')}: an accuracy of 90 % is uncertain by {margin:.0f} points; "
+            f"only {count_of(images, 'validation image')}: an accuracy of 90 % is uncertain by {margin:.0f} points; "
             "consider a larger --val_fraction"
         )
     if not sum(test.values()):
@@ -138,10 +152,6 @@ def check_classes(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
             "optimistic; consider --test_fraction 0.15"
         )
     return warnings
-
-
-def train_total(train: Mapping[str, int]) -> int:
-    return max(1, sum(train.values()))
 
 
 def check_files(index: pd.DataFrame, pairs: pd.DataFrame, outliers: pd.DataFrame) -> list[str]:
@@ -167,7 +177,7 @@ def check_files(index: pd.DataFrame, pairs: pd.DataFrame, outliers: pd.DataFrame
 
 def check_sizes(used: pd.DataFrame) -> list[str]:
     width, height = used["width"].median(), used["height"].median()
-    if max(width, height) >= SMALL_PHOTO:
+    if max(width, height) >= SMALL_IMAGE:
         return []
     return [
         f"images are {width:.0f} x {height:.0f} pixels in the median: "
@@ -178,19 +188,18 @@ def check_sizes(used: pd.DataFrame) -> list[str]:
 def check_shift(used: pd.DataFrame) -> list[str]:
     """Validation or test images that do not look like the training images."""
     measures = measure(used)
-    train = used["split"] == "train"
+    train = measures[used["split"] == "train"]
     warnings = []
     for split in ("val", "test"):
-        part = used["split"] == split
-        for name, (column, less, more) in FAR_FROM_REST.items():
-            spread = max(measures.loc[train, name].std(ddof=0), LEAST_SPREAD[name])
-            difference = (measures.loc[part, name].mean() - measures.loc[train, name].mean()) / spread
-            if abs(difference) > at_least(0.4, 4, int(part.sum())):
-                there, here = used.loc[part, column].median(), used.loc[train, column].median()
+        other = measures[used["split"] == split]
+        for name, (less, more) in LESS_AND_MORE.items():
+            spread = max(train[name].std(ddof=0), LEAST_SPREAD[name])
+            difference = (other[name].mean() - train[name].mean()) / spread
+            if abs(difference) > _surely(0.4, 4, len(other)):
+                advice = "; consider a larger --color_jitter" if name in ("brightness", "contrast") else ""
                 warnings.append(
-                    f"{split} images are {less if difference < 0 else more} than training images (median {column} "
-                    f"{there:.0f} against {here:.0f}): scores may not carry over"
-                    + ("; consider a larger --color_jitter" if name in ("light", "contrast") else "")
+                    f"{split} images are {less if difference < 0 else more} than training images (by "
+                    f"{abs(difference):.1f} standard deviations): scores may not carry over{advice}"
                 )
     return warnings
 
@@ -201,19 +210,16 @@ def check_shortcuts(labelled: pd.DataFrame, grey_shares: Mapping[str, tuple[floa
     `grey_shares` maps class -> (share of pictures without colour, pictures looked at).
     """
     warnings = []
-    for name, auc in class_auc(labelled, measure(labelled)).items():
-        strongest = (auc - 0.5).abs().idxmax()
-        if abs(auc[strongest] - 0.5) > SHORTCUT_AUC - 0.5:
-            value = max(auc[strongest], 1 - auc[strongest])
-            warnings.append(
-                f"{name} alone tells class {strongest!r} from the rest (AUC {value:.2f}): "
-                "the model may learn that instead of what the photos show"
-            )
+    for name, auc in class_auc(labelled).items():
+        strongest = str((auc - 0.5).abs().idxmax())
+        value = max(auc[strongest], 1 - auc[strongest])
+        if value > SHORTCUT_AUC:
+            warnings.append(f"{name} alone tells class {strongest!r} from the rest (AUC {value:.2f}): {SHORTCUT}")
     sizes = labelled["label"].value_counts()
     formats = pd.crosstab(labelled["label"], labelled["format"], normalize="index")
-    for name in formats:
-        shares = {label: (float(share), int(sizes[label])) for label, share in formats[name].items()}
-        warnings += _compare_shares(shares, 0.5, f"{name} files", "store all classes in the same format")
+    for image_format, column in formats.items():
+        shares = {str(label): (float(share), int(sizes[str(label)])) for label, share in column.items()}
+        warnings += _compare_shares(shares, 0.5, f"{image_format} files", "store all classes in the same format")
     return warnings + _compare_shares(grey_shares, 0.25, "grey", "consider --in_chans 1")
 
 
@@ -223,30 +229,30 @@ def _compare_shares(shares: Mapping[str, tuple[float, int]], limit: float, what:
         return []
     low, high = min(shares, key=lambda name: shares[name][0]), max(shares, key=lambda name: shares[name][0])
     (least, n), (most, m) = shares[low], shares[high]
-    if most - least <= at_least(limit, 2, min(n, m)):
+    if most - least <= _surely(limit, 2, min(n, m)):
         return []
-    return [
-        f"class {high!r} is {most:.0%} {what}, class {low!r} {least:.0%}: the model may learn that instead of what "
-        f"the photos show; {advice}"
-    ]
+    return [f"class {high!r} is {percent(most)} {what}, class {low!r} {percent(least)}: {SHORTCUT}; {advice}"]
 
 
-def class_auc(labelled: pd.DataFrame, measures: pd.DataFrame) -> dict[str, "pd.Series[float]"]:
-    """measure -> class -> AUC of that one number for the class against the rest (Mann-Whitney), 0.5 for small classes."""
+def class_auc(labelled: pd.DataFrame) -> dict[str, "pd.Series[float]"]:
+    """measure -> class -> AUC of that one number for the class against the rest (Mann and Whitney 1947).
+
+    0.5 for classes of few images. Differences far below a measure's least spread count as ties: nobody sees them.
+    """
+    measures = measure(labelled)
     n = labelled["label"].value_counts()
     rest = len(labelled) - n
-    curves = {}
-    for name in measures:
-        # A measure that does not vary beyond its least spread is noise, however well it orders the classes.
-        ranks = (measures[name] / (LEAST_SPREAD[name] / 4)).round().rank().groupby(labelled["label"]).sum()
+    aucs = {}
+    for name, spread in LEAST_SPREAD.items():
+        ranks = (4 * measures[name] / spread).round().rank().groupby(labelled["label"]).sum()
         auc = (ranks - n * (n + 1) / 2) / (n * rest).clip(lower=1)
-        curves[str(name)] = auc.where((n >= FEW_IMAGES) & (rest >= FEW_IMAGES), 0.5)
-    return curves
+        aucs[name] = auc.where((n >= FEW_IMAGES) & (rest >= FEW_IMAGES), 0.5)
+    return aucs
 
 
-def at_least(limit: float, errors: float, n: int) -> float:
+def _surely(limit: float, errors: float, n: int) -> float:
     """`limit`, raised where n images are too few to be sure of it: `errors` is in units of 1 / sqrt(n)."""
-    return max(limit, errors / max(1, n) ** 0.5)
+    return float(max(limit, errors / max(1, n) ** 0.5))
 
 
 def kinds(outliers: pd.DataFrame) -> str:
@@ -256,3 +262,7 @@ def kinds(outliers: pd.DataFrame) -> str:
 
 def count_of(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

@@ -211,7 +211,7 @@ def _duplicate(rng: Random, original: bytes, detail: str) -> bytes:
 
 def _underexposed(rng: Random, face: Image.Image) -> Image.Image:
     """A tenth of the light. The sensor's noise stays, so that a dark picture does not pass for a blurred one."""
-    noise = np.random.default_rng(rng.getrandbits(64)).normal(0, 3, (SIZE, SIZE, 3))
+    noise = np.random.default_rng(rng.getrandbits(64)).normal(0, 5, (SIZE, SIZE, 3))
     pixels = np.asarray(face, dtype=np.float64) * rng.uniform(0.08, 0.14) + noise
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 

@@ -145,8 +145,11 @@ def child_run(name: str) -> Iterator[None]:
 
 @_safely
 def log_params(params: dict[str, Any]) -> None:
+    """MLflow never changes a parameter: in a run that is continued, the first value stays."""
     if _active():
-        _mlflow().log_params({key: str(value)[:MAX_PARAM] for key, value in params.items()})
+        mlflow = _mlflow()
+        known = mlflow.get_run(mlflow.active_run().info.run_id).data.params
+        mlflow.log_params({key: str(value)[:MAX_PARAM] for key, value in params.items() if key not in known})
 
 
 @_safely

@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLE := outputs/sample
+
+.PHONY: help setup dev demo test check fmt clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+
+setup: $(VENV)/.runtime  ## make .venv with everything that runs
+
+dev: $(VENV)/.dev  ## add what tests and checks need
+
+$(VENV)/.runtime: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no network)
+	$(BIN)/python -m spectacles.sample_data --output_dir $(SAMPLE)
+	$(BIN)/python run_pipeline.py --train_csv $(SAMPLE)/train.csv --image_dir $(SAMPLE)/dataset \
+		--test_csv $(SAMPLE)/test.csv --test_fraction 0.15 --image_size 128 --epochs 8 --device cpu
+
+test: check  ## check the code and run all tests
+	$(BIN)/python -m pytest
+
+check: dev  ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fmt: dev  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove caches (not outputs/)
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,115 @@
+"""The whole way in one command: a table of stages, run as nested MLflow runs, and one report at the end."""
+
+import logging
+import sys
+
+import error_analysis
+
+import dataset
+import evaluate
+import explore
+import predict
+import train
+from spectacles import cli, report, tracking
+from spectacles import run_dir as runs
+from spectacles.config import (
+    DatasetConfig,
+    ErrorAnalysisConfig,
+    EvaluateConfig,
+    ExploreConfig,
+    PipelineConfig,
+    PredictConfig,
+    TrainConfig,
+    select,
+    to_plain,
+)
+from spectacles.errors import UserError
+from spectacles.records import DatasetReport, EvaluateReport
+from spectacles.run_dir import RunDir
+
+log = logging.getLogger("spectacles")
+
+TABLE = {
+    "dataset": (dataset.run, DatasetConfig),
+    "explore": (explore.run, ExploreConfig),
+    "train": (train.run, TrainConfig),
+    "evaluate": (evaluate.run, EvaluateConfig),
+    "error_analysis": (error_analysis.run, ErrorAnalysisConfig),
+    "predict": (predict.run, PredictConfig),
+}
+
+
+def run(config: PipelineConfig) -> RunDir:
+    """Runs the chosen stages in order on one run folder; with --resume, only those that are not finished."""
+    chosen = [stage for stage in runs.STAGES if not config.stages or stage in config.stages]
+    run_dir = _open(config, chosen)
+    with tracking.parent_run(run_dir):
+        tracking.log_params(to_plain(config))
+        for stage in chosen:
+            if config.resume and run_dir.done(stage):
+                log.info("[%s] already finished", stage)
+                continue
+            action, config_class = TABLE[stage]
+            if stage == "predict" and not _has_test_data(run_dir):
+                log.info("[predict] skipped: there is no test data")
+                continue
+            cli.execute(stage, action, select(config, config_class), run_dir)
+        report.write(run_dir)
+        tracking.log_artifact(run_dir.report)
+        tracking.log_metrics(_headline(run_dir))
+    _announce(run_dir)
+    return run_dir
+
+
+def _open(config: PipelineConfig, chosen: list[str]) -> RunDir:
+    """A new folder when the run starts with the data set; otherwise the named (or latest) one goes on."""
+    if config.resume or chosen[0] != "dataset":
+        return runs.find(config.output_dir, config.run_name or runs.LATEST)
+    name = config.run_name or cli.new_name(config)
+    if (config.output_dir / name / "config.yaml").exists():
+        raise UserError(
+            f"the run {config.output_dir / name} exists: continue it with --resume, or choose another --run_name."
+        )
+    return runs.create(config.output_dir, name)
+
+
+def _has_test_data(run_dir: RunDir) -> bool:
+    data = run_dir.load_result("dataset", DatasetReport)
+    return data.unlabelled + sum(data.counts["test"].values()) > 0
+
+
+def _headline(run_dir: RunDir) -> dict[str, float | None]:
+    """The numbers by which runs are compared, on the parent run."""
+    if not run_dir.done("evaluate"):
+        return {}
+    scored = run_dir.load_result("evaluate", EvaluateReport)
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "hter", "roc_auc", "log_loss", "ece")
+    keys = [f"{split}_{name}" for split in ("val", "test") for name in names]
+    return {key: scored.metrics[key] for key in keys if key in scored.metrics}
+
+
+def _announce(run_dir: RunDir) -> None:
+    where = f"--output_dir {run_dir.output_dir} --run_name {run_dir.name}"
+    log.info("")
+    log.info("report      %s", run_dir.report)
+    log.info("runs        %s   then http://127.0.0.1:5000", tracking.ui_command(run_dir.output_dir))
+    if run_dir.bundle.is_dir():
+        log.info("predict     %s predict.py photo.jpg %s", _python(), where)
+        log.info("serve       SPECTACLES_BUNDLE=%s %s -m uvicorn api:app", run_dir.bundle, _python())
+        log.info("ask         curl -F file=@photo.jpg http://127.0.0.1:8000/predict")
+
+
+def _python() -> str:
+    return sys.executable
+
+
+def main() -> None:
+    with cli.exit_codes():
+        arguments = sys.argv[1:]
+        resuming = "--resume" in arguments
+        config = cli.parse(PipelineConfig, arguments, __doc__ or "", cli.run_defaults(arguments, reopen=resuming))
+        run(config)
+
+
+if __name__ == "__main__":
+    main()
