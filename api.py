@@ -29,7 +29,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters is in the answer
         predictor, problem = None, ""
         try:
-            predictor = await asyncio.get_running_loop().run_in_executor(worker, serving.load_predictor)
+            predictor = serving.load_predictor()
             serving.log_event("ready", model_id=predictor.model_id, device=str(predictor.device))
         except (UserError, OSError) as error:
             problem = str(error)

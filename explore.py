@@ -1,4 +1,4 @@
-"""What is in the data, and what is wrong with it. Every file was measured by the dataset stage; few are decoded here."""
+"""What is in the data, and what is wrong with it. The dataset stage measured every file; only samples are decoded."""
 
 import re
 from collections.abc import Sequence
@@ -110,33 +110,23 @@ def draw_classes(
         stale.unlink()
     seen = used[(used["label"] != "") & (used["split"] != "test")]
     sizes = seen["label"].value_counts()
-    shape = _mean_shape(used)
+    shown, shape = sizes.index[:MAX_MEANS], _mean_shape(used)
     sheets, means, captions, grey_shares = [], [], [], {}
-    shown = sizes.index[:MAX_MEANS]
     for number, name in enumerate(progress(shown, "looking at classes", len(shown), "class"), start=1):
-        with_sheet = number <= MAX_CONTACT_SHEETS
-        wanted = max(min(SAMPLE, ALL_SAMPLES // len(shown)), config.gallery_size if with_sheet else 1)
+        on_sheet = config.gallery_size if number <= MAX_CONTACT_SHEETS else 0
+        wanted = max(on_sheet, min(SAMPLE, ALL_SAMPLES // len(shown)))
         rows = _sample(seen[seen["label"] == name], wanted, derive_seed(config.seed, "explore", name))
         pictures = thumbnails(rows["path"], pool)
-        if with_sheet:
+        if on_sheet:
             path = folder / f"contact_{number:02d}_{safe_name(name)}.png"
-            title = f"{name} ({sizes[name]:,} images, train and val)"
-            few = rows[: config.gallery_size]
-            sheets.append(
-                image_grid(
-                    pictures[: len(few)],
-                    [f"{Path(row.file).name}\n{row.split}" for row in few.itertuples()],
-                    path,
-                    title=title,
-                )
-            )
+            texts = [f"{Path(row.file).name}\n{row.split}" for row in rows[:on_sheet].itertuples()]
+            title = f"{name} ({sizes[name]:,} images in train and val)"
+            sheets.append(image_grid(pictures[:on_sheet], texts, path, title=title))
         means.append(mean_image(pictures, shape))
         captions.append(f"{name}\nmean of {len(pictures)}")
         grey_shares[name] = (float(np.mean([is_grey(picture) for picture in pictures])), len(pictures))
-    title = "Mean image of each class" + (
-        f": the {len(shown)} largest of {len(sizes)}" if len(shown) < len(sizes) else ""
-    )
-    image_grid(means, captions, folder / "mean_images.png", title=title)
+    which = f" of the {len(shown)} largest of {len(sizes)} classes" if len(shown) < len(sizes) else " of each class"
+    image_grid(means, captions, folder / "mean_images.png", title=f"Mean images{which}")
     return sheets, grey_shares
 
 
@@ -157,12 +147,11 @@ def draw_pairs(pairs: pd.DataFrame, size: int, pool: ThreadPoolExecutor, folder:
     shown = pairs[: max(1, size // 2)]
     paths, captions = [], []
     for number, pair in enumerate(shown.to_dict("records"), start=1):
+        kind = f"{pair['kind']}, labels differ" if pair["conflict"] else pair["kind"]
         for side in "ab":
-            kind = f"{number}{side} {pair['kind']}{', labels differ' if pair['conflict'] else ''}"
+            name, belongs = Path(pair[f"file_{side}"]).name, _label(pair[f"label_{side}"], pair[f"split_{side}"])
             paths.append(pair[f"path_{side}"])
-            captions.append(
-                f"{kind}\n{Path(pair[f'file_{side}']).name}\n{_label(pair[f'label_{side}'], pair[f'split_{side}'])}"
-            )
+            captions.append(f"{number}{side} {kind}\n{name}\n{belongs}")
     title = f"Duplicates: {len(shown)} of {count_of(len(pairs), 'pair')}"
     image_grid(thumbnails(paths, pool), captions, folder / "duplicates.png", columns=4, title=title)
 

@@ -29,6 +29,8 @@ from spectacles.runtime import derive_seed
 log = logging.getLogger("spectacles")
 
 HEAD, FINE_TUNE = "head", "fine_tune"
+ENOUGH_TO_CALIBRATE = 50
+"""Validation images below which a fitted temperature is noise (it overfits to 0 or infinity) and 1 is kept."""
 PROFILED = ("brightness", "contrast", "sharpness")
 
 
@@ -200,7 +202,7 @@ def finish(training: Training, run_dir: RunDir, seconds: float) -> TrainReport:
     classifier.to(training.settings.device, memory_format=torch.channels_last)
     logits, labels = engine.validate(classifier, training.val_loader, training.settings)
     rescored = score(logits, labels)[config.metric]
-    temperature = metrics.fit_temperature(logits, labels)
+    temperature = metrics.fit_temperature(logits, labels) if len(labels) >= ENOUGH_TO_CALIBRATE else 1.0
     model_id = _save_bundle(training, classifier.state_dict(), best, temperature)
     training.checkpoint.unlink(missing_ok=True)
     summary = [

@@ -5,8 +5,6 @@ Figures are plain objects without pyplot, which keeps global state and is not sa
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +20,8 @@ from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
+
+from spectacles.run_dir import atomic_path
 
 Panel = Axes  # for annotations in the modules that draw
 DPI = 110
@@ -52,16 +52,8 @@ def save(figure: Figure, path: Path) -> Path:
     """Writes the figure as PNG to `path`, all of it or nothing, and returns the path."""
     for text in figure.findobj(lambda artist: isinstance(artist, Text)):
         text.set(parse_math=False, fontfamily=_font_families())  # class names and paths may hold $
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with unfinished.open("xb") as stream:
-            figure.savefig(stream, format="png", dpi=DPI)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_path(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=DPI)
     return path
 
 

@@ -108,7 +108,9 @@ def load_predictor() -> Predictor:
     predictor = Predictor(bundle, device)
     preprocessing = predictor.info.preprocessing
     size = preprocessing.image_size
-    # The first pass is several times slower than the others: no person should wait for it.
+    # The first pass is several times slower than the others: no person should wait for it. And as this thread is not
+    # the one that answers, libgomp sees more threads than cores and stops spinning at its barriers, which on a machine
+    # with other busy processes made every answer a hundred times slower.
     predictor.probabilities(torch.zeros(1, preprocessing.in_chans, size, size))
     return predictor
 

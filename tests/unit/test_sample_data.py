@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from threadpoolctl import threadpool_limits
 
 from spectacles import sample_data
 from spectacles.sample_data import FAULTS, SMALLEST, draw, plan, planted_counts
@@ -240,9 +240,12 @@ def test_command_line_says_where_the_data_is_and_what_was_wrong(
 def test_raw_pixels_do_not_tell_the_classes_apart(many: Path) -> None:
     labels = clean_files(many)
     x = np.array([pixels(many / "dataset" / file, 32) for file in labels.index])
-    folds = StratifiedKFold(4, shuffle=True, random_state=0)
-    # L2 regression does not change under rotation: all principal axes give the same answer as the pixels, but faster.
-    regression = make_pipeline(PCA(), LogisticRegression(max_iter=2000))
-    search = GridSearchCV(regression, {"logisticregression__C": [0.001, 0.01, 0.1]}, cv=3)
-    accuracy = cross_val_score(search, x, labels.to_numpy(), cv=folds).mean()
-    assert accuracy < 0.8
+    with threadpool_limits(1):  # on matrices this small, BLAS threads wait for each other longer than they compute
+        # L2 regression does not change under rotation: principal axes give the same answer as the pixels, but faster.
+        axes = PCA().fit_transform(x)
+        folds = StratifiedKFold(5, shuffle=True, random_state=0)
+        accuracies = [
+            cross_val_score(LogisticRegression(C=c, max_iter=1000, tol=1e-3), axes, labels.to_numpy(), cv=folds).mean()
+            for c in (0.001, 0.01, 0.1)
+        ]
+    assert max(accuracies) < 0.8

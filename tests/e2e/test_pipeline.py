@@ -1,0 +1,196 @@
+"""The whole pipeline as a person uses it: what it leaves behind, and what its parts promise each other."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from command_line import SMALL, Finished, data_flags, run_script
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
+
+from spectacles.run_dir import STAGES, RunDir, find
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def weights(run_dir: RunDir) -> dict:
+    return load_file(next(run_dir.bundle.glob("*.safetensors")))
+
+
+def assert_same_weights(one: RunDir, other: RunDir) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    assert all(a[key].equal(b[key]) for key in a)
+
+
+def client(finished: Finished) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{finished.run_dir.output_dir / 'mlflow.db'}")
+
+
+def runs_by_name(finished: Finished) -> dict[str, mlflow.entities.Run]:
+    store = client(finished)
+    experiment = store.get_experiment_by_name("spectacles")
+    return {run.info.run_name: run for run in store.search_runs([experiment.experiment_id])}
+
+
+def test_every_stage_finishes_and_the_closing_lines_name_real_paths(finished: Finished) -> None:
+    assert [stage for stage in STAGES if finished.run_dir.done(stage)] == list(STAGES)
+    for label in ("report", "predict", "serve", "ask"):
+        assert any(line.startswith(label) for line in finished.output.splitlines()), finished.output
+    assert str(finished.run_dir.report) in finished.output
+
+
+def test_the_ledger_adds_up_and_no_row_is_lost(finished: Finished) -> None:
+    ledger = read_json(finished.run_dir.result("dataset"))["ledger"]
+    given = len(pd.read_csv(finished.sample / "train.csv")) + len(pd.read_csv(finished.sample / "test.csv"))
+    assert ledger["rows"] == given == ledger["used"] + ledger["repaired"] + ledger["refused"]
+    assert ledger["refused"] == sum(ledger["refusals"].values()) > 0
+    assert ledger["repaired"] == sum(ledger["repairs"].values()) > 0
+
+
+def test_every_test_row_is_in_the_predictions_and_in_the_submission_in_order(finished: Finished) -> None:
+    given = pd.read_csv(finished.sample / "test.csv")
+    predicted = pd.read_csv(finished.run_dir.path / "predict" / "predictions.csv")
+    submission = pd.read_csv(finished.run_dir.path / "predict" / "submission.csv")
+    assert predicted["file"].tolist() == given["file"].tolist()
+    assert submission.columns.tolist() == ["id", "glasses"]
+    assert submission["id"].tolist() == given["id"].tolist()
+    assert predicted[["p_0", "p_1"]].sum(axis=1).sub(1).abs().max() < 1e-9
+
+
+def test_metrics_follow_from_the_predictions_on_disk(finished: Finished) -> None:
+    table = pd.read_csv(finished.run_dir.predictions, dtype={"label": str, "predicted": str})
+    scores = read_json(finished.run_dir.path / "evaluate" / "metrics.json")
+    for split in ("val", "test"):
+        part = table[table["split"] == split]
+        assert scores[split]["images"] == len(part)
+        assert scores[split]["accuracy"] == pytest.approx((part["label"] == part["predicted"]).mean())
+
+
+def test_the_kept_bundle_scores_what_was_logged(finished: Finished) -> None:
+    trained = read_json(finished.run_dir.result("train"))
+    assert trained["metrics"]["rescored"] == trained["best_value"]
+    history = pd.read_csv(finished.run_dir.path / "train" / "history.csv")
+    assert history["val_balanced_accuracy"].max() == trained["best_value"]
+    scores = read_json(finished.run_dir.path / "evaluate" / "metrics.json")
+    assert scores["val"]["balanced_accuracy"] == trained["best_value"]
+
+
+def test_runs_are_nested_with_parameters_metrics_and_artefacts(finished: Finished) -> None:
+    runs = runs_by_name(finished)
+    parent = runs[finished.run_dir.name]
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for stage in STAGES:
+        assert runs[stage].data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert runs[stage].data.tags["stage"] == stage
+        assert 1 <= len(client(finished).list_artifacts(runs[stage].info.run_id)) <= 12
+    for phase in ("head", "fine_tune"):
+        assert runs[phase].data.tags["mlflow.parentRunId"] == runs["train"].info.run_id
+        assert len(client(finished).get_metric_history(runs[phase].info.run_id, "val_loss")) == 1
+    assert runs["train"].data.params["epochs"] == "2"
+    scores = read_json(finished.run_dir.path / "evaluate" / "metrics.json")
+    assert parent.data.metrics["test_accuracy"] == scores["test"]["accuracy"]
+    assert [dataset.dataset.name for dataset in runs["dataset"].inputs.dataset_inputs]
+    artifacts = {item.path for item in client(finished).list_artifacts(runs["train"].info.run_id)}
+    assert {"bundle", "history.csv", "curves.png"} <= artifacts
+
+
+def test_the_report_is_one_file_that_tells_of_every_stage(finished: Finished) -> None:
+    page = finished.run_dir.report.read_text(encoding="utf-8")
+    for stage in STAGES:
+        assert f'<section id="{stage}">' in page
+    assert page.count("data:image/png;base64,") > 10
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_stages_run_one_by_one_give_the_same_metrics(finished: Finished, tmp_path: Path) -> None:
+    assert run_script("dataset.py", *data_flags(finished.sample), "--output_dir", tmp_path).returncode == 0
+    small = SMALL[:6]
+    assert run_script("train.py", *small, "--epochs", 2, "--output_dir", tmp_path).returncode == 0
+    done = run_script("evaluate.py", "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone = find(tmp_path, "latest")
+    assert read_json(alone.path / "evaluate" / "metrics.json") == read_json(
+        finished.run_dir.path / "evaluate" / "metrics.json"
+    )
+    assert_same_weights(alone, finished.run_dir)
+
+
+def test_training_never_sees_the_test_split(finished: Finished, tmp_path: Path) -> None:
+    """With every test file destroyed and every test label turned round, training gives the very same weights."""
+    sample = tmp_path / "sample"
+    shutil.copytree(finished.sample, sample)
+    outputs = tmp_path / "outputs"
+    assert run_script("dataset.py", *data_flags(sample), "--output_dir", outputs).returncode == 0
+    run_dir = find(outputs, "latest")
+    splits = pd.read_csv(run_dir.splits, dtype=str, keep_default_na=False)
+    test = splits["split"] == "test"
+    assert test.sum() > 5
+    for path in splits.loc[test, "path"]:
+        Path(path).write_bytes(b"not an image any more")
+    splits.loc[test, "label"] = splits.loc[test, "label"].map({"0": "1", "1": "0", "": ""})
+    splits.to_csv(run_dir.splits, index=False)
+    done = run_script("train.py", *SMALL[:6], "--epochs", 2, "--output_dir", outputs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_weights(run_dir, finished.run_dir)
+
+
+def test_a_failed_stage_marks_its_run_and_the_parent_failed(finished: Finished, tmp_path: Path) -> None:
+    sample = tmp_path / "sample"
+    shutil.copytree(finished.sample, sample)
+    flags = ("--output_dir", tmp_path, "--run_name", "broken")
+    assert run_script("dataset.py", *data_flags(sample), *flags).returncode == 0
+    shutil.rmtree(sample / "dataset")
+    done = run_script("run_pipeline.py", *SMALL, *flags, "--resume", "--stages", "train,evaluate")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "any more" in done.stderr
+    broken = Finished(find(tmp_path, "broken"), sample, "")
+    runs = runs_by_name(broken)
+    assert {runs[name].info.status for name in ("train", "broken")} == {"FAILED"}
+    assert runs["dataset"].info.status == "FINISHED"
+    assert not broken.run_dir.done("train")
+
+
+def test_resume_runs_only_what_is_missing(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.run_dir.output_dir, tmp_path / "outputs")
+    run_dir = find(tmp_path / "outputs", finished.run_dir.name)
+    before = run_dir.result("train").stat().st_mtime_ns
+    run_dir.result("evaluate").unlink()
+    run_dir.result("predict").unlink()
+    done = run_script("run_pipeline.py", "--resume", "--output_dir", tmp_path / "outputs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("already finished") == 3  # error analysis was built on the lost evaluation
+    assert all(run_dir.done(stage) for stage in STAGES)
+    assert run_dir.result("train").stat().st_mtime_ns == before
+
+
+def test_a_run_is_never_overwritten_by_another_of_the_same_name(finished: Finished) -> None:
+    flags = ("--output_dir", finished.run_dir.output_dir, "--run_name", finished.run_dir.name)
+    done = run_script("run_pipeline.py", *data_flags(finished.sample), *flags)
+    assert done.returncode == 2
+    assert "--resume" in done.stderr
+
+
+def test_cuda_on_a_machine_without_it_is_an_error_and_not_a_slower_run(finished: Finished) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    done = run_script("evaluate.py", "--device", "cuda", "--output_dir", finished.run_dir.output_dir)
+    assert done.returncode == 2
+    assert "finds no CUDA GPU" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dead_tracking_server_does_not_stop_the_run(finished: Finished, tmp_path: Path) -> None:
+    dead = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    done = run_script("dataset.py", *data_flags(finished.sample), "--output_dir", tmp_path, environment=dead)
+    assert done.returncode == 0, done.stderr
+    assert "no longer tracked" in done.stdout
+    assert find(tmp_path, "latest").done("dataset")

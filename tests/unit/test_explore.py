@@ -1,0 +1,312 @@
+"""What explore finds in small data sets whose faults are known, and that it stays quiet where there are none."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter
+
+import dataset
+import explore
+from spectacles import exploration, run_dir, sample_data
+from spectacles.config import DatasetConfig, ExploreConfig
+from spectacles.errors import UserError
+from spectacles.records import ExploreReport
+
+ALWAYS = [
+    "class_distribution.png", "class_distribution.csv", "sizes.png", "aspect_ratios.png", "brightness.png",
+    "contrast.png", "sharpness.png", "modes.csv", "mean_images.png", "duplicates.png", "outliers.png", "outliers.csv",
+    "conflicting_duplicates.csv", "warnings.txt",
+]  # fmt: skip
+
+
+def photo(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """Coarse and fine noise in colour: its hash is its own, and it has edges to lose."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    fine = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    return Image.blend(coarse, fine, 0.3)
+
+
+def explored(tmp_path: Path, rows: list[tuple[str, str, Image.Image | bytes]], **config) -> tuple[ExploreReport, Path]:
+    """Writes (file, label, content) below images/, runs both stages, and returns the report and the explore folder."""
+    images = tmp_path / "images"
+    for file, _, content in rows:
+        path = images / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            content.save(path, quality=95)
+    labelled = [(file, label) for file, label, _ in rows if label]
+    unlabelled = [file for file, label, _ in rows if not label]
+    pd.DataFrame(labelled, columns=["file", "label"]).to_csv(tmp_path / "train.csv", index=False)
+    test_csv = tmp_path / "test.csv" if unlabelled else None
+    if test_csv:
+        pd.DataFrame({"file": unlabelled}).to_csv(test_csv, index=False)
+    run = run_dir.create(tmp_path / "outputs", "r")
+    given = DatasetConfig(train_csv=tmp_path / "train.csv", image_dir=images, test_csv=test_csv)
+    run.save_result("dataset", dataset.run(given, run))
+    (run.folder("explore") / "contact_07_stale.png").touch()
+    report = explore.run(ExploreConfig(**config), run)
+    run.save_result("explore", report)
+    assert run.load_result("explore", ExploreReport) == report
+    return report, run.folder("explore")
+
+
+def plain(count: int, label: str, first: int = 0) -> list[tuple[str, str, Image.Image]]:
+    return [(f"{first + i}.jpg", label, photo(first + i)) for i in range(count)]
+
+
+def mentions(warnings: list[str], *words: str) -> bool:
+    return any(all(word in warning for word in words) for warning in warnings)
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """27 ordinary photos of two classes, 6 faults, a conflicting duplicate and two unlabelled test images."""
+    rows = [*plain(18, "cat"), *plain(9, "dog", first=20)]
+    rows += [
+        ("dark.jpg", "cat", ImageEnhance.Brightness(photo(40)).enhance(0.06)),
+        ("bright.jpg", "cat", Image.blend(photo(41), Image.new("RGB", (48, 40), "white"), 0.95)),
+        ("flat.jpg", "cat", Image.blend(photo(42), Image.new("RGB", (48, 40), (120, 120, 120)), 0.93)),
+        ("blurred.jpg", "cat", photo(43).filter(ImageFilter.GaussianBlur(4))),
+        ("wide.jpg", "cat", photo(44, (160, 30))),
+        ("tiny.jpg", "cat", photo(45, (8, 8))),
+        ("broken.jpg", "dog", b"no picture"),
+        ("again.jpg", "dog", photo(0)),
+        ("test1.jpg", "", photo(50)),
+        ("test2.jpg", "", photo(51)),
+    ]
+    return explored(tmp_path_factory.mktemp("faulty"), rows, gallery_size=6)
+
+
+@pytest.fixture(scope="module")
+def uniform(tmp_path_factory):
+    return explored(tmp_path_factory.mktemp("uniform"), [*plain(20, "a"), *plain(20, "b", first=20)], gallery_size=4)
+
+
+def test_everything_is_written_and_nothing_is_left_over(faulty):
+    report, folder = faulty
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*ALWAYS, "contact_01_cat.png", "contact_02_dog.png", "result.json"]
+    )
+    for name in report.artifacts:
+        assert (folder.parent / name).is_file()
+    for path in folder.glob("*.png"):
+        with Image.open(path) as image:
+            assert min(image.size) > 100
+
+
+def test_planted_faults_are_found_and_named(faulty):
+    _, folder = faulty
+    outliers = pd.read_csv(folder / "outliers.csv")
+    found = outliers.groupby("what")["file"].agg(list).to_dict()
+    assert found["dark"] == ["dark.jpg"]
+    assert found["bright"] == ["bright.jpg"]
+    assert found["low contrast"] == ["flat.jpg"]
+    assert found["blurred"] == ["blurred.jpg"]
+    assert found["odd aspect ratio"] == ["wide.jpg"]
+    assert found["tiny"] == ["tiny.jpg"]
+    assert len(outliers) == 6
+
+
+def test_tables_add_up(faulty):
+    _, folder = faulty
+    classes = pd.read_csv(folder / "class_distribution.csv", keep_default_na=False)
+    assert classes["class"].tolist() == ["cat", "dog", ""]
+    assert classes["images"].tolist() == [24, 10, 2]
+    assert classes["share"].sum() == pytest.approx(1, abs=1e-3)
+    modes = pd.read_csv(folder / "modes.csv", keep_default_na=False)
+    assert set(modes["format"]) == {"JPEG"}
+    assert modes.groupby("class")["images"].sum().to_dict() == {"": 2, "cat": 24, "dog": 10}
+    conflicts = pd.read_csv(folder / "conflicting_duplicates.csv")
+    assert conflicts[["label_a", "label_b"]].to_numpy().tolist() == [["cat", "dog"]]
+
+
+def test_report_counts_and_warns(faulty):
+    report, folder = faulty
+    assert report.metrics["outliers"] == 6
+    assert report.metrics["conflicting_duplicates"] == 1
+    assert (report.metrics["median_width"], report.metrics["median_height"]) == (48, 40)
+    assert mentions(report.warnings, "1 of 37 rows cannot be used")
+    assert mentions(report.warnings, "1 pair of duplicates carries different labels", "conflicting_duplicates.csv")
+    assert mentions(report.warnings, "class 'dog' has only", "training images")
+    assert mentions(report.warnings, "--image_size above 48")
+    assert mentions(report.warnings, "no labelled test image")
+    assert (folder / "warnings.txt").read_text().splitlines() == report.warnings
+    assert report.summary[-len(report.warnings) :] == [f"warning: {warning}" for warning in report.warnings]
+    assert any(f"{len(report.warnings)} warnings" in line for line in report.summary)
+
+
+def test_a_uniform_data_set_without_faults_stays_quiet(uniform):
+    report, folder = uniform
+    assert len(pd.read_csv(folder / "outliers.csv")) == 0
+    assert len(pd.read_csv(folder / "conflicting_duplicates.csv")) == 0
+    assert report.metrics["duplicate_pairs"] == 0
+    assert not mentions(report.warnings, "unusual")
+    assert not mentions(report.warnings, "may learn")
+    assert not mentions(report.warnings, "carry over")
+
+
+def test_the_seed_picks_the_contact_sheet(uniform, tmp_path):
+    used = dataset.load_index(run_dir.RunDir(uniform[1].parent))
+    sheets = []
+    with ThreadPoolExecutor(2) as pool:
+        for seed in (1, 1, 2):
+            [first, _], _ = explore.draw_classes(used, ExploreConfig(gallery_size=2, seed=seed), pool, tmp_path)
+            sheets.append(first.read_bytes())
+    assert sheets[0] == sheets[1] != sheets[2]
+
+
+def test_many_classes_with_awkward_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(explore, "MAX_CONTACT_SHEETS", 4)
+    names = ["cats/dogs", "größe ü", "日本語", "日本", "$x$ _", "..", *(f"class {i}" for i in range(14))]
+    rows = [(f"{i}.jpg", names[i % len(names)], photo(i, (24, 24))) for i in range(4 * len(names))]
+    report, folder = explored(tmp_path, rows, gallery_size=2)
+    sheets = [path.name for path in folder.glob("contact_*.png")]
+    assert len(sheets) == 4
+    assert any("the 4 largest of 20 classes" in line for line in report.summary)
+    assert mentions(report.warnings, "20 classes have fewer than 20 training images")
+    assert set(pd.read_csv(folder / "class_distribution.csv")["class"]) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [("cats/dogs", "cats_dogs"), ("..", "class"), ("日本", "class"), ("größe ü", "gr_e"), ("1" * 99, "1" * 40)],
+)
+def test_class_names_in_file_names(name, safe):
+    assert explore.safe_name(name) == safe
+
+
+def test_colour_that_gives_the_class_away():
+    assert not explore.is_grey(photo(0))
+    assert explore.is_grey(photo(0).convert("L").convert("RGB"))
+    shares = {"a": (0.0, 20), "b": (1.0, 20)}
+    [warning] = exploration.check_shortcuts(index_of(split=["train"] * 40), shares)
+    assert warning.startswith("class 'b' is 100 % grey, class 'a' 0 %")
+    assert "--in_chans 1" in warning
+
+
+def test_a_file_that_vanished_since_is_a_users_mistake(tmp_path):
+    with pytest.raises(UserError, match=r"3\.jpg.*run dataset\.py again"):
+        explore.thumbnail(str(tmp_path / "3.jpg"))
+
+
+def test_gallery_size_is_checked(tmp_path):
+    with pytest.raises(UserError, match="--gallery_size"):
+        explore.run(ExploreConfig(gallery_size=0), run_dir.RunDir(tmp_path))
+
+
+def test_recall_and_precision_on_the_sample_data(tmp_path):
+    images = 120
+    sample = sample_data.draw(tmp_path / "sample", images=images, seed=3)
+    run = run_dir.RunDir(tmp_path)
+    dataset.run(DatasetConfig(train_csv=sample / "train.csv", image_dir=sample / "dataset"), run)
+    index = pd.read_csv(run.index, dtype=dataset.TEXT, keep_default_na=False)
+    outliers = exploration.find_outliers(index[index["status"] != "refused"])
+    planted = pd.read_csv(sample / "planted.csv")
+    for kind, what in (("dark", "dark"), ("blurred", "blurred"), ("odd_aspect", "odd aspect ratio")):
+        expected = set(planted.loc[planted["kind"] == kind, "file"])
+        found = set(outliers.loc[outliers["what"] == what, "file"])
+        assert expected
+        assert len(found & expected) >= 0.8 * len(expected)
+        assert len(found - expected) <= 1
+    assert outliers["file"].nunique() <= 0.08 * images
+
+
+def index_of(**columns) -> pd.DataFrame:
+    """A table like the dataset stage's, for checks that need no files."""
+    size = len(next(iter(columns.values())))
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "label": np.tile(["a", "b"], size)[:size],
+            "split": "train",
+            "format": "JPEG",
+            "width": 400,
+            "height": 300,
+            "bytes": rng.normal(20000, 2000, size).round(),
+            "brightness": rng.normal(120, 20, size),
+            "contrast": rng.normal(50, 8, size),
+            "sharpness": rng.normal(500, 80, size),
+        }
+    )
+    return frame.assign(**columns)
+
+
+def test_shift_between_splits():
+    split = np.repeat(["train", "val", "test"], [200, 100, 100])
+    same = index_of(split=split)
+    assert exploration.check_shift(same) == []
+    darker = same.assign(brightness=same["brightness"] - 40 * (split == "test"))
+    [warning] = exploration.check_shift(darker)
+    assert warning.startswith("test images are darker than training images")
+    assert "--color_jitter" in warning
+
+
+def test_shortcuts():
+    label = np.repeat(["a", "b"], 100)
+    plain_index = index_of(label=label)
+    assert exploration.check_shortcuts(plain_index, {}) == []
+    bright = plain_index.assign(brightness=plain_index["brightness"] + 60 * (label == "b"))
+    assert mentions(exploration.check_shortcuts(bright, {}), "brightness alone tells class")
+    formats = plain_index.assign(format=np.where(label == "a", "PNG", "JPEG"))
+    assert mentions(exploration.check_shortcuts(formats, {}), "class 'a' is 100 % PNG files, class 'b' 0 %")
+    barely = plain_index.assign(width=np.where(label == "a", 400, 401))
+    assert exploration.check_shortcuts(barely, {}) == []
+
+
+def test_auc_agrees_with_counting_pairs():
+    index = index_of(label=np.repeat(["a", "b", "c"], 30))
+    measures = (4 * exploration.measure(index)["contrast"] / exploration.LEAST_SPREAD["contrast"]).round()
+    own, rest = (measures[is_a].to_numpy() for is_a in (index["label"] == "a", index["label"] != "a"))
+    pairs = np.sign(own[:, None] - rest[None, :])
+    assert exploration.class_auc(index)["contrast"]["a"] == pytest.approx((pairs.mean() + 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"a": 80, "b": 20}, ["class 'b' is 20 % of the training images, 'a' 80 %", "--class_weights balanced"]),
+        ({"a": 30, "b": 7}, ["class 'b' has only 7 training images"]),
+        ({"a": 30, "b": 0}, ["class 'b' has only 0 training images"]),
+    ],
+)
+def test_balance(train, words):
+    enough = dict.fromkeys(train, 100)
+    assert mentions(exploration.check_classes({"train": train, "val": enough, "test": enough}), *words)
+
+
+def test_balanced_classes_need_no_warning():
+    enough = {"a": 100, "b": 90}
+    assert exploration.check_classes({"train": enough, "val": enough, "test": enough}) == []
+
+
+def test_scoring_data_that_is_missing():
+    counts = {"train": {"a": 100, "b": 100}, "val": {"a": 30, "b": 0}, "test": {"a": 0, "b": 0}}
+    warnings = exploration.check_classes(counts)
+    assert mentions(warnings, "no validation image of class 'b'", "--val_fraction")
+    assert mentions(warnings, "only 30 validation images", "uncertain by 11 points")
+    assert mentions(warnings, "no labelled test image", "--test_fraction")
+
+
+def test_large_images_need_no_size_warning():
+    assert exploration.check_sizes(index_of(split=["train"] * 5)) == []
+
+
+def test_an_honest_wide_spread_is_no_outlier():
+    rng = np.random.default_rng(1)
+    size = 2000
+    index = index_of(
+        width=rng.choice([3000, 4000, 1080, 640], size),
+        height=rng.choice([3000, 4000, 1920, 480], size),
+        brightness=rng.uniform(20, 235, size),
+        contrast=rng.uniform(15, 90, size),
+        sharpness=np.exp(rng.normal(6, 1, size)),
+    ).assign(file="x.jpg", path="x.jpg")
+    assert len(exploration.find_outliers(index)) < 0.01 * size
