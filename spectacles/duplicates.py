@@ -1,6 +1,7 @@
 """Near duplicates by perceptual hash, without comparing every pair, and clusters from pairs."""
 
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 
 import numpy as np
 
@@ -64,6 +65,10 @@ def clusters(size: int, groups: Iterable[Iterable[int]]) -> np.ndarray:
     return np.array([root(index) for index in range(size)], dtype=np.int64)
 
 
-def pairs_within(groups: list[list[int]], limit: int = 1000) -> list[tuple[int, int]]:
-    """Pairs for a listing: each member of a group with its first one, so that large groups stay short."""
-    return [(group[0], other) for group in groups for other in group[1:]][:limit]
+def pairs_within(groups: list[list[int]], all_pairs_up_to: int = 10) -> list[tuple[int, int]]:
+    """Pairs for a listing: every pair of a group's first members, and each later one with the first."""
+    pairs: list[tuple[int, int]] = []
+    for group in groups:
+        pairs += combinations(group[:all_pairs_up_to], 2)
+        pairs += [(group[0], other) for other in group[all_pairs_up_to:]]
+    return pairs

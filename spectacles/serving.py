@@ -79,6 +79,7 @@ class ModelCard(BaseModel):
     model_id: str
     backbone: str
     classes: list[str]
+    label_column: str = Field(description="What the labels were called in the training data.")
     preprocessing: dict[str, Any]
     threshold: float | None = Field(
         description="Two classes: probability from which the second is the label. null: the most probable class wins."
@@ -121,6 +122,7 @@ def model_card(predictor: Predictor) -> ModelCard:
         model_id=predictor.model_id,
         backbone=info.backbone,
         classes=list(info.classes),
+        label_column=info.label_column,
         preprocessing=info.preprocessing.to_json(),
         threshold=info.threshold,
         temperature=info.temperature,
