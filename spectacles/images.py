@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""Told by content; MPO, what many phones write, opens as JPEG. Everything else that Pillow can open is refused: fewer decoders, fewer holes."""
+"""Told by content; MPO, which many phones write, opens as JPEG. What else Pillow knows is refused: fewer holes."""
 
 UNKNOWN_FORMAT = "not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF)"
 

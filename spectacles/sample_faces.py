@@ -1,110 +1,28 @@
-"""Draws one face, with or without spectacles, for the sample data set.
-
-A face has its own coordinates: the origin lies between the eyes, x runs right, y runs down and 1 is half the width of
-the face, so the eyes stand at (-0.43, 0) and (0.43, 0), the chin near y = 1.6 and the crown near y = -1.15. `Pen` turns
-these into pixels. Everything is drawn SUPERSAMPLING times too large and scaled down, which smooths the edges.
-"""
+"""Draws one face, with or without spectacles, for the sample data set."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from spectacles.sample_pen import Colour, Pen, Pose, bow, darker, lighter, mirrored, mix, oval, palette
+from spectacles.sample_spectacles import draw_spectacles
+
 SIZE = 160  # pixels a side of a finished picture
-SUPERSAMPLING = 3
+SUPERSAMPLING = 3  # drawn this many times too large and scaled down, which smooths the edges
 CANVAS = SIZE * SUPERSAMPLING
-
-Colour = tuple[int, int, int]
-Points = NDArray[np.float64]  # (N, 2): x, y
-
-
-def palette(codes: str) -> list[Colour]:
-    """The colours of hexadecimal codes: "ff0000 00ff00" is red and green."""
-    return [(int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)) for code in codes.split()]
-
 
 SKINS = palette("fadec8 f1c8aa e2b28e c8926c a06c4a 704832 523628")
 HAIRS = palette("1c1818 3a281e 624228 96683a d0ac6c a04a24 969696 dedcd6")
 IRISES = palette("462c1a 644624 466e46 5078a0 6e787d")
-ACETATES = palette("181618 3c2418 781822 1c2c60 22543e ece8e0 b4286e c47828")
-METALS = palette("28282e 707278 ba9646 ced0d4 966050")
 HAIR_STYLES = ["bald", "buzz", "short", "short", "parted", "parted", "fringe", "long", "long", "curly", "curly", "bun"]
-LENS_SHAPES = ["round", "rectangular", "aviator", "cat-eye", "half-rim", "square"]
 # What hides the eyes, or makes a bare face look as if it wore spectacles.
 DISTRACTORS = ["sockets", "make-up", "strands", "shade", "brows"]
 DISTRACTORS_OF_BARE_FACES = [*DISTRACTORS, "on the head", "at the collar"]
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Where a face stands on the canvas (x, y: pixels; scale: pixels a face unit) and how it is turned (radians)."""
-
-    x: float
-    y: float
-    scale: float
-    roll: float
-    yaw: float
-    pitch: float
-
-
-class Pen:
-    """Paints shapes given in face coordinates onto a canvas, with one pose."""
-
-    def __init__(self, canvas: Image.Image, pose: Pose) -> None:
-        self.canvas = canvas
-        self.pose = pose
-        self.draw = ImageDraw.Draw(canvas)
-
-    def to_pixels(self, points: Points, depth: float | Points) -> Points:
-        """Face coordinates (N, 2) to pixels (N, 2); depth, one or (N,): 1 is the skin, 0 the plane of the ears."""
-        pose = self.pose
-        x, y = points[:, 0], points[:, 1]
-        z = depth * np.sqrt(np.clip(1 - (x / 1.3) ** 2, 0, 1))  # a head is round: its sides lie further back
-        x = x * math.cos(pose.yaw) + z * math.sin(pose.yaw)
-        y = y * math.cos(pose.pitch) + z * math.sin(pose.pitch)
-        cos, sin = math.cos(pose.roll), math.sin(pose.roll)
-        return np.stack([x * cos - y * sin, x * sin + y * cos], axis=1) * pose.scale + (pose.x, pose.y)
-
-    def fill(self, points: Points, colour: Colour, alpha: float = 1, depth: float = 1, blur: float = 0) -> None:
-        """A filled polygon; blur is in face units."""
-        self._paint(self.to_pixels(points, depth), colour, alpha, blur, line_width=0)
-
-    def stroke(
-        self, points: Points, colour: Colour, width: float, alpha: float = 1, depth: float | Points = 1, blur: float = 0
-    ) -> None:
-        """A line through the points; width and blur are in face units."""
-        line_width = max(2, round(width * self.pose.scale))
-        self._paint(self.to_pixels(points, depth), colour, alpha, blur, line_width)
-
-    def _paint(self, pixels: Points, colour: Colour, alpha: float, blur: float, line_width: int) -> None:
-        if alpha >= 1 and blur == 0:
-            _ink(self.draw, pixels, colour, line_width)
-            return
-        # See-through or soft: through a mask, which need not be larger than the shape.
-        radius = blur * self.pose.scale
-        pad = line_width + round(3 * radius) + 1
-        left, top = np.maximum(pixels.min(axis=0) - pad, -pad).astype(int).tolist()
-        right, bottom = np.minimum(pixels.max(axis=0) + pad, CANVAS + pad).astype(int).tolist()
-        if right <= left or bottom <= top:
-            return
-        mask = Image.new("L", (right - left, bottom - top))
-        _ink(ImageDraw.Draw(mask), pixels - (left, top), round(255 * min(alpha, 1)), line_width)
-        mask = mask.filter(ImageFilter.BoxBlur(radius))
-        self.canvas.paste(colour, (left, top, right, bottom), mask)
-
-
-def _ink(draw: ImageDraw.ImageDraw, pixels: Points, colour: Colour | int, line_width: int) -> None:
-    """A line, or with line_width 0 a filled polygon."""
-    xy = [(x, y) for x, y in pixels.tolist()]
-    if line_width:
-        draw.line(xy, fill=colour, width=line_width, joint="curve")
-    else:
-        draw.polygon(xy, fill=colour)
 
 
 def draw_face(rng: Random, glasses: bool) -> Image.Image:
@@ -130,50 +48,15 @@ def draw_face(rng: Random, glasses: bool) -> Image.Image:
     _nose(rng, pen, skin)
     _lines(rng, pen, skin)
     if glasses:
-        _spectacles(rng, pen, skin, eyes_at=(0, 0.04))
+        draw_spectacles(rng, pen, skin, eyes_at=(0, 0.04))
     _hair(rng, pen, style if hat == "none" else rng.choice(["buzz", "short"]), hair)
     if distractor == "strands":
         _strands(rng, pen, hair)
     if hat != "none":
         _hat(rng, pen, hat)
     if distractor == "on the head":
-        _spectacles(rng, pen, hair if style != "bald" else skin, eyes_at=(0, rng.uniform(-1.0, -0.8)))
+        draw_spectacles(rng, pen, hair if style != "bald" else skin, eyes_at=(0, rng.uniform(-1.0, -0.8)))
     return _photograph(rng, canvas)
-
-
-def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """The colour that is `share` (0 to 1) of the way from a to b."""
-    red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
-    return red, green, blue
-
-
-def darker(colour: Colour, share: float) -> Colour:
-    """Towards a warm black."""
-    return mix(colour, (10, 4, 8), share)
-
-
-def lighter(colour: Colour, share: float) -> Colour:
-    """Towards a warm white."""
-    return mix(colour, (255, 250, 240), share)
-
-
-def oval(x: float, y: float, rx: float, ry: float, power: float = 2, start: float = 0, end: float = 360) -> Points:
-    """A superellipse (power 2: an ellipse, more: squarer) from start to end, in degrees clockwise from the right."""
-    angle = np.radians(np.linspace(start, end, 41))
-    cos, sin = np.cos(angle), np.sin(angle)
-    across, down = np.sign(cos) * abs(cos) ** (2 / power), np.sign(sin) * abs(sin) ** (2 / power)
-    return np.stack([x + rx * across, y + ry * down], axis=1)
-
-
-def bow(x0: float, y0: float, x1: float, y1: float, bend: float) -> Points:
-    """A parabola from (x0, y0) to (x1, y1) whose middle hangs `bend` below the straight line."""
-    t = np.linspace(0, 1, 13)
-    return np.stack([x0 + (x1 - x0) * t, y0 + (y1 - y0) * t + 4 * bend * t * (1 - t)], axis=1)
-
-
-def mirrored(points: Points, side: int) -> Points:
-    """The points for the right half (side 1) or their reflection (side -1)."""
-    return points * (side, 1)
 
 
 def _pose(rng: Random, roomy: bool) -> Pose:
@@ -236,7 +119,7 @@ def _body(rng: Random, pen: Pen, skin: Colour, hanging: bool) -> None:
         for side in (-1, 1):
             pen.fill(mirrored(flap, side), lighter(cloth, 0.3))
     if hanging:
-        _spectacles(rng, pen, cloth, eyes_at=(rng.uniform(-0.2, 0.2), rng.uniform(2.25, 2.45)))
+        draw_spectacles(rng, pen, cloth, eyes_at=(rng.uniform(-0.2, 0.2), rng.uniform(2.25, 2.45)))
 
 
 def _head(rng: Random, pen: Pen, skin: Colour, jaw: float) -> None:
@@ -389,69 +272,6 @@ def _hat(rng: Random, pen: Pen, kind: str) -> None:
     else:
         pen.fill(oval(0, edge, 1.75, 0.2), darker(colour, 0.15), depth=0.6)
         pen.stroke(bow(-1.05, edge - 0.16, 1.05, edge - 0.16, 0.06), trim, 0.16, depth=0.6)
-
-
-def _lens(shape: str, rx: float, centre: float) -> Points:
-    """The outline of the right lens, `centre` to the right of the bridge."""
-    flat = {"round": 0.97, "rectangular": 0.58, "aviator": 0.8, "cat-eye": 0.68, "half-rim": 0.6, "square": 0.8}[shape]
-    power = {"round": 2.0, "rectangular": 5.0, "aviator": 2.5, "cat-eye": 2.8, "half-rim": 3.6, "square": 4.0}[shape]
-    lens = oval(0, 0, rx, rx * flat, power, 180, 540)
-    if shape == "aviator":  # a drop that hangs outwards
-        lens *= 1 + 0.16 * np.clip(lens[:, 1:] / rx, 0, 1)
-        lens[:, 0] += 0.16 * lens[:, 1]
-    if shape == "cat-eye":  # the outer upper corner is swept up
-        outer, upper = np.clip(lens[:, 0] / rx, 0, 1), np.clip(-lens[:, 1] / rx, 0, 1)
-        lens += np.stack([0.25 * outer * upper, -0.55 * outer * upper], axis=1) * rx
-    return np.add(lens, (centre, 0))
-
-
-def _spectacles(rng: Random, pen: Pen, behind: Colour, eyes_at: tuple[float, float]) -> None:
-    """A pair of spectacles around `eyes_at`, the point between the lenses, over something coloured `behind`."""
-    shape, rx = rng.choice(LENS_SHAPES), rng.uniform(0.33, 0.42)
-    metal = shape in ("aviator", "half-rim") or rng.random() < 0.3
-    colour = _standing_out(rng.choice(METALS if metal else ACETATES), behind)
-    clear = not metal and rng.random() < 0.12  # see-through plastic: thick, pale, with a darker edge
-    width = rng.uniform(0.04, 0.06) if metal else rng.uniform(0.06, 0.12)
-    tint, tint_alpha = _tint(rng)
-    x, y = eyes_at
-    for side in (-1, 1):
-        lens = mirrored(_lens(shape, rx, centre=rx + 0.075), side) + np.array(eyes_at)
-        pen.stroke(lens + np.array([0, 0.05]), darker(behind, 0.8), width, 0.3, depth=1.05, blur=0.03)
-        pen.fill(lens, tint, tint_alpha, depth=1.1)
-        _glare(rng, pen, lens.mean(axis=0), rx)
-        if clear:
-            pen.stroke(lens, (110, 100, 100), 0.13, depth=1.1)
-            pen.stroke(lens, (226, 220, 216), 0.08, 0.8, depth=1.1)
-        else:
-            pen.stroke(lens, colour, 0.02 if shape == "half-rim" else width, depth=1.1)
-            if shape == "half-rim":  # the bar is the upper half of the outline
-                pen.stroke(lens[:21], colour, 1.6 * width, depth=1.1)
-        hinge = lens[np.argmax(side * lens[:, 0] - 0.3 * lens[:, 1])]
-        ear = (x + side * 1.06, y + 0.02)
-        pen.stroke(np.array([hinge, ear]), colour, max(width, 0.05), depth=np.array([1.1, 0.6]))
-    pen.stroke(bow(x - 0.09, y - 0.06, x + 0.09, y - 0.06, -0.05), colour, max(0.9 * width, 0.05), depth=1.15)
-
-
-def _tint(rng: Random) -> tuple[Colour, float]:
-    kind = rng.choice(["none", "none", "none", "clear", "clear", "tinted", "sunglasses"])
-    if kind == "sunglasses":
-        return rng.choice([(16, 16, 20), (40, 24, 16), (20, 34, 30)]), rng.uniform(0.75, 0.97)
-    if kind == "tinted":
-        return rng.choice([(200, 150, 60), (90, 120, 170), (170, 90, 110)]), rng.uniform(0.2, 0.4)
-    return (225, 235, 245), 0 if kind == "none" else rng.uniform(0.05, 0.2)
-
-
-def _glare(rng: Random, pen: Pen, centre: Points, rx: float) -> None:
-    if rng.random() < 0.45:
-        streak = np.array([[-0.35, 0.4], [-0.1, 0.4], [0.4, -0.4], [0.15, -0.4]]) * rx * (1.3, 0.9)
-        pen.fill(centre + streak, (255, 255, 255), rng.uniform(0.2, 0.65), depth=1.1, blur=0.015)
-
-
-def _standing_out(colour: Colour, behind: Colour) -> Colour:
-    """The frame's colour, pushed away from what lies behind it until a person can see it."""
-    if abs(sum(colour) - sum(behind)) >= 3 * 70:  # of 255, averaged over the three channels
-        return colour
-    return lighter(colour, 0.65) if sum(behind) < 3 * 100 else darker(colour, 0.6)
 
 
 def _photograph(rng: Random, canvas: Image.Image) -> Image.Image:
