@@ -25,7 +25,7 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no network)
 	$(BIN)/python -m spectacles.sample_data --output_dir $(SAMPLE)
 	$(BIN)/python run_pipeline.py --train_csv $(SAMPLE)/train.csv --image_dir $(SAMPLE)/dataset \
-		--test_csv $(SAMPLE)/test.csv --test_fraction 0.15 --image_size 128 --epochs 8 --device cpu
+		--test_csv $(SAMPLE)/test.csv --test_fraction 0.15 --image_size 160 --epochs 6 --device cpu
 
 test: check  ## check the code and run all tests
 	$(BIN)/python -m pytest

@@ -115,9 +115,9 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     """Epochs of both phases together."""
     head_epochs: int | None = None
     """Epochs of the first phase, head only. Default: a fifth of --epochs, at least one; --no_pretrained: none."""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Learning rate of the head."""
-    backbone_lr_scale: float = 0.3
+    backbone_lr_scale: float = 0.1
     """In fine-tuning the backbone learns at --lr times this."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd uses Nesterov momentum 0.9."""

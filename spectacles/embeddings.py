@@ -42,7 +42,7 @@ def embed(
     path = cache_dir / f"{name.replace('/', '_').replace(':', '_')}-{_key(backbone, name, preprocessing)}.npz"
     table = _read(path)
     missing = rows[~rows["sha256"].isin(list(table))].drop_duplicates("sha256")
-    backbone.to(device, memory_format=torch.channels_last).eval()
+    backbone.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     vectors = _compute(backbone, preprocessing, missing, device, batch_size, num_workers)
     computed = zip(missing["sha256"], progress(vectors, "embedding", len(missing)), strict=True)
     for count, (digest, vector) in enumerate(computed, start=1):
@@ -103,7 +103,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             hashes, features = stored["sha256"].astype(str), stored["features"]
         if features.ndim != 2 or features.dtype != np.float32 or len(hashes) != len(features):
             raise ValueError("not a table of features")
-    except Exception as error:  # a damaged zip raises zipfile's, struct's, numpy's and OS errors
+    except Exception as error:  # noqa: BLE001 - a damaged zip raises zipfile's, struct's, numpy's and OS errors
         log.warning("warning: %s cannot be read (%s); its features are computed again.", path, error)
         return {}
     return dict(zip(hashes.tolist(), features, strict=True))

@@ -327,4 +327,4 @@ def _resampling_units(values: Float64s, groups: Ints | None) -> tuple[Float64s, 
     if groups is None:
         return values, np.ones(len(values))
     _, which = np.unique(np.asarray(groups), return_inverse=True)
-    return np.bincount(which, weights=values), np.bincount(which).astype(np.float64)
+    return np.bincount(which, weights=values).astype(np.float64), np.bincount(which).astype(np.float64)

@@ -55,8 +55,10 @@ def test_every_exif_orientation_of_a_jpeg_comes_out_upright(orientation):
 @pytest.mark.parametrize(("format", "options"), LOSSLESS)
 def test_every_exif_orientation_of_other_formats_comes_out_upright(format, options, orientation):
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](np.asarray(blocks()))))
-    upright = pixels(encoded(stored, format, exif=exif(orientation), **options))
-    np.testing.assert_array_equal(upright, np.asarray(blocks()))
+    decoded = decode(encoded(stored, format, exif=exif(orientation), **options))
+    np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(blocks()))
+    # fails until fixed: Pillow turns a TIFF while it loads it, and the ledger never hears of it
+    assert decoded.repairs == (() if orientation == 1 else ("EXIF orientation applied",))
 
 
 @pytest.mark.parametrize("block", [exif(0), exif(9), exif(65535), b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xffjunk"])
