@@ -79,7 +79,7 @@ def confused_pairs(scored: pd.DataFrame) -> pd.DataFrame:
     """label, predicted, count, and share of the label's images; the most frequent first."""
     errors = scored[scored["label"] != scored["predicted"]]
     pairs = errors.groupby(["label", "predicted"]).size().reset_index(name="count")
-    pairs["share"] = pairs["count"] / pairs["label"].map(scored["label"].value_counts())
+    pairs["share"] = pairs["count"] / scored["label"].value_counts().reindex(pairs["label"]).to_numpy()
     return pairs.sort_values(["count", "share"], ascending=False, kind="stable", ignore_index=True)
 
 
@@ -93,24 +93,31 @@ def check_labels(
     rows = dataset.load_split(run_dir, *SPLITS)
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     backbone, notes = frozen_backbone(run_dir, classifier, info)
+    log.info("  checking %d labels with features of %s", len(rows), info.backbone)
+    cache = run_dir.cache / "embeddings"
     features = embeddings.embed(
-        backbone, info.backbone, info.preprocessing, rows, run_dir.cache / "embeddings", device,
-        config.batch_size, config.num_workers,
-    )  # fmt: skip
+        backbone, info.backbone, info.preprocessing, rows, cache, device, config.batch_size, config.num_workers
+    )
     labels = np.array(dataset.class_indices(rows["label"], list(info.classes)), dtype=np.int64)
     groups = rows["cluster"].to_numpy(dtype=np.int64)
     probabilities = label_noise.out_of_fold_probabilities(features, labels, config.folds, config.seed, groups)
     unjudged = int(np.isnan(probabilities).any(axis=1).sum())
     if unjudged:
         notes.append(f"{unjudged} labels could not be checked: too few independent images of their class")
-    ranked = label_noise.rank_label_issues(labels, probabilities)
-    table = rows.loc[ranked["row"], ["file", "label", "split", "path"]].reset_index(drop=True)
-    table.insert(2, "suggested_label", [info.classes[index] for index in ranked["suggested"]])
-    table.insert(3, "score", ranked["score"].round(6))
-    table.insert(4, "probability_given", ranked["p_given"].round(6))
-    table.insert(5, "probability_suggested", ranked["p_suggested"].round(6))
-    table.insert(6, "suspected", ranked["suspected"])
-    return table, notes
+    return _label_table(rows, label_noise.rank_label_issues(labels, probabilities), info.classes), notes
+
+
+def _label_table(rows: pd.DataFrame, ranked: dict[str, np.ndarray], classes: Sequence[str]) -> pd.DataFrame:
+    listed = rows.loc[ranked["row"]].reset_index(drop=True)
+    return listed[["file", "label"]].assign(
+        suggested_label=[classes[index] for index in ranked["suggested"]],
+        score=ranked["score"].round(6),
+        probability_given=ranked["p_given"].round(6),
+        probability_suggested=ranked["p_suggested"].round(6),
+        suspected=ranked["suspected"],
+        split=listed["split"],
+        path=listed["path"],
+    )
 
 
 def frozen_backbone(run_dir: RunDir, classifier: Classifier, info: BundleInfo) -> tuple[torch.nn.Module, list[str]]:
@@ -134,7 +141,7 @@ def frozen_backbone(run_dir: RunDir, classifier: Classifier, info: BundleInfo) -
 
 
 def show_errors(errors: pd.DataFrame, path: Path, split: str) -> Path:
-    title = f"Misclassified ({split}), most confident first" if len(errors) else f"No misclassified images ({split})"
+    title = f"Misclassified ({split})" if len(errors) else f"No misclassified images ({split})"
     return image_grid([_photo(p) for p in errors["path"]], _captions(errors), path, title=title)
 
 
@@ -168,7 +175,7 @@ def show_gradcam(
 
 
 def _captions(rows: pd.DataFrame) -> list[str]:
-    return [f"{row.file}\n{row.label} -> {row.predicted} {row.confidence:.3f}" for row in rows.itertuples()]
+    return [f"{row.file}\n{row.label} -> {row.predicted}, {row.confidence:.3f}" for row in rows.itertuples()]
 
 
 def _photo(path: str) -> Image.Image:

@@ -41,7 +41,7 @@ TABLE = {
 
 def run(config: PipelineConfig) -> RunDir:
     """Runs the chosen stages in order on one run folder; with --resume, only those that are not finished."""
-    chosen = [stage for stage in runs.STAGES if not config.stages or stage in config.stages]
+    chosen = choose_stages(config.stages)
     run_dir = _open(config, chosen)
     with tracking.parent_run(run_dir):
         tracking.log_params(to_plain(config))
@@ -59,6 +59,16 @@ def run(config: PipelineConfig) -> RunDir:
         tracking.log_metrics(_headline(run_dir))
     _announce(run_dir)
     return run_dir
+
+
+def choose_stages(text: str) -> list[str]:
+    """'all' or names separated by commas, in the pipeline's order. Raises UserError for an unknown name."""
+    if text == "all":
+        return list(runs.STAGES)
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    if not names or names - set(runs.STAGES):
+        raise UserError(f"--stages {text!r}: use 'all', or names out of {', '.join(runs.STAGES)} with commas between.")
+    return [stage for stage in runs.STAGES if stage in names]
 
 
 def _open(config: PipelineConfig, chosen: list[str]) -> RunDir:

@@ -9,8 +9,6 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any, Literal
 
-StageName = Literal["dataset", "explore", "train", "evaluate", "error_analysis", "predict"]
-
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -175,8 +173,8 @@ class PredictCommand(PredictConfig, ImageDirConfig):
 
 @dataclass(frozen=True)
 class PipelineConfig(DatasetConfig, ExploreConfig, TrainConfig, EvaluateConfig, ErrorAnalysisConfig, PredictConfig):
-    stages: list[StageName] | None = None
-    """Stages to run, for example dataset,explore. Default: all six."""
+    stages: str = "all"
+    """Stages to run, separated by commas, for example dataset,explore; always in the pipeline's order."""
 
 
 @cache

@@ -99,7 +99,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:  # the zip's checksums find flipped bits
+        # The zip's checksums find flipped bits.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             hashes, features = stored["sha256"].astype(str), stored["features"]
         if features.ndim != 2 or features.dtype != np.float32 or len(hashes) != len(features):
             raise ValueError("not a table of features")

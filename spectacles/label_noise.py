@@ -82,6 +82,7 @@ def rank_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> dict[str
     quality, suspected = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
     if len(rows):
         quality = get_label_quality_scores(labels, probabilities, method="normalized_margin")
+    if len(np.unique(labels)) > 1:
         suspected = find_label_issues(labels, probabilities, filter_by="confident_learning", n_jobs=1)
     suggested = probabilities.argmax(axis=1)
     order = np.argsort(quality, kind="stable")

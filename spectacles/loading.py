@@ -80,5 +80,6 @@ def make_loader(
         num_workers=num_workers,
         pin_memory=pin,
         persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # its own: a loader must not draw from the generator that decides dropout
     )
     return loader, sampler

@@ -61,6 +61,7 @@ def test_each_source_of_a_setting_beats_the_one_before(tmp_path, monkeypatch):
     assert parse(defaults=defaults).batch_size == 33
     assert parse("--config", str(file), defaults=defaults).batch_size == 34
     monkeypatch.setenv("SPECTACLES_BATCH_SIZE", "35")
+    # fails until fixed: --config beats variables, and flags that stand before it
     assert parse("--config", str(file), defaults=defaults).batch_size == 35
     assert parse("--config", str(file), "--batch_size", "36", defaults=defaults).batch_size == 36
     assert parse("--batch_size=36", "--config", str(file), defaults=defaults).batch_size == 36
@@ -143,7 +144,7 @@ def test_a_new_pipeline_run_does_not_inherit_from_the_latest(tmp_path):
     "flags",
     [
         ["--bach_size", "8"],
-        ["--batch", "8"],
+        ["--batch", "8"],  # fails until fixed: abbreviations are taken
         ["--epoch", "3"],
         ["--val_fraction", "0.2"],
         ["--batch_size", "many"],
@@ -223,9 +224,10 @@ def test_a_stage_gets_its_part_of_the_pipelines_config():
 
 
 def test_stages_are_chosen_from_the_known_ones(capsys):
-    assert parse("--stages", "[dataset,explore]", config_class=PipelineConfig).stages == ["dataset", "explore"]
-    # the spelling that the help text gives
-    assert parse("--stages", "dataset,explore", config_class=PipelineConfig).stages == ["dataset", "explore"]
+    # fails until fixed: the help text's own spelling is refused, only [dataset,explore] is taken
+    for flags in (["--stages", "dataset,explore"], ["--stages=dataset,explore"], ["--stages", "[dataset,explore]"]):
+        assert parse(*flags, config_class=PipelineConfig).stages == ["dataset", "explore"]
+    assert parse("--stages", "train", config_class=PipelineConfig).stages == ["train"]
     assert "stages" in refused(capsys, "--stages", "[dataset,exploit]", config_class=PipelineConfig)
 
 
@@ -259,6 +261,5 @@ def test_a_stage_without_a_run_explains_itself(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("backbone", ["simple_cnn", "hf-hub:timm/some model", "a/b:c"])
 def test_a_new_runs_name_is_a_folder_name(tmp_path, backbone):
-    # fails until fixed: a backbone's name may hold what --run_name refuses
     name = cli.new_name(TrainConfig(backbone=backbone))
     assert run_dir.create(tmp_path, name).path.parent == tmp_path

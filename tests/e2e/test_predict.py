@@ -1,0 +1,120 @@
+"""predict.py on what people give it, and Ctrl-C in the middle of training."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from command_line import ROOT, SMALL, Finished, data_flags, run_script
+
+from spectacles import bundle
+from spectacles.run_dir import find
+
+
+@pytest.fixture(scope="module")
+def photos(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two good files, a broken one and a text, under awkward names."""
+    folder = tmp_path_factory.mktemp("photos") / "with space"
+    folder.mkdir()
+    table = pd.read_csv(finished.run_dir.splits)
+    first, second = table["path"].iloc[:2]
+    (folder / "a, b.jpg").write_bytes(Path(first).read_bytes())
+    (folder / "ünï 2.jpg").write_bytes(Path(second).read_bytes())
+    (folder / "ünï 10.jpg").write_bytes(Path(second).read_bytes()[:500])
+    (folder / "notes.txt").write_text("not a photo")
+    return folder
+
+
+def predict(finished: Finished, *arguments: object) -> subprocess.CompletedProcess[str]:
+    done = run_script("predict.py", *arguments, "--bundle", finished.run_dir.bundle, "--device", "cpu")
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_a_single_image_is_answered_on_one_line(finished: Finished, photos: Path) -> None:
+    done = predict(finished, photos / "a, b.jpg")
+    assert re.fullmatch(rf"{re.escape(str(photos))}/a, b\.jpg: [01] \(\d+\.\d%\)\n", done.stdout)
+
+
+def test_a_single_unreadable_image_is_a_mistake_with_a_reason(finished: Finished, photos: Path) -> None:
+    done = predict(finished, photos / "ünï 10.jpg")
+    assert done.returncode == 2
+    assert "truncated" in done.stderr
+
+
+def test_a_folder_gives_a_row_for_every_file(finished: Finished, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    done = predict(finished, photos, "--output", output, "--top_k", 2)
+    assert "4 rows = 2 predicted + 2 refused" in done.stdout
+    table = pd.read_csv(output, dtype=str, keep_default_na=False)
+    assert [Path(name).name for name in table["file"]] == ["a, b.jpg", "notes.txt", "ünï 2.jpg", "ünï 10.jpg"]
+    assert table["status"].str.startswith("refused: ").tolist() == [False, True, False, True]
+    good = table[table["status"] == "predicted"]
+    assert (good["label"] != good["label_2"]).all()
+    assert (good["confidence"].astype(float) + good["confidence_2"].astype(float)).sub(1).abs().max() < 1e-9
+
+
+def test_text_output_has_one_line_a_file_in_input_order(finished: Finished, photos: Path, tmp_path: Path) -> None:
+    files = [photos / "ünï 2.jpg", photos / "ünï 10.jpg", photos / "a, b.jpg"]
+    predict(finished, *files, "--format", "txt", "--output", tmp_path / "out.txt")
+    lines = (tmp_path / "out.txt").read_text(encoding="utf-8").split("\n")
+    assert [line in ("0", "1") for line in lines[:3]] == [True, False, True]
+    assert lines[1] == ""
+    assert len(lines) == 4
+
+
+def test_globs_and_json_lines(finished: Finished, photos: Path, tmp_path: Path) -> None:
+    predict(finished, photos / "*.jpg", "--format", "jsonl", "--output", tmp_path / "out.jsonl")
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [set(record["probabilities"]) for record in records if record["status"] == "predicted"] == [{"0", "1"}] * 2
+    assert sum(record["status"].startswith("refused") for record in records) == 1
+
+
+def test_a_table_with_ids_gives_a_submission_too(finished: Finished, tmp_path: Path) -> None:
+    done = predict(
+        finished, finished.sample / "test.csv", "--image_dir", finished.sample / "dataset", "--output", tmp_path / "p.csv"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    alone = pd.read_csv(tmp_path / "p-submission.csv")
+    of_run = pd.read_csv(finished.run_dir.path / "predict" / "submission.csv")
+    pd.testing.assert_frame_equal(alone, of_run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.jpg"], "matches nothing"),
+        ([".", "--top_k", "3"], "--top_k 3"),
+        ([".", "--format", "xml"], "format"),
+    ],
+)
+def test_mistakes_are_named(finished: Finished, arguments: list[str], words: str) -> None:
+    done = predict(finished, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_ctrl_c_leaves_the_best_so_far_usable(finished: Finished, tmp_path: Path) -> None:
+    assert run_script("dataset.py", *data_flags(finished.sample), "--output_dir", tmp_path).returncode == 0
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL[:6], "--epochs", "500", "--patience", "500"]
+    training = subprocess.Popen(
+        [*command, "--output_dir", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert training.stdout is not None
+    next(line for line in training.stdout if "epoch 2/500" in line)
+    training.send_signal(signal.SIGINT)
+    output, errors = training.communicate(timeout=60)
+    run_dir = find(tmp_path, "latest")
+    assert training.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert f"--bundle {run_dir.bundle}" in output
+    assert not run_dir.done("train")
+    assert bundle.read_info(run_dir.bundle)[0].epoch >= 1
+    table = pd.read_csv(run_dir.splits)
+    assert run_script("predict.py", table["path"].iloc[0], "--bundle", run_dir.bundle).returncode == 0

@@ -1,0 +1,87 @@
+"""Wrong labels are found where features tell the classes apart, and no image judges itself or its twin."""
+
+import numpy as np
+import pytest
+
+from spectacles.label_noise import out_of_fold_probabilities, rank_label_issues
+
+
+def gaussians(count: int, classes: int, dimensions: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    centres = rng.normal(size=(classes, dimensions)) * 2
+    return (centres[labels] + rng.normal(size=(count, dimensions))).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_planted_flips_lead_the_ranking(classes: int) -> None:
+    features, true = gaussians(400, classes)
+    rng = np.random.default_rng(1)
+    flipped = rng.choice(400, 20, replace=False)
+    labels = true.copy()
+    labels[flipped] = (true[flipped] + rng.integers(1, classes, 20)) % classes
+    probabilities = out_of_fold_probabilities(features, labels, folds=5, seed=0)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    ranked = rank_label_issues(labels, probabilities)
+    first = ranked["row"][:20]
+    assert len(set(first) & set(flipped)) >= 18
+    both = np.isin(first, flipped)
+    np.testing.assert_array_equal(ranked["suggested"][:20][both], true[first[both]])
+    assert ranked["suspected"][:20][both].mean() > 0.8
+    assert ranked["suspected"].sum() < 40
+
+
+def test_the_ranking_lists_exactly_the_rows_with_a_more_probable_class() -> None:
+    labels = np.array([0, 1, 2, 0])
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.9, 0.05, 0.05], [np.nan] * 3])
+    ranked = rank_label_issues(labels, probabilities)
+    np.testing.assert_array_equal(ranked["row"], [2, 1])
+    np.testing.assert_array_equal(ranked["suggested"], [0, 0])
+    np.testing.assert_allclose(ranked["score"], [(0.05 - 0.9 + 1) / 2, (0.3 - 0.6 + 1) / 2])
+    np.testing.assert_allclose(ranked["p_given"], [0.05, 0.3])
+    np.testing.assert_allclose(ranked["p_suggested"], [0.9, 0.6])
+
+
+def memorable(pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of twins: nothing tells a label except having seen the twin. (features, labels, groups)."""
+    groups = np.repeat(np.arange(pairs), 2)
+    labels = np.random.default_rng(0).permutation(np.arange(pairs) % 2)[groups]
+    return np.eye(pairs, dtype=np.float32)[groups], labels, groups
+
+
+def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    return float((probabilities.argmax(axis=1) == labels).mean())
+
+
+def test_a_group_is_never_both_fitted_and_judged() -> None:
+    features, labels, groups = memorable(60)
+    assert accuracy(out_of_fold_probabilities(features, labels, 5, 0), labels) > 0.7  # twins do give labels away
+    grouped = out_of_fold_probabilities(features, labels, 5, 0, groups)
+    assert accuracy(grouped, labels) < 0.65
+    np.testing.assert_array_equal(grouped[::2], grouped[1::2])
+
+
+def test_the_seed_decides() -> None:
+    features, labels = gaussians(60, 2)
+    first, again, other = (out_of_fold_probabilities(features, labels, 3, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_classes_with_fewer_images_than_folds() -> None:
+    features, labels = gaussians(60, 3)
+    features, labels = np.append(features, features[:3] + 9, axis=0), np.append(labels, [3, 3, 4])
+    probabilities = out_of_fold_probabilities(features, labels, folds=5, seed=0)
+    assert probabilities.shape == (63, 5)
+    unjudged = np.isnan(probabilities).any(axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(unjudged), [62])  # the only image of its class has no witness
+    assert 62 not in rank_label_issues(labels, probabilities)["row"]
+
+
+@pytest.mark.parametrize("labels", [[], [0], [0, 0, 0], [0, 1], [0, 1, 1]])
+def test_too_little_to_judge_gives_an_empty_list(labels: list[int]) -> None:
+    given = np.array(labels, dtype=np.int64)
+    probabilities = out_of_fold_probabilities(np.ones((len(given), 2), dtype=np.float32), given, folds=5, seed=0)
+    assert len(probabilities) == len(given)
+    ranked = rank_label_issues(given, probabilities)
+    assert len(ranked["row"]) == len(ranked["suspected"]) <= 1
