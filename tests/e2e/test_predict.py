@@ -21,8 +21,8 @@ def photos(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Two good files, a broken one and a text, under awkward names."""
     folder = tmp_path_factory.mktemp("photos") / "with space"
     folder.mkdir()
-    table = pd.read_csv(finished.run_dir.splits)
-    first, second = table["path"].iloc[:2]
+    table = pd.read_csv(finished.run_dir.index)
+    first, second = table.loc[table["status"] == "used", "path"].iloc[:2]
     (folder / "a, b.jpg").write_bytes(Path(first).read_bytes())
     (folder / "ünï 2.jpg").write_bytes(Path(second).read_bytes())
     (folder / "ünï 10.jpg").write_bytes(Path(second).read_bytes()[:500])
@@ -76,9 +76,8 @@ def test_globs_and_json_lines(finished: Finished, photos: Path, tmp_path: Path) 
 
 
 def test_a_table_with_ids_gives_a_submission_too(finished: Finished, tmp_path: Path) -> None:
-    done = predict(
-        finished, finished.sample / "test.csv", "--image_dir", finished.sample / "dataset", "--output", tmp_path / "p.csv"
-    )  # fmt: skip
+    inputs = (finished.sample / "test.csv", "--image_dir", finished.sample / "dataset")
+    done = predict(finished, *inputs, "--output", tmp_path / "p.csv")
     assert done.returncode == 0, done.stderr
     alone = pd.read_csv(tmp_path / "p-submission.csv")
     of_run = pd.read_csv(finished.run_dir.path / "predict" / "submission.csv")

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pictures import noise, write_noise
+from PIL import Image
 
 from spectacles import augment
 from spectacles.config import AugmentConfig

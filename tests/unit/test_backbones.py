@@ -90,11 +90,10 @@ def test_an_unknown_tag_of_a_known_backbone_is_the_users_mistake():
         backbones.build("resnet18.nonsense", 3, None)
 
 
-# fails until fixed: AssertionError from the transformer, RuntimeError from the convolution
-@pytest.mark.parametrize(("name", "size"), [("test_vit", 100), ("inception_v3", 32)])
-def test_a_size_that_the_backbone_cannot_take_is_the_users_mistake(name, size):
-    with pytest.raises(UserError, match=f"--image_size {size}"):
-        model.build(ModelConfig(backbone=name, no_pretrained=True, image_size=size), num_classes=2)
+# fails until fixed: AssertionError from the transformer (and RuntimeError from inception_v3 at 32 pixels)
+def test_a_size_that_the_backbone_cannot_take_is_the_users_mistake():
+    with pytest.raises(UserError, match="--image_size 100"):
+        model.build(ModelConfig(backbone="test_vit", no_pretrained=True, image_size=100), num_classes=2)
 
 
 def test_a_transformer_is_built_for_the_image_size():
@@ -183,7 +182,7 @@ def test_a_file_without_this_backbones_weights_is_named(tmp_path, name, save):
 
 @pytest.mark.parametrize("name", ["missing.pth", "."])
 def test_weights_that_do_not_exist_are_named(tmp_path, name):
-    with pytest.raises(UserError, match="--weights .* does not exist"):
+    with pytest.raises(UserError, match=r"--weights .* does not exist"):
         backbones.build_pretrained(TINY, 3, None, tmp_path / name)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from PIL import Image
 from pictures import noise, odd_files, write_csv, write_noise
+from PIL import Image
 
 import dataset
 from spectacles.config import DatasetConfig
@@ -295,8 +295,10 @@ def test_odd_files_are_used_repaired_or_refused_and_left_alone(tmp_path):
     for file, [(status, reason)] in fates(run_dir).items():
         assert Path(file).name.startswith(status), (file, status, reason)
         assert bool(reason) == (status != "used")
-    assert report.ledger.rows == len(odd_files()) == sum(map(sum, (c.values() for c in report.counts.values()))) + (
-        report.ledger.refused
+    assert (
+        report.ledger.rows
+        == len(odd_files())
+        == sum(map(sum, (c.values() for c in report.counts.values()))) + (report.ledger.refused)
     )
     assert snapshot(data) == before
 

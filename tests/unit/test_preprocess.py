@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from pictures import BLUE, GREEN, RED, noise
+from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 

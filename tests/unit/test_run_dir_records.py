@@ -55,13 +55,18 @@ def test_a_clean_exit_replaces_the_old_content(tmp_path):
     assert os.listdir(path.parent) == ["table.csv"]
 
 
+def write_half(path: Path, exception: type[BaseException]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise exception
+
+
 @pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt])
 def test_an_exception_leaves_the_old_content_and_nothing_else(tmp_path, exception):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(exception), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise exception
+    with pytest.raises(exception):
+        write_half(path, exception)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["table.csv"]
 

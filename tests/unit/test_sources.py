@@ -168,7 +168,9 @@ def test_named_columns_win(photos):
 
 def test_file_names_are_built_from_columns(photos):
     make_files(photos, "face-007.png", "face-008.png")
-    rows = rows_of("number,glasses\n7,0\n8,1\n", photos, label_column="glasses", filename_template="face-{number:0>3}.png")
+    rows = rows_of(
+        "number,glasses\n7,0\n8,1\n", photos, label_column="glasses", filename_template="face-{number:0>3}.png"
+    )
     assert pairs(rows) == [("face-007.png", "0"), ("face-008.png", "1")]
 
 
@@ -298,12 +300,9 @@ def test_a_flat_test_folder_beside_train_folders_is_unlabelled_test_data(tmp_pat
 
 @pytest.mark.parametrize("stray", ["a.png", "train/b.png", "extra/c.png"])
 def test_pictures_outside_the_class_folders_are_not_dropped_silently(tmp_path, stray):
-    # fails until fixed: neither a row nor an error tells of them
+    # fails until fixed: no row tells of them
     make_files(tmp_path, "train/x/a.png", "train/y/b.png", stray)
-    try:
-        assert stray in set(read_rows(DatasetConfig(image_dir=tmp_path)).frame["file"])
-    except UserError as error:
-        assert stray in str(error) or str(Path(stray).parent) in str(error)
+    assert stray in set(read_rows(DatasetConfig(image_dir=tmp_path)).frame["file"])
 
 
 def test_a_flat_test_dir_is_unlabelled(photos):
@@ -320,9 +319,7 @@ def test_a_test_dir_with_a_folder_a_class_is_labelled(photos):
     assert pairs(Rows(frame[frame["source"] == "test"], "", "")) == [("0/d.png", "0"), ("1/e.png", "1")]
 
 
-@pytest.mark.parametrize(
-    ("content", "labels"), [("id,file\n7,a.png\n", [""]), ("id,file,label\n7,a.png,1.0\n", ["1"])]
-)
+@pytest.mark.parametrize(("content", "labels"), [("id,file\n7,a.png\n", [""]), ("id,file,label\n7,a.png,1.0\n", ["1"])])
 def test_a_test_csv_is_read_with_or_without_labels(content, labels, photos):
     (photos.parent / "test.csv").write_text(content)
     rows = rows_of("file,label\na.png,0\nb.png,1\n", photos, test_csv=photos.parent / "test.csv")

@@ -81,9 +81,7 @@ def test_near_pairs_are_those_of_a_full_comparison(distance, seed):
     rng.shuffle(values)
     first = {value: values.index(value) for value in values}
     expected = [
-        tuple(sorted((first[a], first[b])))
-        for a, b in combinations(first, 2)
-        if 1 <= (a ^ b).bit_count() <= distance
+        tuple(sorted((first[a], first[b]))) for a, b in combinations(first, 2) if 1 <= (a ^ b).bit_count() <= distance
     ]
     found = list(near_pairs(np.array(values, dtype=np.uint64), distance))
     assert sorted(found) == sorted(expected)
@@ -101,7 +99,9 @@ def test_a_distance_that_bands_cannot_guarantee_is_refused(distance):
         list(near_pairs(np.zeros(1, dtype=np.uint64), distance))
 
 
-@given(st.integers(1, 30).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.lists(st.integers(0, n - 1), max_size=4)))))
+@given(
+    st.integers(1, 30).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.lists(st.integers(0, n - 1), max_size=4))))
+)
 def test_clusters_are_the_connected_components(case):
     size, groups = case
     edges = [(group[0], other) for group in groups for other in group]

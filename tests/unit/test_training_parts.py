@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_the_rate_rises_in_equal_steps_during_warm_up(scheduler):
 def test_cosine_falls_from_one_to_almost_nothing(warmup):
     rates = [factor("cosine", step, 1000, warmup) for step in range(warmup, 1000)]
     assert rates[0] == 1 and 0 < rates[-1] < 1e-4
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates))
     assert factor("cosine", (1000 + warmup) // 2, 1000, warmup) == pytest.approx(0.5)
 
 
