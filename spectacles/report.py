@@ -3,10 +3,12 @@
 import base64
 import json
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from PIL import Image
 
 from spectacles.run_dir import STAGES, RunDir, atomic_write
 
@@ -32,6 +34,8 @@ HEADLINES = (
     ("ece", "ECE"),
 )
 MAX_CLASS_ROWS = 100
+WIDE = 900
+"""Pixels: galleries are wider, charts are not."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class Section:
     title: str
     summary: list[str]
     warnings: list[str]
-    pictures: list[tuple[str, str]]
-    """(caption, data URI)."""
+    pictures: list[tuple[str, str, bool]]
+    """(caption, data URI, is it a gallery that wants the page's whole width?)."""
     files: list[str]
 
 
@@ -79,13 +83,19 @@ def _section(stage: str, result: dict[str, Any], run_dir: RunDir) -> Section:
         title=TITLES[stage],
         summary=[line for line in result["summary"] if not line.startswith("warning: ")],
         warnings=warnings,
-        pictures=[(Path(name).stem.replace("_", " "), _data_uri(run_dir.path / name)) for name in pictures],
+        pictures=[_picture(run_dir.path / name) for name in pictures],
         files=[name for name in result["artifacts"] if not name.endswith(".png")],
     )
 
 
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _picture(path: Path) -> tuple[str, str, bool]:
+    """One of our own pictures, as WebP: a fifth of the PNG's size, because a report should fit into a mail."""
+    buffer = BytesIO()
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(buffer, "WEBP", quality=85)
+        wide = picture.width > WIDE
+    uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return path.stem.replace("_", " "), uri, wide
 
 
 def _headline(result: dict[str, Any] | None, scores: dict[str, Any]) -> dict[str, Any] | None:

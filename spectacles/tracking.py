@@ -85,7 +85,9 @@ def _connect(output_dir: Path) -> None:
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
         local = "MLFLOW_TRACKING_URI" not in os.environ
         location = (output_dir / "mlartifacts").absolute().as_uri() if local else None
-        mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+        # Without the tag, MLflow 3's pages open as for language-model traces instead of training runs.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        mlflow.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
     mlflow.set_experiment(EXPERIMENT)
 
 

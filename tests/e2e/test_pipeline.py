@@ -105,7 +105,7 @@ def test_the_report_is_one_file_that_tells_of_every_stage(finished: Finished) ->
     page = finished.run_dir.report.read_text(encoding="utf-8")
     for stage in STAGES:
         assert f'<section id="{stage}">' in page
-    assert page.count("data:image/png;base64,") > 10
+    assert page.count("data:image/webp;base64,") > 10
     assert "http://" not in page
     assert "https://" not in page
 
