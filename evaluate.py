@@ -99,7 +99,7 @@ def _report(
     values = scored[headline]
     low, high = values["accuracy_interval"]
     summary = [
-        f"{headline}: accuracy {values['accuracy']:.4f} on {values['images']} images (95 % interval {low:.4f}-{high:.4f})",
+        f"{headline}: accuracy {values['accuracy']:.4f} ({low:.4f}-{high:.4f}, 95 %), {values['images']} images",
         f"{headline}: balanced accuracy {values['balanced_accuracy']:.4f}, macro F1 {values['macro_f1']:.4f}, "
         f"log loss {values['log_loss']:.4f}, ECE {values['ece']:.4f}",
     ]

@@ -3,9 +3,8 @@
 import logging
 import sys
 
-import error_analysis
-
 import dataset
+import error_analysis
 import evaluate
 import explore
 import predict
