@@ -12,6 +12,8 @@ from spectacles.classifier import Classifier
 from spectacles.config import ModelConfig
 from spectacles.preprocess import Preprocessing
 
+DROPOUT = {"simple_cnn": 0.5}
+
 
 def build(config: ModelConfig, num_classes: int) -> tuple[Classifier, Preprocessing]:
     """A classifier with pretrained (or, when asked for, random) backbone and a fresh head, and its preprocessing."""
@@ -21,7 +23,8 @@ def build(config: ModelConfig, num_classes: int) -> tuple[Classifier, Preprocess
         backbone = backbones.build_pretrained(config.backbone, config.in_chans, config.image_size, config.weights)
     preprocessing = preprocess.resolve(backbone.pretrained_cfg, config.image_size, config.resize, config.in_chans)
     dim = backbones.feature_dim(backbone, config.in_chans, preprocessing.image_size)
-    return Classifier(backbone, dim, num_classes, config.dropout), preprocessing
+    dropout = config.dropout if config.dropout is not None else DROPOUT.get(config.backbone, 0.2)
+    return Classifier(backbone, dim, num_classes, dropout), preprocessing
 
 
 def set_phase(classifier: Classifier, phase: str) -> None:

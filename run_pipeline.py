@@ -9,7 +9,7 @@ import evaluate
 import explore
 import predict
 import train
-from spectacles import cli, report, tracking
+from spectacles import cli, report, runtime, tracking
 from spectacles import run_dir as runs
 from spectacles.config import (
     DatasetConfig,
@@ -41,6 +41,7 @@ TABLE = {
 def run(config: PipelineConfig) -> RunDir:
     """Runs the chosen stages in order on one run folder; with --resume, only those that are not finished."""
     chosen = choose_stages(config.stages)
+    runtime.resolve_device(config.device)  # a device that is not there is told before any work is done
     run_dir = _open(config, chosen)
     with tracking.parent_run(run_dir):
         tracking.log_params(to_plain(config))

@@ -105,7 +105,7 @@ def prepare(config: TrainConfig, run_dir: RunDir) -> Training:
         label_column=data.label_column,
         preprocessing=preprocessing,
         feature_dim=classifier.head.in_features,
-        dropout=config.dropout,
+        dropout=classifier.dropout.p,
         threshold=None,
         temperature=1.0,
         data_fingerprint=data.fingerprint,

@@ -1,6 +1,7 @@
 """Random changes to training images, drawn from torch's generator only, so that a seed decides all of them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -9,20 +10,31 @@ from torchvision.transforms import InterpolationMode, v2
 from spectacles.config import AugmentConfig
 from spectacles.preprocess import Preprocessing
 
-Augmentation = Callable[[Image.Image], torch.Tensor]
+ImageStep = Callable[[Image.Image], Image.Image]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """RGB image -> float32 (C, image_size, image_size). An object, because worker processes receive it pickled."""
+
+    steps: tuple[ImageStep, ...]
+    preprocessing: Preprocessing
+    erase: Callable[[torch.Tensor], torch.Tensor] | None
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        for step in self.steps:
+            image = step(image)
+        tensor = self.preprocessing.to_tensor(image)
+        return self.erase(tensor) if self.erase else tensor
 
 
 def build(config: AugmentConfig, preprocessing: Preprocessing) -> Augmentation:
-    """RGB image -> float32 (C, image_size, image_size); normalisation is the preprocessing's own."""
-    size = preprocessing.image_size
-    steps: list[Callable[[Image.Image], Image.Image]] = []
-    if config.crop_scale < 1:
-        if preprocessing.resize == "pad":  # a crop of the padded picture, so that training sees borders too
-            steps.append(preprocessing.fit)
-        ratio = (0.85, 1.18) if preprocessing.resize != "squash" else None
-        steps.append(_RandomCrop(size, config.crop_scale, ratio))
-    else:
+    """What the flags ask for; normalisation is the preprocessing's own."""
+    steps: list[ImageStep] = []
+    if config.crop_scale == 1 or preprocessing.resize == "pad":  # crops of a padded picture: training sees borders too
         steps.append(preprocessing.fit)
+    if config.crop_scale < 1:
+        steps.append(RandomCrop(preprocessing.image_size, config.crop_scale, preprocessing.resize == "squash"))
     if config.flip:
         steps.append(v2.RandomHorizontalFlip())
     if config.color_jitter:
@@ -30,26 +42,26 @@ def build(config: AugmentConfig, preprocessing: Preprocessing) -> Augmentation:
     if config.randaugment:
         steps.append(v2.RandAugment(num_ops=2, magnitude=config.randaugment))
     erase = v2.RandomErasing(p=config.random_erasing) if config.random_erasing else None
-
-    def augment(image: Image.Image) -> torch.Tensor:
-        for step in steps:
-            image = step(image)
-        tensor = preprocessing.to_tensor(image)
-        return erase(tensor) if erase else tensor  # type: ignore[no-any-return]
-
-    return augment
+    return Augmentation(tuple(steps), preprocessing, erase)
 
 
-class _RandomCrop:
-    """Random resized crop whose aspect ratio varies around the target's own (squash: around the photo's)."""
+@dataclass(frozen=True)
+class RandomCrop:
+    """Random resized crop (Szegedy et al. 2014) of at least `smallest` of the area.
 
-    def __init__(self, size: int, smallest: float, ratio: tuple[float, float] | None) -> None:
-        self.size, self.smallest, self.ratio = size, smallest, ratio
+    Its aspect ratio varies by 18 % around the input's square or, where photos are squashed, around the photo's own.
+    """
+
+    size: int
+    smallest: float
+    squash: bool
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        own = image.width / image.height
-        ratio = self.ratio or (own * 0.85, own * 1.18)
+        own = image.width / image.height if self.squash else 1.0
         crop = v2.RandomResizedCrop(
-            self.size, scale=(self.smallest, 1.0), ratio=ratio, interpolation=InterpolationMode.BILINEAR
+            self.size,
+            scale=(self.smallest, 1.0),
+            ratio=(own / 1.18, own * 1.18),
+            interpolation=InterpolationMode.BILINEAR,
         )
         return crop(image)  # type: ignore[no-any-return]

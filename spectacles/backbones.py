@@ -30,7 +30,7 @@ SIMPLE_CNN_CFG = {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) *
 class SimpleCNN(nn.Module):
     """Three conv-BN-ReLU-pool blocks of 32, 64 and 128 channels, then a fully connected layer of 128 with BN.
 
-    The dropout of 0.5 that belongs before the last layer is the head's (`--dropout 0.5`).
+    The dropout of 0.5 that belongs before the last layer is the head's.
     """
 
     num_features = 128

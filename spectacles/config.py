@@ -85,8 +85,8 @@ class ModelConfig:
     """How a photo becomes square: stretch it, cut the centre out, or add borders."""
     in_chans: Literal[1, 3] = 3
     """3: colour. 1: grey."""
-    dropout: float = 0.2
-    """Dropout before the last layer."""
+    dropout: float | None = None
+    """Dropout before the last layer. Default: 0.2, and 0.5 for simple_cnn."""
 
 
 @dataclass(frozen=True)
