@@ -66,9 +66,9 @@ def check_files(rows: Rows, config: DatasetConfig) -> pd.DataFrame:
     facts = look_at_all(paths, config.num_workers or cpu_count())
     facts.insert(0, "path", paths)
     index = frame.merge(facts, on="path", how="left", validate="many_to_one")
+    index.loc[index["file"] == "", ["status", "reason"]] = ["refused", "no file name"]
     unlabelled = (index["source"] == "train") & (index["label"] == "") & (index["given_split"] != "test")
     _refuse(index, unlabelled, "no label")
-    _refuse(index, index["file"] == "", "no file name")
     return index.assign(split="", cluster=-1)
 
 
@@ -132,7 +132,11 @@ def assign_splits(
     open_rows = split.isin(["", "train"]).to_numpy()
     codes = pd.Categorical(used.loc[open_rows, "label"], categories=classes).codes.astype(np.int64)
     fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-    numbers = stratified_split(codes, cluster[open_rows], fractions, config.seed)
+    # By content, not by row: the same images are split the same way in whatever order they are listed.
+    order = np.argsort(used.loc[open_rows, "sha256"].to_numpy(dtype=str), kind="stable")
+    ordered = pd.factorize(cluster[open_rows][order])[0]
+    numbers = np.empty(len(order), dtype=np.int64)
+    numbers[order] = stratified_split(codes[order], ordered, fractions, config.seed)
     split[open_rows] = np.array(SPLITS)[numbers]
     for name in ("train", "val"):
         if not (split == name).any():

@@ -218,7 +218,7 @@ def main() -> None:
         config = PredictCommand(**values)
         if inputs:
             predict_inputs(inputs, config)
-        elif config.bundle or config.output:
+        elif any(argument.split("=")[0] in ("--bundle", "--output") for argument in arguments):
             raise UserError("--bundle and --output go with files to predict: name them, or leave both flags out.")
         else:
             cli.execute("predict", run, select(config, PredictConfig), cli.open_run(config, makes_run=False))

@@ -31,6 +31,22 @@ log = logging.getLogger("spectacles")
 HEAD, FINE_TUNE = "head", "fine_tune"
 ENOUGH_TO_CALIBRATE = 50
 """Validation images below which a fitted temperature is noise (it overfits to 0 or infinity) and 1 is kept."""
+LIMITS = {
+    "dropout": 1.0,
+    "label_smoothing": 1.0,
+    "random_erasing": 1.0,
+    "randaugment": 30,
+    "color_jitter": 1.0,
+    "mixup": math.inf,
+    "cutmix": math.inf,
+    "weight_decay": math.inf,
+    "clip_grad_norm": math.inf,
+    "warmup_epochs": math.inf,
+    "backbone_lr_scale": math.inf,
+    "head_epochs": math.inf,
+    "num_workers": math.inf,
+}
+"""Largest sensible value of what may not be negative."""
 PROFILED = ("brightness", "contrast", "sharpness")
 
 
@@ -299,10 +315,18 @@ def _explain_interruption(training: Training, run_dir: RunDir) -> None:
 def _check(config: TrainConfig) -> None:
     if config.epochs < 1 or config.batch_size < 1:
         raise UserError(f"--epochs {config.epochs} and --batch_size {config.batch_size} must be at least 1.")
-    if config.lr <= 0:
+    if not 0 < config.lr < math.inf:
         raise UserError(f"--lr {config.lr} must be above 0.")
     if not 0 < config.crop_scale <= 1:
         raise UserError(f"--crop_scale {config.crop_scale} must be above 0 and at most 1.")
+    if config.patience < 1:
+        raise UserError(f"--patience {config.patience} must be at least 1.")
+    if config.backbone == "simple_cnn" and config.batch_size == 1:
+        raise UserError("--batch_size 1 does not work with simple_cnn: its BatchNorm needs at least two images.")
+    for name, most in LIMITS.items():
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= most:
+            raise UserError(f"--{name} {value} is out of range: use 0 to {most}.")
 
 
 if __name__ == "__main__":

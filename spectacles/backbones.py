@@ -1,6 +1,7 @@
 """Backbones by name, and where their pretrained weights come from."""
 
 import importlib.util
+import logging
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from spectacles.errors import UserError
+
+log = logging.getLogger("spectacles")
 
 ALIASES = {
     "mobilenet_v3": "mobilenetv3_large_100",
@@ -81,6 +84,8 @@ def build(name: str, in_chans: int, image_size: int | None) -> nn.Module:
             options["img_size"] = image_size
         return timm.create_model(full_name, **options)
     except RuntimeError as error:
+        if "Invalid pretrained tag" in str(error):
+            raise UserError(f"--backbone {name}: {error}") from None
         if "Unknown model" not in str(error):
             raise
         close = ", ".join(timm.list_models(f"*{re.split(r'[._]', name)[0]}*")[:8]) or "resnet50, mobilenet_v3"
@@ -115,6 +120,7 @@ def _from_hub(name: str, in_chans: int, image_size: int | None) -> nn.Module:
     cfg: dict[str, Any] = vars(bare).get("pretrained_cfg") or {}
     if not cfg.get("url") and not cfg.get("hf_hub_id"):
         raise UserError(f"--backbone {name}: timm has no pretrained weights for it. Give --weights or --no_pretrained.")
+    log.info("  fetching the pretrained weights of %s (from timm's cache or its hub)", name)
     options: dict[str, Any] = {"num_classes": 0, "in_chans": in_chans}
     if image_size and _sizes_its_positions(timm_name(name)):
         options["img_size"] = image_size
@@ -139,8 +145,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # damaged files raise pickle, zip, key and runtime errors
         raise UserError(f"--weights {path} is no readable weights file ({type(error).__name__}).") from error
     state = state if isinstance(state, dict) else {}
-    state = state.get("state_dict") or state.get("model") or state
-    tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
+    tensors = {str(k).removeprefix("module."): value for k, value in inner.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise UserError(f"--weights {path} holds no tensors.")
     return tensors

@@ -7,6 +7,7 @@ from torch import nn
 
 from spectacles import backbones, bundle
 from spectacles.bundle import BundleInfo
+from spectacles.errors import UserError
 
 
 class Classifier(nn.Module):
@@ -34,5 +35,10 @@ def load(folder: Path) -> tuple[Classifier, BundleInfo, str]:
     info, state, model_id = bundle.load(folder)
     backbone = backbones.build(info.backbone, info.preprocessing.in_chans, info.preprocessing.image_size)
     classifier = Classifier(backbone, info.feature_dim, len(info.classes), info.dropout)
-    classifier.load_state_dict(state)
+    try:
+        classifier.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in {folder} do not fit its {info.backbone}: use the timm that wrote it."
+        ) from error
     return classifier.eval(), info, model_id

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from spectacles import report, tracking
@@ -57,7 +58,7 @@ def exit_codes() -> Iterator[None]:
 
 def build_parser(config_class: type, description: str, positional: str | None = None) -> ArgumentParser:
     """One flat flag a field, its docstring as help; --config, SPECTACLES_* variables and --print_config for free."""
-    parser = ArgumentParser(description=description, default_env=True, env_prefix="SPECTACLES")
+    parser = ArgumentParser(description=description, default_env=True, env_prefix="SPECTACLES", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
     hints, texts = get_type_hints(config_class), help_texts(config_class)
     if positional:
@@ -84,27 +85,46 @@ def parse(
 def parse_namespace(
     parser: ArgumentParser, config_class: type, args: Sequence[str], defaults: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    known = {field.name for field in fields(config_class)} - {"output_dir", "run_name"}
+    known = {field.name for field in fields(config_class)} - {"output_dir", "run_name", "resume"}
     parser.set_defaults({key: value for key, value in (defaults or {}).items() if key in known})
-    values = parser.parse_args(list(args)).as_dict()
-    values.pop("config", None)
-    return values
+    files, rest = config_files(args)
+    for file in files:
+        if not Path(file).is_file():
+            parser.error(f"--config {file} does not exist")
+    parser.default_config_files = files  # as defaults, so that variables and flags win wherever --config stands
+    values = parser.parse_args(rest).as_dict()
+    return {key: value for key, value in values.items() if key not in ("config", "__default_config__")}
 
 
 def run_defaults(args: Sequence[str], reopen: bool = True) -> dict[str, Any]:
     """The saved config of the run folder that `args` point at; empty where there is none yet."""
     known, _ = locate_parser().parse_known_args(list(args))
-    name = known.run_name or (runs.LATEST if reopen else None)
+    in_files: dict[str, Any] = {}
     try:
-        return runs.find(Path(known.output_dir), name).load_config() if name else {}
+        for file in config_files(args)[0]:
+            in_files |= yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return {}  # the full parse says what is wrong with the file
+    name = known.run_name or in_files.get("run_name") or (runs.LATEST if reopen else None)
+    output_dir = known.output_dir or in_files.get("output_dir") or "outputs"
+    try:
+        return runs.find(Path(output_dir), name).load_config() if name else {}
     except UserError:
         return {}
+
+
+def config_files(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(files given with --config, the other arguments)."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    known, rest = parser.parse_known_args(list(args))
+    return known.config, rest
 
 
 def locate_parser() -> argparse.ArgumentParser:
     """Only where the run is: needed before the full parse, whose defaults come from there."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--output_dir", default=os.environ.get("SPECTACLES_OUTPUT_DIR", "outputs"))
+    parser.add_argument("--output_dir", default=os.environ.get("SPECTACLES_OUTPUT_DIR"))
     parser.add_argument("--run_name", default=os.environ.get("SPECTACLES_RUN_NAME"))
     return parser
 

@@ -79,6 +79,7 @@ def _decode(content: bytes, max_pixels: int) -> DecodedImage:
         frames = getattr(opened, "n_frames", 1)
         repairs = [f"first of {frames} frames"] if frames > 1 and opened.format != "MPO" else []
         opened.seek(0)
+        turned = _orientation(opened)  # before load(): Pillow turns a TIFF itself and forgets the tag
         opened.load()
         image_format, mode = opened.format or "", opened.mode
         rgb, conversion = to_rgb(opened)
@@ -86,6 +87,7 @@ def _decode(content: bytes, max_pixels: int) -> DecodedImage:
         orientation = _orientation(opened)
         if orientation in UPRIGHT:
             rgb = rgb.transpose(UPRIGHT[orientation])
+        if orientation in UPRIGHT or turned in UPRIGHT:
             repairs.append("EXIF orientation applied")
     return DecodedImage(rgb, image_format, mode, tuple(repairs))
 

@@ -46,7 +46,8 @@ class ImageDataset(Dataset[Sample]):
         if self.augmentation is None:
             return self.preprocessing(image), self.labels[index], index
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, "augment", epoch, index))
+            # Not torch.manual_seed, which would seed the GPUs as well and so change dropout.
+            torch.default_generator.manual_seed(derive_seed(self.seed, "augment", epoch, index))
             return self.augmentation(image), self.labels[index], index
 
 
@@ -67,6 +68,17 @@ class EpochSampler(Sampler[Key]):
         return iter([(self.epoch, index) for index in order])
 
 
+class Loader(DataLoader[Sample]):
+    """Gives a worker's UserError back as it was: torch wraps it into its traceback."""
+
+    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            text = str(error.with_traceback(None)).rpartition("UserError: ")[2].strip()
+            raise UserError(text) from None
+
+
 def make_loader(
     dataset: ImageDataset, batch_size: int, num_workers: int, seed: int = 0, shuffle: bool = False, pin: bool = False
 ) -> tuple[DataLoader[Sample], EpochSampler]:
@@ -74,7 +86,7 @@ def make_loader(
     BatchNorm cannot normalise a single value; another permutation brings that image in the next epoch."""
     sampler = EpochSampler(len(dataset), seed, shuffle)
     lone_rest = shuffle and len(dataset) > batch_size and len(dataset) % batch_size == 1
-    loader = DataLoader(
+    loader = Loader(
         dataset,
         batch_sampler=BatchSampler(sampler, batch_size, drop_last=lone_rest),  # type: ignore[arg-type]
         num_workers=num_workers,

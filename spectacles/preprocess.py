@@ -32,7 +32,13 @@ class Preprocessing:
         size, resampling = (self.image_size, self.image_size), RESAMPLING[self.interpolation]
         if self.resize == "squash":
             return image.resize(size, resampling, reducing_gap=None)
-        return (ImageOps.fit if self.resize == "crop" else ImageOps.pad)(image, size, resampling)
+        if self.resize == "crop":
+            return ImageOps.fit(image, size, resampling)
+        scale = self.image_size / max(image.size)  # ImageOps.pad loses a picture whose short side rounds to zero
+        inner = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resampling)
+        canvas = Image.new("RGB", size)
+        canvas.paste(inner, ((self.image_size - inner.width) // 2, (self.image_size - inner.height) // 2))
+        return canvas
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
         """RGB image -> float32 (C, H, W): 0..1, minus mean, over std. Grey is ITU-R 601 luma."""
@@ -58,7 +64,7 @@ class Preprocessing:
 
 def resolve(pretrained_cfg: dict[str, Any], image_size: int | None, resize: str, in_chans: int) -> Preprocessing:
     """The backbone's own size, interpolation, mean and std, with the person's size and channels on top."""
-    size = image_size or int(pretrained_cfg["input_size"][-1])
+    size = int(pretrained_cfg["input_size"][-1]) if image_size is None else image_size
     if not 16 <= size <= 2048:
         raise UserError(f"--image_size {size} is out of range: use 16 to 2048.")
     mean, std = tuple(pretrained_cfg["mean"]), tuple(pretrained_cfg["std"])

@@ -201,7 +201,7 @@ def find(output_dir: Path, run_name: str) -> RunDir:
             )
         run_name = pointer.read_text(encoding="utf-8").strip()
     path = output_dir / run_name
-    if not path.is_dir():
+    if path.parent != output_dir or not path.is_dir() or run_name == "..":
         known = sorted(p.name for p in output_dir.glob("*") if (p / "config.yaml").is_file())
         raise UserError(f"there is no run {path}; --run_name can be one of: {', '.join(known) or '(none yet)'}.")
     return RunDir(path.absolute())

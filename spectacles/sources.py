@@ -1,6 +1,7 @@
 """What the person gave (CSV, JSON, JSONL, folders) as one table of rows, none dropped."""
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_rows(config: DatasetConfig) -> Rows:
         raise UserError("no training data: give --train_csv FILE (with --image_dir), or --image_dir FOLDER alone.")
     tables = [train]
     if config.test_csv is not None:
-        folder = config.test_dir or (_image_dir(config) if config.image_dir else config.test_csv.parent)
+        folder = config.test_dir or config.image_dir or config.test_csv.parent
         test, _, id_column = _read_table(config, config.test_csv, folder, "test", label_column)
         tables.append(test)
     elif config.test_dir is not None:
@@ -62,9 +63,11 @@ def read_table(path: Path) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"{path} cannot be read as a table: {error}.") from error
     frame.columns = [str(column).strip() for column in frame.columns]
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise UserError(f"{path} has rows with more cells than its header: give every column a name.")
     if frame.empty:
         raise UserError(f"{path} has no rows.")
-    return frame.fillna("").astype(str)
+    return frame.astype(object).where(frame.notna(), "").astype(str)
 
 
 def _delimiter(path: Path) -> str:
@@ -79,12 +82,14 @@ def _json_records(path: Path) -> list[dict[str, object]]:
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() == ".json":
         content = json.loads(text)
-        items = [content] if isinstance(content, dict) else content
+        if isinstance(content, dict):
+            return [{"file": file, "label": label} for file, label in content.items()]
+        items = content
     else:
         items = [json.loads(line) for line in text.splitlines() if line.strip()]
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ValueError("expected objects: {file: label}, or a list (JSONL: lines) of them")
-    if all(len(item) == 1 or _is_mapping(item) for item in items):
+    if all(_is_mapping(item) for item in items):
         return [{"file": file, "label": label} for item in items for file, label in item.items()]
     return items
 
@@ -130,7 +135,7 @@ def file_names(table: pd.DataFrame, path: Path, file_column: str | None, templat
     if template is not None:
         try:
             names = [template.format(**{str(k): v for k, v in row.items()}) for row in table.to_dict("records")]
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise UserError(
                 f"--filename_template {template!r} does not fit {path}: {error}; it has {_list(table)}."
             ) from error
@@ -196,6 +201,11 @@ def _read_folder(folder: Path) -> pd.DataFrame:
         rows = _class_folders(folder, folder, "")
     if not rows:
         raise UserError(f"--image_dir {folder} has no folder a class with files in it; with a CSV, add --train_csv.")
+    listed = {row[0] for row in rows}
+    for path in files_below(folder):  # pictures without a class: unlabelled test data, or refused, but never dropped
+        if path not in listed and path.suffix.lower() in SUFFIXES:
+            name = path.relative_to(folder)
+            rows.append((path, name.as_posix(), "", "test" if splits.get(name.parts[0]) == "test" else ""))
     return _folder_frame(rows, "train")
 
 
@@ -218,9 +228,14 @@ def _class_folders(folder: Path, root: Path, split: str) -> list[tuple[Path, str
 
 
 def _folder_frame(rows: list[tuple[Path, str, str, str]], source: str) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=["path", "file", "label", "given_split"])
-    frame["path"] = frame["path"].map(str)
+    texts = [[_text(str(cell)) for cell in row] for row in rows]
+    frame = pd.DataFrame(texts, columns=["path", "file", "label", "given_split"])
     return frame.assign(source=source, row=range(len(frame)), group="", id="")[COLUMNS]
+
+
+def _text(name: str) -> str:
+    """A file name that is not UTF-8 with its odd bytes spelled out: such a file is then refused as not found."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -259,7 +274,7 @@ def _list(table: pd.DataFrame) -> str:
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """'10' sorts after '9', and 'class 2' before 'class 10'."""
     parts = re.split(r"(\d+)", text)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part.casefold()) for part in parts if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts if part]
 
 
 def natural_sort(names: list[str]) -> list[str]:
