@@ -15,7 +15,7 @@ from spectacles.index import look_at_all
 from spectacles.loading import ImageDataset
 from spectacles.preprocess import Preprocessing
 from spectacles.records import DatasetReport, Ledger
-from spectacles.run_dir import RunDir, atomic_path
+from spectacles.run_dir import RunDir, write_csv
 from spectacles.runtime import cpu_count
 from spectacles.sources import Rows, natural_sort, read_rows
 from spectacles.splits import stratified_split
@@ -172,8 +172,7 @@ def _save(index: pd.DataFrame, pairs: pd.DataFrame, issues: pd.DataFrame, run_di
     splits = index.loc[index["split"] != "", SPLIT_COLUMNS]
     tables = {run_dir.index: index, run_dir.splits: splits, run_dir.duplicates: pairs, run_dir.issues: issues}
     for path, table in tables.items():
-        with atomic_path(path) as temporary:
-            table.to_csv(temporary, index=False)
+        write_csv(path, table)
 
 
 def _report(index: pd.DataFrame, pairs: pd.DataFrame, classes: list[str], rows: Rows, run_dir: RunDir) -> DatasetReport:

@@ -21,7 +21,7 @@ from spectacles.gradcam import NoFeatureMap, grad_cam
 from spectacles.images import ImageRefused, decode
 from spectacles.inference import decoded_batches
 from spectacles.records import ErrorReport, EvaluateReport
-from spectacles.run_dir import RunDir, atomic_path
+from spectacles.run_dir import RunDir, write_csv
 
 log = logging.getLogger("spectacles")
 
@@ -41,9 +41,9 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
 
     errors, pairs = find_errors(predicted), confused_pairs(scored)
     noisy, notes = check_labels(config, run_dir, classifier, info, device)
-    _save(errors[["file", "split", "label", "predicted", "confidence"]], folder / "misclassified.csv")
-    _save(pairs, folder / "confused_pairs.csv")
-    _save(noisy.drop(columns="path"), folder / "noisy_labels.csv")
+    write_csv(folder / "misclassified.csv", errors[["file", "split", "label", "predicted", "confidence"]])
+    write_csv(folder / "confused_pairs.csv", pairs)
+    write_csv(folder / "noisy_labels.csv", noisy.drop(columns="path"))
 
     shown = errors[errors["split"] == scored_on].head(config.gallery_size)
     galleries = [
@@ -193,11 +193,6 @@ def _readable(tensor: torch.Tensor | None, path: str, reason: str) -> torch.Tens
 
 def _unreadable(path: str, reason: str) -> UserError:
     return UserError(f"{path} was readable when it was evaluated and is not any more ({reason}): restore it.")
-
-
-def _save(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 def _report(

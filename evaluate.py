@@ -13,7 +13,7 @@ from spectacles.config import EvaluateConfig
 from spectacles.errors import UserError
 from spectacles.inference import Predictor
 from spectacles.records import EvaluateReport
-from spectacles.run_dir import RunDir, write_json
+from spectacles.run_dir import RunDir, write_csv, write_json
 
 log = logging.getLogger("spectacles")
 
@@ -27,7 +27,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     classes = list(predictor.info.classes)
     rows = dataset.load_split(run_dir, "val", "test")
     table = predictions.predict_rows(predictor, rows[rows["label"] != ""], config.num_workers)
-    predictions.save(table, run_dir.predictions)
+    write_csv(run_dir.predictions, table)
     scored = {split: _score(table, split, classes, config) for split in ("val", "test")}
     scored = {split: values for split, values in scored.items() if values}
     if not scored:

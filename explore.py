@@ -18,7 +18,7 @@ from spectacles.galleries import THUMBNAIL, image_grid
 from spectacles.images import ImageRefused, decode
 from spectacles.progress import progress
 from spectacles.records import DatasetReport, ExploreReport
-from spectacles.run_dir import RunDir, atomic_path, atomic_write
+from spectacles.run_dir import RunDir, atomic_write, write_csv
 from spectacles.runtime import cpu_count, derive_seed
 
 SAMPLE, ALL_SAMPLES = 200, 1200
@@ -77,8 +77,7 @@ def write_tables(
         "outliers.csv": outliers.drop(columns="path"),
     }
     for name, table in tables.items():
-        with atomic_path(folder / name) as temporary:
-            table.to_csv(temporary, index=False)
+        write_csv(folder / name, table)
 
 
 def draw_charts(data: DatasetReport, used: pd.DataFrame, folder: Path) -> None:

@@ -23,7 +23,7 @@ from spectacles.errors import UserError
 from spectacles.history import Epoch
 from spectacles.loading import EpochSampler, Sample, make_loader
 from spectacles.records import DatasetReport, TrainReport
-from spectacles.run_dir import RunDir, atomic_path
+from spectacles.run_dir import RunDir, write_csv
 from spectacles.runtime import derive_seed
 
 log = logging.getLogger("spectacles")
@@ -272,8 +272,7 @@ def _save_history(training: Training, run_dir: RunDir) -> None:
     if not training.history:
         return
     folder, frame = run_dir.folder("train"), history.to_frame(training.history)
-    with atomic_path(folder / "history.csv") as temporary:
-        frame.to_csv(temporary, index=False)
+    write_csv(folder / "history.csv", frame)
     plots.training_curves(frame.to_dict("records"), folder / "curves.png", training.config.metric)
 
 

@@ -7,7 +7,6 @@ import pandas as pd
 
 from spectacles.inference import Predictor
 from spectacles.progress import progress
-from spectacles.run_dir import atomic_path
 
 PREFIX = "p_"
 TEXT = ("file", "path", "split", "label", "predicted", "status", "cluster")
@@ -30,11 +29,6 @@ def predict_rows(predictor: Predictor, rows: pd.DataFrame, num_workers: int | No
     probabilities = np.array([p.probabilities or missing for p in outcomes_list], dtype=np.float64)
     columns = pd.DataFrame(probabilities.reshape(-1, len(classes)), columns=[PREFIX + name for name in classes])
     return pd.concat([table, columns], axis=1)
-
-
-def save(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 def load(path: Path) -> pd.DataFrame:

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from spectacles.errors import UserError
 from spectacles.records import RecordT, from_json, to_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STAGES = ("dataset", "explore", "train", "evaluate", "error_analysis", "predict")
 """In running order. A stage's folder and script bear its name."""
@@ -205,6 +208,11 @@ def find(output_dir: Path, run_name: str) -> RunDir:
         known = sorted(p.name for p in output_dir.glob("*") if (p / "config.yaml").is_file())
         raise UserError(f"there is no run {path}; --run_name can be one of: {', '.join(known) or '(none yet)'}.")
     return RunDir(path.absolute())
+
+
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,5 +1,8 @@
 """Settings for all tests."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
@@ -14,3 +17,39 @@ def _one_thread() -> None:
     import torch  # not above: tests that need no torch start without it
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes the bundle of a tiny net with random weights for these classes, 32 px, and returns its folder."""
+    import torch
+
+    from spectacles import backbones, bundle
+    from spectacles.bundle import BundleInfo
+    from spectacles.classifier import Classifier
+    from spectacles.preprocess import Preprocessing
+
+    def make(*classes: str, threshold: float | None = None, temperature: float = 1.0) -> Path:
+        torch.manual_seed(0)
+        classifier = Classifier(backbones.build("simple_cnn", 3, 32), 128, len(classes), dropout=0.0)
+        info = BundleInfo(
+            backbone="simple_cnn",
+            classes=classes,
+            label_column="label",
+            preprocessing=Preprocessing(32, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3),
+            feature_dim=128,
+            dropout=0.0,
+            threshold=threshold,
+            temperature=temperature,
+            data_fingerprint="f" * 64,
+            training_profile={},
+            metric="accuracy",
+            metric_value=0.5,
+            epoch=1,
+            phase="head",
+        )
+        folder = tmp_path_factory.mktemp("bundle")
+        bundle.save(folder, info, classifier.state_dict())
+        return folder
+
+    return make

@@ -6,20 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
-
-from spectacles import backbones, bundle
-from spectacles.bundle import BundleInfo
-from spectacles.classifier import Classifier
-from spectacles.preprocess import Preprocessing
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60
@@ -28,28 +22,8 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 
 @pytest.fixture(scope="module")
-def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    classifier = Classifier(backbones.build("simple_cnn", 3, 32), 128, 2, dropout=0.0)
-    info = BundleInfo(
-        backbone="simple_cnn",
-        classes=("no", "yes"),
-        label_column="label",
-        preprocessing=Preprocessing(32, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3),
-        feature_dim=128,
-        dropout=0.0,
-        threshold=0.5,
-        temperature=1.0,
-        data_fingerprint="f" * 64,
-        training_profile={},
-        metric="accuracy",
-        metric_value=0.5,
-        epoch=1,
-        phase="head",
-    )
-    folder = tmp_path_factory.mktemp("bundle")
-    bundle.save(folder, info, classifier.state_dict())
-    return folder
+def bundle_dir(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle("no", "yes", threshold=0.5)
 
 
 @contextmanager

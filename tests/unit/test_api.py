@@ -3,7 +3,7 @@
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -16,39 +16,16 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import api
-from spectacles import backbones, bundle
-from spectacles.bundle import BundleInfo
-from spectacles.classifier import Classifier
+from spectacles import bundle
 from spectacles.inference import Predictor
-from spectacles.preprocess import Preprocessing
 from spectacles.serving import MAX_BODY_BYTES, MAX_FILES, page_headers
 
 CLASSES = ("cat", "dog", "<b>other</b>")
 
 
 @pytest.fixture(scope="module")
-def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    classifier = Classifier(backbones.build("simple_cnn", 3, 32), 128, len(CLASSES), dropout=0.0)
-    info = BundleInfo(
-        backbone="simple_cnn",
-        classes=CLASSES,
-        label_column="label",
-        preprocessing=Preprocessing(32, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3),
-        feature_dim=128,
-        dropout=0.0,
-        threshold=None,
-        temperature=0.01,  # makes probabilities differ visibly in spite of random weights
-        data_fingerprint="f" * 64,
-        training_profile={},
-        metric="accuracy",
-        metric_value=0.5,
-        epoch=1,
-        phase="head",
-    )
-    folder = tmp_path_factory.mktemp("bundle")
-    bundle.save(folder, info, classifier.state_dict())
-    return folder
+def bundle_dir(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle(*CLASSES, temperature=0.01)  # probabilities differ visibly in spite of random weights
 
 
 @contextmanager

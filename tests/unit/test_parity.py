@@ -1,6 +1,7 @@
 """Training's validation, evaluate, predict and the server see the very same pixels and answer the same."""
 
 import csv
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import torch
 from fastapi.testclient import TestClient
 from pictures import blocks, encoded, exif
 from PIL import Image
-from test_api import bundle_dir  # noqa: F401 - a fixture
 
 import api
 import predict
@@ -57,12 +57,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 
 def test_all_paths_agree_bit_for_bit(
-    bundle_dir: Path,  # noqa: F811
+    make_bundle: Callable[..., Path],
     photos: list[Path],
     seen: list[torch.Tensor],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    bundle_dir = make_bundle("cat", "dog", "other", temperature=0.01)
     predictor = Predictor(bundle_dir, torch.device("cpu"), batch_size=1)
     preprocessing, classes = predictor.info.preprocessing, list(predictor.info.classes)
     validation = ImageDataset([str(path) for path in photos], [0] * len(photos), preprocessing)
