@@ -14,12 +14,24 @@ from torch.utils.data import DataLoader
 
 import dataset
 import model
-from spectacles import augment, bundle, checkpoint, cli, engine, history, metrics, plots, runtime, schedule, tracking
+from spectacles import (
+    augment,
+    bundle,
+    calibration,
+    checkpoint,
+    cli,
+    engine,
+    history,
+    metrics,
+    plots,
+    runtime,
+    schedule,
+    tracking,
+)
 from spectacles import classifier as classifiers
 from spectacles.bundle import BundleInfo
 from spectacles.classifier import Classifier
-from spectacles.config import TrainConfig
-from spectacles.errors import UserError
+from spectacles.config import TrainConfig, check_training
 from spectacles.history import Epoch
 from spectacles.loading import EpochSampler, Sample, make_loader
 from spectacles.records import DatasetReport, TrainReport
@@ -31,22 +43,6 @@ log = logging.getLogger("spectacles")
 HEAD, FINE_TUNE = "head", "fine_tune"
 ENOUGH_TO_CALIBRATE = 50
 """Validation images below which a fitted temperature is noise (it overfits to 0 or infinity) and 1 is kept."""
-LIMITS = {
-    "dropout": 1.0,
-    "label_smoothing": 1.0,
-    "random_erasing": 1.0,
-    "randaugment": 30,
-    "color_jitter": 1.0,
-    "mixup": math.inf,
-    "cutmix": math.inf,
-    "weight_decay": math.inf,
-    "clip_grad_norm": math.inf,
-    "warmup_epochs": math.inf,
-    "backbone_lr_scale": math.inf,
-    "head_epochs": math.inf,
-    "num_workers": math.inf,
-}
-"""Largest sensible value of what may not be negative."""
 PROFILED = ("brightness", "contrast", "sharpness")
 
 
@@ -71,7 +67,7 @@ class Training:
 
 def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
     """Trains, and leaves the bundle of the best epoch, history.csv and curves.png."""
-    _check(config)
+    check_training(config)
     started = time.monotonic()
     training = prepare(config, run_dir)
     if config.resume and training.checkpoint.is_file():
@@ -204,7 +200,7 @@ def run_epoch(
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Validation metrics; one that is undefined (AUC with one class) counts as worst."""
-    probabilities = metrics.softmax(logits)
+    probabilities = calibration.softmax(logits)
     values = metrics.classification_metrics(
         labels, probabilities, metrics.decide(probabilities, None), probabilities.shape[1]
     )
@@ -218,7 +214,7 @@ def finish(training: Training, run_dir: RunDir, seconds: float) -> TrainReport:
     classifier.to(training.settings.device, memory_format=torch.channels_last)
     logits, labels = engine.validate(classifier, training.val_loader, training.settings)
     rescored = score(logits, labels)[config.metric]
-    temperature = metrics.fit_temperature(logits, labels) if len(labels) >= ENOUGH_TO_CALIBRATE else 1.0
+    temperature = calibration.fit_temperature(logits, labels) if len(labels) >= ENOUGH_TO_CALIBRATE else 1.0
     model_id = _save_bundle(training, classifier.state_dict(), best, temperature)
     training.checkpoint.unlink(missing_ok=True)
     summary = [
@@ -309,23 +305,6 @@ def _explain_interruption(training: Training, run_dir: RunDir) -> None:
              best.metric, best.value, training.bundle)  # fmt: skip
     log.info("  use it:   python predict.py photo.jpg --bundle %s", training.bundle)
     log.info("  go on:    python train.py --output_dir %s --run_name %s --resume", run_dir.output_dir, run_dir.name)
-
-
-def _check(config: TrainConfig) -> None:
-    if config.epochs < 1 or config.batch_size < 1:
-        raise UserError(f"--epochs {config.epochs} and --batch_size {config.batch_size} must be at least 1.")
-    if not 0 < config.lr < math.inf:
-        raise UserError(f"--lr {config.lr} must be above 0.")
-    if not 0 < config.crop_scale <= 1:
-        raise UserError(f"--crop_scale {config.crop_scale} must be above 0 and at most 1.")
-    if config.patience < 1:
-        raise UserError(f"--patience {config.patience} must be at least 1.")
-    if config.backbone == "simple_cnn" and config.batch_size == 1:
-        raise UserError("--batch_size 1 does not work with simple_cnn: its BatchNorm needs at least two images.")
-    for name, most in LIMITS.items():
-        value = getattr(config, name)
-        if value is not None and not 0 <= value <= most:
-            raise UserError(f"--{name} {value} is out of range: use 0 to {most}.")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 import ast
 import inspect
+import math
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Literal
+
+from spectacles.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,42 @@ class PredictCommand(PredictConfig, ImageDirConfig):
 class PipelineConfig(DatasetConfig, ExploreConfig, TrainConfig, EvaluateConfig, ErrorAnalysisConfig, PredictConfig):
     stages: str = "all"
     """Stages to run, separated by commas, for example dataset,explore; always in the pipeline's order."""
+
+
+LIMITS = {
+    "dropout": 1.0,
+    "label_smoothing": 1.0,
+    "random_erasing": 1.0,
+    "randaugment": 30,
+    "color_jitter": 1.0,
+    "mixup": math.inf,
+    "cutmix": math.inf,
+    "weight_decay": math.inf,
+    "clip_grad_norm": math.inf,
+    "warmup_epochs": math.inf,
+    "backbone_lr_scale": math.inf,
+    "head_epochs": math.inf,
+    "num_workers": math.inf,
+}
+"""Largest sensible value of what may not be negative."""
+
+
+def check_training(config: TrainConfig) -> None:
+    """Raises UserError for a value that no training can work with."""
+    if config.epochs < 1 or config.batch_size < 1:
+        raise UserError(f"--epochs {config.epochs} and --batch_size {config.batch_size} must be at least 1.")
+    if not 0 < config.lr < math.inf:
+        raise UserError(f"--lr {config.lr} must be above 0.")
+    if not 0 < config.crop_scale <= 1:
+        raise UserError(f"--crop_scale {config.crop_scale} must be above 0 and at most 1.")
+    if config.patience < 1:
+        raise UserError(f"--patience {config.patience} must be at least 1.")
+    if config.backbone == "simple_cnn" and config.batch_size == 1:
+        raise UserError("--batch_size 1 does not work with simple_cnn: its BatchNorm needs at least two images.")
+    for name, most in LIMITS.items():
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= most:
+            raise UserError(f"--{name} {value} is out of range: use 0 to {most}.")
 
 
 @cache

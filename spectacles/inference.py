@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from spectacles import classifier as classifiers
+from spectacles.calibration import softmax
 from spectacles.images import MAX_PIXELS, DecodedImage, ImageRefused, decode
-from spectacles.metrics import decide, softmax
+from spectacles.metrics import decide
 from spectacles.runtime import cpu_count
 
 Prepare = Callable[[DecodedImage], torch.Tensor]

@@ -6,7 +6,6 @@ data cannot define (an AUC with one class present, the mean of nothing) is None,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -220,45 +219,6 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def softmax(logits: Floats, temperature: float = 1.0) -> Float64s:
-    """Probabilities `(N, K)` in float64 from logits `(N, K)` divided by the temperature."""
-    scaled = np.asarray(logits, dtype=np.float64) / temperature
-    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    probabilities: Float64s = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return probabilities
-
-
-def fit_temperature(logits: Floats, labels: Ints) -> float:
-    """Temperature in [0.05, 20] that minimises the NLL of validation logits `(N, K)` (Guo et al. 2017).
-
-    Rows with a non-finite logit are left out; without any usable row, or where no temperature is better than another,
-    the answer is 1. The bounds are reached when every row is right (0.05) or none is (20).
-    """
-    logits = np.asarray(logits, dtype=np.float64)
-    usable = np.isfinite(logits).all(axis=1)
-    logits, labels = logits[usable], np.asarray(labels)[usable]
-    if not len(labels):
-        return 1.0
-    logits = logits - logits.max(axis=1, keepdims=True)
-    true = logits[np.arange(len(labels)), labels].mean()
-
-    def slope(temperature: float) -> float:
-        """Derivative of the NLL by 1 / temperature: expected minus observed logit."""
-        return float((softmax(logits, temperature) * logits).sum(axis=1).mean() - true)
-
-    if slope(1.0) == 0.0:
-        return 1.0
-    # The NLL is convex in 1 / temperature, so its slope changes sign once and halving the interval finds the place.
-    low, high = math.log(0.05), math.log(20.0)
-    for _ in range(30):
-        middle = (low + high) / 2
-        if slope(math.exp(middle)) > 0:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
 
 
 def _check_probabilities(labels: Ints, probabilities: Floats, num_classes: int) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import optimize, special, stats
 from sklearn import metrics as reference
 
-from spectacles import metrics
+from spectacles import calibration, metrics
 
 fast = settings(max_examples=30, deadline=None)
 
@@ -298,7 +298,7 @@ def test_temperature_equals_scipy(seed, num_classes, sharpness):
     best = optimize.minimize_scalar(
         nll, bounds=(math.log(0.05), math.log(20)), method="bounded", options={"xatol": 1e-9}
     )
-    temperature = metrics.fit_temperature(logits, labels)
+    temperature = calibration.fit_temperature(logits, labels)
     assert temperature == pytest.approx(math.exp(best.x), rel=1e-3)
     assert nll(math.log(temperature)) <= best.fun + 1e-12
 
@@ -306,26 +306,26 @@ def test_temperature_equals_scipy(seed, num_classes, sharpness):
 def test_temperature_of_calibrated_logits_is_one():
     rng = np.random.default_rng(0)
     logits = rng.normal(scale=2, size=(20_000, 4))
-    cumulative = metrics.softmax(logits).cumsum(axis=1)
+    cumulative = calibration.softmax(logits).cumsum(axis=1)
     labels = (rng.random((20_000, 1)) > cumulative).sum(axis=1)
-    assert metrics.fit_temperature(logits, labels) == pytest.approx(1.0, abs=0.04)
-    assert metrics.fit_temperature(3 * logits, labels) == pytest.approx(3.0, abs=0.12)
+    assert calibration.fit_temperature(logits, labels) == pytest.approx(1.0, abs=0.04)
+    assert calibration.fit_temperature(3 * logits, labels) == pytest.approx(3.0, abs=0.12)
 
 
 def test_temperature_without_anything_to_fit():
     right, wrong = np.array([0, 1]), np.array([1, 0])
     logits = np.array([[2.0, 0.0], [0.0, 2.0]])
-    assert metrics.fit_temperature(np.empty((0, 2)), np.empty(0, dtype=int)) == 1.0
-    assert metrics.fit_temperature(np.full((2, 2), np.nan), right) == 1.0
-    assert metrics.fit_temperature(np.ones((2, 2)), right) == 1.0
-    assert metrics.fit_temperature(logits, right) == pytest.approx(0.05)
-    assert metrics.fit_temperature(logits, wrong) == pytest.approx(20)
+    assert calibration.fit_temperature(np.empty((0, 2)), np.empty(0, dtype=int)) == 1.0
+    assert calibration.fit_temperature(np.full((2, 2), np.nan), right) == 1.0
+    assert calibration.fit_temperature(np.ones((2, 2)), right) == 1.0
+    assert calibration.fit_temperature(logits, right) == pytest.approx(0.05)
+    assert calibration.fit_temperature(logits, wrong) == pytest.approx(20)
     spoilt = np.vstack([logits, [[np.inf, 0.0]]])
-    assert metrics.fit_temperature(spoilt, np.array([1, 0, 0])) == pytest.approx(20)
+    assert calibration.fit_temperature(spoilt, np.array([1, 0, 0])) == pytest.approx(20)
 
 
 def test_softmax_is_stable():
     logits = np.array([[1e4, 1e4 - 1, -1e4], [-1e4, 0, 0]], dtype=np.float32)
-    ours = metrics.softmax(logits, temperature=0.5)
+    ours = calibration.softmax(logits, temperature=0.5)
     assert ours.dtype == np.float64
     np.testing.assert_allclose(ours, special.softmax(logits.astype(np.float64) / 0.5, axis=1))

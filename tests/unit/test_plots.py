@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spectacles import evaluation_plots, figures, galleries, metrics, plots
+from spectacles import calibration, evaluation_plots, figures, galleries, plots
 
 ROOT = Path(__file__).parents[2]
 AWKWARD = [
@@ -34,7 +34,7 @@ def evaluation(num_classes: int, size: int = 300):
     labels = rng.integers(num_classes, size=size)
     logits = rng.normal(size=(size, num_classes))
     logits[np.arange(size), labels] += 1.5
-    return labels, metrics.softmax(logits)
+    return labels, calibration.softmax(logits)
 
 
 def assert_picture(path) -> Image.Image:
