@@ -1,7 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SAMPLE := outputs/sample
+OUTPUTS ?= outputs
+IMAGES ?= 600
+SAMPLE = $(OUTPUTS)/sample
 
 .PHONY: help setup dev demo test check fmt clean
 .DEFAULT_GOAL := help
@@ -23,9 +25,10 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	touch $@
 
 demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no network)
-	$(BIN)/python -m spectacles.sample_data --output_dir $(SAMPLE)
+	$(BIN)/python -m spectacles.sample_data --output_dir $(SAMPLE) --images $(IMAGES)
 	$(BIN)/python run_pipeline.py --train_csv $(SAMPLE)/train.csv --image_dir $(SAMPLE)/dataset \
-		--test_csv $(SAMPLE)/test.csv --test_fraction 0.15 --image_size 160 --epochs 6 --device cpu
+		--test_csv $(SAMPLE)/test.csv --test_fraction 0.15 --image_size 160 --epochs 6 --device cpu \
+		--output_dir $(OUTPUTS)
 
 test: check  ## check the code and run all tests
 	$(BIN)/python -m pytest

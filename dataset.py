@@ -56,7 +56,7 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
     for split, part in index[index["split"] != ""].groupby("split"):
         source = str(config.train_csv or config.image_dir)
         tracking.log_dataset(part[["file", "label", "split"]], source, f"{run_dir.name}-{split}", str(split))
-    return _report(index, pairs, classes, rows, run_dir)
+    return _report(index, pairs, issues, classes, rows, run_dir)
 
 
 def check_files(rows: Rows, config: DatasetConfig) -> pd.DataFrame:
@@ -161,11 +161,15 @@ def _list_issues(index: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     refused = index[index["status"] == "refused"].assign(kind="refused")
     repaired = index[index["status"] == "repaired"].assign(kind="repaired")
     files = pd.concat([refused, repaired]).rename(columns={"reason": "detail"})[["file", "kind", "detail"]]
+    named = index[(index["split"] != "") & (index["group"] != "")]
+    torn = named[named.groupby("group")["split"].transform("nunique") > 1]
+    torn = torn.assign(kind="group across splits", detail="group " + torn["group"] + " is also in another split")
     doubles = pairs.rename(columns={"file_a": "file"})
     kind = np.where(doubles["conflict"], "duplicate with another label", "duplicate")
     kind = np.where(doubles["crosses_border"], "duplicate across splits", kind)
     doubles = doubles.assign(kind=kind, detail=doubles["kind"] + " duplicate of " + doubles["file_b"])
-    return pd.concat([files, doubles[["file", "kind", "detail"]]], ignore_index=True)
+    parts = [files, *(part[["file", "kind", "detail"]] for part in (doubles, torn))]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _save(index: pd.DataFrame, pairs: pd.DataFrame, issues: pd.DataFrame, run_dir: RunDir) -> None:
@@ -175,7 +179,9 @@ def _save(index: pd.DataFrame, pairs: pd.DataFrame, issues: pd.DataFrame, run_di
         write_csv(path, table)
 
 
-def _report(index: pd.DataFrame, pairs: pd.DataFrame, classes: list[str], rows: Rows, run_dir: RunDir) -> DatasetReport:
+def _report(
+    index: pd.DataFrame, pairs: pd.DataFrame, issues: pd.DataFrame, classes: list[str], rows: Rows, run_dir: RunDir
+) -> DatasetReport:
     ledger = _ledger(index)
     labelled = index[(index["split"] != "") & (index["label"] != "")]
     counts = {
@@ -194,6 +200,11 @@ def _report(index: pd.DataFrame, pairs: pd.DataFrame, classes: list[str], rows: 
     summary.append(
         f"duplicate pairs: {len(pairs)}, {conflicts} of them with different labels, {crossing} across splits"
     )
+    torn = int((issues["kind"] == "group across splits").sum())
+    if torn:
+        summary.append(
+            f"{torn} images belong to a group that is on both sides of the given test border: see issues.csv"
+        )
     metrics = {f"images_{split}": float(sum(counts[split].values())) for split in SPLITS}
     metrics |= {"rows": float(ledger.rows), "refused": float(ledger.refused), "duplicate_pairs": float(len(pairs))}
     return DatasetReport(
@@ -237,8 +248,6 @@ def _check_fractions(config: DatasetConfig) -> None:
             f"--val_fraction {config.val_fraction} and --test_fraction {test_fraction}: both must be shares of the "
             "images (0.15 is 15 %), validation above 0, together below 0.95."
         )
-    if not 0 <= config.duplicate_distance <= 7:
-        raise UserError(f"--duplicate_distance {config.duplicate_distance} is out of range: use 0 to 7 bits.")
 
 
 def load_index(run_dir: RunDir) -> pd.DataFrame:

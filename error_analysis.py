@@ -30,7 +30,6 @@ SPLITS = ("train", "val", "test")
 
 def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     """Writes misclassified.csv, confused_pairs.csv and noisy_labels.csv, with galleries and Grad-CAM overlays."""
-    _check(config)
     scored_on = run_dir.load_result("evaluate", EvaluateReport).scored_on
     predicted = load_predictions(run_dir)
     scored = predicted[predicted["split"] == scored_on]
@@ -230,15 +229,6 @@ def _report(
         errors=count,
         suspected_labels=suspected,
     )
-
-
-def _check(config: ErrorAnalysisConfig) -> None:
-    if config.folds < 2:
-        raise UserError(f"--folds {config.folds} is too few: use 2 or more.")
-    if config.gallery_size < 1 or config.batch_size < 1:
-        raise UserError(
-            f"--gallery_size {config.gallery_size} and --batch_size {config.batch_size} must be at least 1."
-        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from spectacles import cli, evaluation_plots, metrics, predictions, runtime
 from spectacles.config import EvaluateConfig
 from spectacles.errors import UserError
 from spectacles.inference import Predictor
-from spectacles.records import EvaluateReport
+from spectacles.records import DatasetReport, EvaluateReport
 from spectacles.run_dir import RunDir, write_csv, write_json
 
 log = logging.getLogger("spectacles")
@@ -25,6 +25,12 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     device = runtime.prepare(runtime.resolve_device(config.device))
     predictor = Predictor(run_dir.bundle, device, config.batch_size)
     classes = list(predictor.info.classes)
+    data = run_dir.load_result("dataset", DatasetReport)
+    if predictor.info.data_fingerprint != data.fingerprint:
+        raise UserError(
+            f"the bundle in {run_dir.bundle} was trained on other data or another split than {run_dir.splits} "
+            "holds now, so test images may have been trained on: run train.py again."
+        )
     rows = dataset.load_split(run_dir, "val", "test")
     table = predictions.predict_rows(predictor, rows[rows["label"] != ""], config.num_workers)
     write_csv(run_dir.predictions, table)

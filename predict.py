@@ -66,7 +66,7 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
             f"--top_k {config.top_k} is out of range: the model knows {len(predictor.info.classes)} classes."
         )
     outcomes = predictor.predict(map(Path, inputs.paths), config.num_workers)
-    refused = 0
+    rows = refused = 0
     with ExitStack() as stack:
         write = _open_writer(stack, output, predictor.info, config, bool(inputs.ids))
         submit = _open_submission(stack, submission, inputs, predictor.info.label_column)
@@ -74,9 +74,9 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
             identity = inputs.ids[number] if inputs.ids else ""
             write(inputs.names[number], identity, outcome)
             submit(identity, outcome)
-            refused += bool(outcome.reason)
+            rows, refused = rows + 1, refused + bool(outcome.reason)
     written = [output, submission] if inputs.ids else [output]
-    return _report(len(inputs.paths), refused, written, predictor.model_id)
+    return _report(rows, refused, written, predictor.model_id)
 
 
 Write = Callable[[str, str, Prediction], None]
@@ -189,15 +189,22 @@ def _from_table(table_path: Path, config: PredictCommand) -> Inputs:
 def predict_inputs(arguments: list[str], config: PredictCommand) -> None:
     """Predicts what the command line names, outside any run; a single image is answered on the screen."""
     inputs = collect(arguments, config)
-    bundle = config.bundle or runs.find(config.output_dir, config.run_name or runs.LATEST).bundle
-    if len(inputs.paths) == 1 and config.output is None and not inputs.ids:
+    bundle = config.bundle or _bundle_of(config)
+    if len(arguments) == 1 and inputs.paths == arguments and config.output is None:
         _print_single(inputs, bundle, config)
         return
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     output = config.output or config.output_dir / f"predictions-{stamp}" / f"predictions.{config.format}"
-    submission = output.with_name(f"{output.stem}-submission.csv")
+    submission = output.with_name("submission.csv")
+    if inputs.ids and submission == output:
+        raise UserError(f"--output {output} is where the submission goes: choose another name for the predictions.")
     for line in predict(inputs, bundle, config, output, submission).summary:
         log.info(line)
+
+
+def _bundle_of(config: PredictCommand) -> Path:
+    named = config.run_name not in (None, runs.LATEST)
+    return runs.find(config.output_dir, str(config.run_name)).bundle if named else runs.newest_bundle(config.output_dir)
 
 
 def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:

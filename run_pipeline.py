@@ -9,7 +9,7 @@ import evaluate
 import explore
 import predict
 import train
-from spectacles import cli, report, runtime, tracking
+from spectacles import cli, report, tracking
 from spectacles import run_dir as runs
 from spectacles.config import (
     DatasetConfig,
@@ -41,7 +41,7 @@ TABLE = {
 def run(config: PipelineConfig) -> RunDir:
     """Runs the chosen stages in order on one run folder; with --resume, only those that are not finished."""
     chosen = choose_stages(config.stages)
-    runtime.resolve_device(config.device)  # a device that is not there is told before any work is done
+    cli.check_device(config)
     run_dir = _open(config, chosen)
     with tracking.parent_run(run_dir):
         tracking.log_params(to_plain(config))
@@ -102,7 +102,7 @@ def _announce(run_dir: RunDir) -> None:
     where = f"--output_dir {run_dir.output_dir} --run_name {run_dir.name}"
     log.info("")
     log.info("report      %s", run_dir.report)
-    log.info("runs        %s   then http://127.0.0.1:5000", tracking.ui_command(run_dir.output_dir))
+    log.info("runs        %s -m %s   then http://127.0.0.1:5000", _python(), tracking.ui_command(run_dir.output_dir))
     if run_dir.bundle.is_dir():
         log.info("predict     %s predict.py photo.jpg %s", _python(), where)
         log.info("serve       SPECTACLES_BUNDLE=%s %s -m uvicorn api:app", run_dir.bundle, _python())

@@ -31,7 +31,8 @@ from spectacles import (
 from spectacles import classifier as classifiers
 from spectacles.bundle import BundleInfo
 from spectacles.classifier import Classifier
-from spectacles.config import TrainConfig, check_training
+from spectacles.config import TrainConfig, to_plain
+from spectacles.errors import UserError
 from spectacles.history import Epoch
 from spectacles.loading import EpochSampler, Sample, make_loader
 from spectacles.records import DatasetReport, TrainReport
@@ -67,12 +68,10 @@ class Training:
 
 def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
     """Trains, and leaves the bundle of the best epoch, history.csv and curves.png."""
-    check_training(config)
     started = time.monotonic()
     training = prepare(config, run_dir)
     if config.resume and training.checkpoint.is_file():
-        training.history = history.from_json(checkpoint.load_facts(training.checkpoint)["history"])
-        log.info("  resuming after epoch %d", len(training.history))
+        resume(training)
     _announce(training)
     try:
         for phase, epochs in phases(config):
@@ -85,6 +84,30 @@ def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
     finally:
         _save_history(training, run_dir)
     return finish(training, run_dir, time.monotonic() - started)
+
+
+def resume(training: Training) -> None:
+    """Takes up the checkpoint's history. Raises UserError where it belongs to other data or other settings."""
+    facts, settings = checkpoint.load_facts(training.checkpoint), _settings(training)
+    changed = [name for name in settings if facts["settings"].get(name) != settings[name]]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"cannot resume: --{name} was {facts['settings'].get(name)} and is {settings[name]}. "
+            "Train with what it was, or without --resume from the start."
+        )
+    training.history = history.from_json(facts["history"])
+    if history.best(training.history) is training.history[-1]:
+        # The crash may have come between the checkpoint and the bundle of the same epoch.
+        _save_bundle(training, checkpoint.load(training.checkpoint)[0], training.history[-1])
+    log.info("  resuming after epoch %d", len(training.history))
+
+
+def _settings(training: Training) -> dict[str, Any]:
+    """What the weights depend on: every setting but where and with how many processes, and the data."""
+    elsewhere = ("output_dir", "run_name", "device", "num_workers", "resume")
+    settings = {name: value for name, value in to_plain(training.config).items() if name not in elsewhere}
+    return {**settings, "data": training.info.data_fingerprint}
 
 
 def phases(config: TrainConfig) -> list[tuple[str, int]]:
@@ -157,10 +180,10 @@ def run_phase(training: Training, phase: str, epochs: int) -> None:
     while not history.phase_over(training.history, phase, epochs, config.patience):
         epoch = run_epoch(training, phase, epochs, optimizer, scaler)
         training.history.append(epoch)
+        facts = {"history": [asdict(finished) for finished in training.history], "settings": _settings(training)}
+        checkpoint.save(training.checkpoint, classifier.state_dict(), optimizer.state_dict(), facts)
         if history.best(training.history) is epoch:
             _save_bundle(training, classifier.state_dict(), epoch)
-        facts = {"history": [asdict(finished) for finished in training.history]}
-        checkpoint.save(training.checkpoint, classifier.state_dict(), optimizer.state_dict(), facts)
         _report_epoch(training)
 
 
@@ -199,7 +222,7 @@ def run_epoch(
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Validation metrics; one that is undefined (AUC with one class) counts as worst."""
+    """Validation metrics; one that is undefined (AUC with one class in the data) counts as 0, its worst."""
     probabilities = calibration.softmax(logits)
     values = metrics.classification_metrics(
         labels, probabilities, metrics.decide(probabilities, None), probabilities.shape[1]

@@ -1,6 +1,7 @@
 """From a config dataclass to a command line, and from a command line to a finished stage."""
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -16,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from spectacles import report, tracking
+from spectacles import report, runtime, tracking
 from spectacles import run_dir as runs
 from spectacles.config import RunConfig, help_texts, to_plain
 from spectacles.environment import describe_environment
@@ -35,7 +36,11 @@ def main(stage: str, run: Run, config_class: type[RunConfig], description: str) 
     with exit_codes():
         args = sys.argv[1:]
         config = parse(config_class, args, description, run_defaults(args))
+        check_device(config)
         run_dir = open_run(config, makes_run=stage == "dataset")
+        if getattr(config, "resume", False) and run_dir.done(stage):
+            log.info("[%s] already finished in %s; without --resume it starts anew", stage, run_dir.path)
+            return
         execute(stage, run, config, run_dir)
         report.write(run_dir)
 
@@ -99,6 +104,7 @@ def parse_namespace(
 def run_defaults(args: Sequence[str], reopen: bool = True) -> dict[str, Any]:
     """The saved config of the run folder that `args` point at; empty where there is none yet."""
     known, _ = locate_parser().parse_known_args(list(args))
+    reopen = reopen or (known.stages != "all" and "dataset" not in known.stages)
     in_files: dict[str, Any] = {}
     try:
         for file in config_files(args)[0]:
@@ -126,6 +132,7 @@ def locate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output_dir", default=os.environ.get("SPECTACLES_OUTPUT_DIR"))
     parser.add_argument("--run_name", default=os.environ.get("SPECTACLES_RUN_NAME"))
+    parser.add_argument("--stages", default="all")
     return parser
 
 
@@ -134,6 +141,12 @@ def open_run(config: RunConfig, makes_run: bool) -> RunDir:
     if makes_run:
         return runs.create(config.output_dir, config.run_name or new_name(config))
     return runs.find(config.output_dir, config.run_name or runs.LATEST)
+
+
+def check_device(config: Any) -> None:
+    """A device that is not there is told before anything is begun. Raises UserError."""
+    if hasattr(config, "device"):
+        runtime.resolve_device(config.device)
 
 
 def new_name(config: RunConfig) -> str:
@@ -150,15 +163,25 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
         log.info("[%s] %s", stage, run_dir.path)
         run_dir.begin(stage)
         run_dir.save_config(stage, to_plain(config))
-        runs.write_json(run_dir.environment, describe_environment(config))
+        runs.write_json(run_dir.environment, describe_environment(config.seed, _device(config, run_dir)))
         started = time.monotonic()
         result = run(config, run_dir)
         for line in result.summary:
             log.info("  %s", line)
         tracking.log_report(result, run_dir)
         run_dir.save_result(stage, result)
+        if stage == "dataset":
+            runs.point_latest(run_dir)
         log.info("[%s] done in %.1f s", stage, time.monotonic() - started)
         return result
+
+
+def _device(config: Any, run_dir: RunDir) -> str:
+    """The device in use; a stage that computes on none keeps what an earlier one wrote."""
+    if hasattr(config, "device"):
+        return str(runtime.resolve_device(config.device))
+    known = json.loads(run_dir.environment.read_text(encoding="utf-8")) if run_dir.environment.is_file() else {}
+    return str(known.get("device", "cpu"))
 
 
 @contextmanager

@@ -12,9 +12,48 @@ from typing import Any, Literal
 
 from spectacles.errors import UserError
 
+LIMITS = {
+    "seed": (0, 2**63 - 1),
+    "num_workers": (0, 1024),
+    "batch_size": (1, math.inf),
+    "duplicate_distance": (0, 7),
+    "gallery_size": (1, math.inf),
+    "dropout": (0, 1),
+    "crop_scale": (0.01, 1),
+    "color_jitter": (0, 1),
+    "randaugment": (0, 30),
+    "random_erasing": (0, 1),
+    "mixup": (0, math.inf),
+    "cutmix": (0, math.inf),
+    "epochs": (1, math.inf),
+    "head_epochs": (0, math.inf),
+    "lr": (1e-12, 1e30),
+    "backbone_lr_scale": (0, 1e30),
+    "weight_decay": (0, 1e30),
+    "warmup_epochs": (0, math.inf),
+    "label_smoothing": (0, 1),
+    "clip_grad_norm": (0, math.inf),
+    "patience": (1, math.inf),
+    "bootstrap_resamples": (1, math.inf),
+    "folds": (2, math.inf),
+    "top_k": (1, math.inf),
+}
+"""Setting -> smallest and largest value."""
+
+
+class Checked:
+    """Base of all groups of settings: one that cannot work is never built, so it is told before anything is touched."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            low, high = LIMITS.get(name, (None, None))
+            if low is not None and high is not None and value is not None and not low <= value <= high:
+                allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+                raise UserError(f"--{name} {value} is out of range: use {allowed}.")
+
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Checked):
     output_dir: Path = Path("outputs")
     """Folder that holds every run, the cache and the MLflow database."""
     run_name: str | None = None
@@ -26,7 +65,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class ComputeConfig:
+class ComputeConfig(Checked):
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps. auto takes cuda, then mps, then cpu."""
     batch_size: int = 32
@@ -34,7 +73,7 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True)
-class ImageDirConfig:
+class ImageDirConfig(Checked):
     image_dir: Path | None = None
     """Folder that the CSV's file names start from (default: the CSV's own); alone: a folder a class is the data set."""
     file_column: str | None = None
@@ -59,12 +98,12 @@ class DatasetConfig(RunConfig, ImageDirConfig):
     """Share of the labelled images kept for validation."""
     test_fraction: float | None = None
     """Share split off for testing. Default: 0.15 without test data, else 0."""
-    duplicate_distance: int = 3
+    duplicate_distance: int = 6
     """Images whose 64-bit perceptual hashes differ in at most this many bits count as near duplicates (0 to 7)."""
 
 
 @dataclass(frozen=True)
-class GalleryConfig:
+class GalleryConfig(Checked):
     gallery_size: int = 24
     """Images shown in each contact sheet or gallery."""
 
@@ -75,7 +114,7 @@ class ExploreConfig(RunConfig, GalleryConfig):
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     backbone: str = "efficientnet_lite0"
     """resnet50, mobilenet_v3, efficientnet_b4, vit_base_patch16_224, simple_cnn, ... or any timm model name."""
     no_pretrained: bool = False
@@ -93,7 +132,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     flip: bool = True
     """Mirror half of the training images (switch off where left and right mean something)."""
     crop_scale: float = 0.7
@@ -143,6 +182,13 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     resume: bool = False
     """Continue a run: finished stages are kept, training goes on after its last finished epoch."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise UserError(f"--mixup and --cutmix pair images: --batch_size {self.batch_size} must be even.")
+        if self.backbone == "simple_cnn" and self.batch_size == 1:
+            raise UserError("--batch_size 1 does not work with simple_cnn: its BatchNorm needs at least two images.")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig(RunConfig, ComputeConfig):
@@ -178,42 +224,6 @@ class PredictCommand(PredictConfig, ImageDirConfig):
 class PipelineConfig(DatasetConfig, ExploreConfig, TrainConfig, EvaluateConfig, ErrorAnalysisConfig, PredictConfig):
     stages: str = "all"
     """Stages to run, separated by commas, for example dataset,explore; always in the pipeline's order."""
-
-
-LIMITS = {
-    "dropout": 1.0,
-    "label_smoothing": 1.0,
-    "random_erasing": 1.0,
-    "randaugment": 30,
-    "color_jitter": 1.0,
-    "mixup": math.inf,
-    "cutmix": math.inf,
-    "weight_decay": math.inf,
-    "clip_grad_norm": math.inf,
-    "warmup_epochs": math.inf,
-    "backbone_lr_scale": math.inf,
-    "head_epochs": math.inf,
-    "num_workers": math.inf,
-}
-"""Largest sensible value of what may not be negative."""
-
-
-def check_training(config: TrainConfig) -> None:
-    """Raises UserError for a value that no training can work with."""
-    if config.epochs < 1 or config.batch_size < 1:
-        raise UserError(f"--epochs {config.epochs} and --batch_size {config.batch_size} must be at least 1.")
-    if not 0 < config.lr < math.inf:
-        raise UserError(f"--lr {config.lr} must be above 0.")
-    if not 0 < config.crop_scale <= 1:
-        raise UserError(f"--crop_scale {config.crop_scale} must be above 0 and at most 1.")
-    if config.patience < 1:
-        raise UserError(f"--patience {config.patience} must be at least 1.")
-    if config.backbone == "simple_cnn" and config.batch_size == 1:
-        raise UserError("--batch_size 1 does not work with simple_cnn: its BatchNorm needs at least two images.")
-    for name, most in LIMITS.items():
-        value = getattr(config, name)
-        if value is not None and not 0 <= value <= most:
-            raise UserError(f"--{name} {value} is out of range: use 0 to {most}.")
 
 
 @cache

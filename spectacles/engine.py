@@ -113,15 +113,20 @@ def _mixer(config: TrainConfig, num_classes: int) -> Mixup | None:
 
 @torch.inference_mode()
 def validate(classifier: Classifier, loader: DataLoader[Sample], settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """(logits (N, K) float32, labels (N,)) of the whole loader, in its order."""
+    """(logits (N, K) float32, labels (N,)) of the whole loader, in its order.
+
+    In float32, as the model is served. Raises UserError for logits that are not finite.
+    """
     classifier.eval()
     logits, labels = [], []
     for images, targets, _ in progress(loader, "validating", len(loader), unit="batch"):
         images = images.to(settings.device, memory_format=torch.channels_last, non_blocking=True)
-        with autocast(settings):
-            logits.append(classifier(images).float())
+        logits.append(classifier(images))
         labels.append(targets)
-    return torch.cat(logits).cpu().numpy(), torch.cat(labels).numpy()
+    values = torch.cat(logits).cpu().numpy()
+    if not np.isfinite(values).all():
+        raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
+    return values, torch.cat(labels).numpy()
 
 
 def estimate_seconds(

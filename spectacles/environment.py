@@ -3,7 +3,6 @@
 import platform
 import subprocess
 import sys
-from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,15 +13,14 @@ from spectacles import __version__
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "pillow", "mlflow", "safetensors")
 
 
-def describe_environment(config: Any) -> dict[str, Any]:
-    settings = asdict(config)
+def describe_environment(seed: int, device: str) -> dict[str, Any]:
     return {
         "spectacles": __version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "git_commit": git_commit(),
-        "device": settings.get("device", "cpu"),
-        "seed": settings["seed"],
+        "device": device,
+        "seed": seed,
         "versions": package_versions(),
     }
 

@@ -182,16 +182,26 @@ class RunDir:
 
 
 def create(output_dir: Path, run_name: str) -> RunDir:
-    """Makes (or reopens) outputs/<run_name> and points `latest` at it."""
+    """Makes (or reopens) outputs/<run_name>. `latest` moves there once its data are indexed: see point_latest."""
     if not re.fullmatch(r"[\w][\w.\- ]*", run_name) or run_name in (LATEST, "cache", "mlartifacts"):
         raise UserError(f"--run_name {run_name!r} cannot name a folder: use letters, digits, '-', '_' and '.'.")
     path = output_dir / run_name
     try:
         path.mkdir(parents=True, exist_ok=True)
-        atomic_write(output_dir / LATEST, run_name + "\n")
     except OSError as error:
         raise UserError(f"cannot write under --output_dir {output_dir}: {error}.") from error
     return RunDir(path.absolute())
+
+
+def point_latest(run_dir: RunDir) -> None:
+    atomic_write(run_dir.output_dir / LATEST, run_dir.name + "\n")
+
+
+def newest_bundle(output_dir: Path) -> Path:
+    """The bundle folder of the latest run, or of the newest one that has been trained. Raises UserError."""
+    latest = find(output_dir, LATEST).bundle
+    trained = sorted(output_dir.glob("*/train/bundle/bundle.json"), key=lambda path: path.stat().st_mtime)
+    return latest if latest.is_dir() or not trained else trained[-1].parent
 
 
 def find(output_dir: Path, run_name: str) -> RunDir:

@@ -104,7 +104,7 @@ def load_predictor() -> Predictor:
     """The bundle SPECTACLES_BUNDLE, else the newest run's, on SPECTACLES_DEVICE. UserError where that cannot be."""
     folder = os.environ.get("SPECTACLES_BUNDLE")
     output_dir = Path(os.environ.get("SPECTACLES_OUTPUT_DIR") or "outputs")
-    bundle = Path(folder) if folder else run_dir.find(output_dir, run_dir.LATEST).bundle
+    bundle = Path(folder) if folder else run_dir.newest_bundle(output_dir)
     device = runtime.prepare(runtime.resolve_device(os.environ.get("SPECTACLES_DEVICE") or "auto"))
     predictor = Predictor(bundle, device)
     preprocessing = predictor.info.preprocessing

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,17 +36,25 @@ def read_rows(config: DatasetConfig) -> Rows:
     if config.train_csv is not None:
         train, label_column, id_column = _read_table(config, config.train_csv, _image_dir(config), "train")
     elif config.image_dir is not None:
+        _refuse_column_flags(config)
         train, label_column, id_column = _read_folder(config.image_dir), "label", ""
     else:
         raise UserError("no training data: give --train_csv FILE (with --image_dir), or --image_dir FOLDER alone.")
     tables = [train]
     if config.test_csv is not None:
         folder = config.test_dir or config.image_dir or config.test_csv.parent
-        test, _, id_column = _read_table(config, config.test_csv, folder, "test", label_column)
+        labels = set(train["label"]) - {""}
+        test, _, id_column = _read_table(config, config.test_csv, folder, "test", label_column, labels)
         tables.append(test)
     elif config.test_dir is not None:
         tables.append(_read_test_folder(config.test_dir, set(train["label"])))
     return Rows(pd.concat(tables, ignore_index=True), label_column, id_column)
+
+
+def _refuse_column_flags(config: DatasetConfig) -> None:
+    for flag in ("label_column", "group_column", "file_column", "filename_template"):
+        if getattr(config, flag) is not None:
+            raise UserError(f"--{flag} speaks of a table, and folders have none: add --train_csv, or leave it out.")
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -100,7 +109,7 @@ def _is_mapping(item: dict[str, object]) -> bool:
 
 
 def _read_table(
-    config: DatasetConfig, path: Path, folder: Path, source: str, train_label: str = ""
+    config: DatasetConfig, path: Path, folder: Path, source: str, train_label: str = "", labels: Set[str] = frozenset()
 ) -> tuple[pd.DataFrame, str, str]:
     table = read_table(path)
     files = file_names(table, path, config.file_column, config.filename_template)
@@ -111,6 +120,7 @@ def _read_table(
         label_column = _find_label_column(table, path, config.label_column, known)
     else:
         label_column = train_label if train_label in table.columns else ""
+        _check_renamed_labels(table, path, label_column or train_label, known, labels)
     if config.group_column and config.group_column not in table.columns and source == "train":
         raise UserError(f"{path} has no column {config.group_column!r} (--group_column); it has {_list(table)}.")
     empty = pd.Series([""] * len(table))
@@ -119,7 +129,7 @@ def _read_table(
             "source": source,
             "row": range(len(table)),
             "file": files.str.strip(),
-            "path": [str(folder / name) for name in files.str.strip()],
+            "path": [str((folder / name).absolute()) for name in files.str.strip()],
             "label": _clean_labels(table[label_column]) if label_column else empty,
             "group": table[config.group_column].str.strip() if config.group_column in table.columns else empty,
             "id": table[id_column].str.strip() if id_column else empty,
@@ -128,6 +138,21 @@ def _read_table(
     )
     _check_folder(frame, folder, path)
     return frame, label_column, id_column
+
+
+def _check_renamed_labels(
+    table: pd.DataFrame, path: Path, label_column: str, known: set[str], labels: Set[str]
+) -> None:
+    """Labels under another name than in training would silently not be scored. Raises UserError."""
+    if label_column in table.columns:
+        return
+    for column in table.columns:
+        values = set(_clean_labels(table[column])) - {""}
+        if column not in known and values and values <= labels:
+            raise UserError(
+                f"{path} has no column {label_column!r}, but {column!r} holds the same labels: call it so "
+                "to have the test data scored, or take it out to have them predicted only."
+            )
 
 
 def file_names(table: pd.DataFrame, path: Path, file_column: str | None, template: str | None) -> "pd.Series[str]":
@@ -211,7 +236,7 @@ def _read_folder(folder: Path) -> pd.DataFrame:
 
 def _read_test_folder(folder: Path, labels: set[str]) -> pd.DataFrame:
     names = _subfolders(folder)
-    if names and set(names) <= labels:
+    if labels & set(names):  # a class that training does not know is refused row by row, not guessed
         return _folder_frame(_class_folders(folder, folder, "test"), "test")
     rows = [(path, path.relative_to(folder).as_posix(), "", "test") for path in files_below(folder)]
     if not rows:
@@ -228,7 +253,7 @@ def _class_folders(folder: Path, root: Path, split: str) -> list[tuple[Path, str
 
 
 def _folder_frame(rows: list[tuple[Path, str, str, str]], source: str) -> pd.DataFrame:
-    texts = [[_text(str(cell)) for cell in row] for row in rows]
+    texts = [[_text(str(path.absolute())), *map(_text, rest)] for path, *rest in rows]
     frame = pd.DataFrame(texts, columns=["path", "file", "label", "given_split"])
     return frame.assign(source=source, row=range(len(frame)), group="", id="")[COLUMNS]
 

@@ -27,6 +27,10 @@ _broken = False
 """Set by the first failure and cleared when the next parent run starts, so that a dead server is waited for once."""
 
 
+_inside = False
+"""Is a parent run open? Said by us and not asked of MLflow, which knows of none where its server is dead."""
+
+
 def uri(output_dir: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(output_dir / 'mlflow.db').absolute().as_posix()}"
 
@@ -71,8 +75,16 @@ def _start(run_id: str | None, name: str, tags: dict[str, str], nested: bool) ->
     return _mlflow().start_run(run_id=run_id, run_name=None if run_id else name, nested=nested, tags=tags)
 
 
-@_safely
 def _end(status: str) -> None:
+    """Tried even after a failure: a run must not stay RUNNING because the database was locked for a moment."""
+    global _broken
+    was_broken, _broken = _broken, False
+    _close(status)
+    _broken = _broken or was_broken
+
+
+@_safely
+def _close(status: str) -> None:
     mlflow = _mlflow()
     mlflow.set_tag("status", status)
     mlflow.end_run(status)
@@ -113,18 +125,26 @@ def _run(run_id: str | None, name: str, tags: dict[str, str], nested: bool) -> I
 @contextmanager
 def parent_run(run_dir: RunDir) -> Iterator[None]:
     """The run of the whole folder: begun once, reopened by every later stage. Inside another parent: does nothing."""
-    if _active():
+    global _broken, _inside
+    if _inside:
         yield
         return
-    global _broken
-    _broken = False
-    _connect(run_dir.output_dir)
-    run_id = json.loads(run_dir.tracking.read_text())["run_id"] if run_dir.tracking.is_file() else None
-    tags = {"git_commit": git_commit(), "run_folder": str(run_dir.path)}
-    with _run(run_id, run_dir.name, tags, nested=False) as run:
-        if run is not None:
-            write_json(run_dir.tracking, {"uri": uri(run_dir.output_dir), "run_id": run.info.run_id})
-        yield
+    _broken, _inside = False, True
+    try:
+        _connect(run_dir.output_dir)
+        tags = {"git_commit": git_commit(), "run_folder": str(run_dir.path)}
+        with _run(_known_run(run_dir), run_dir.name, tags, nested=False) as run:
+            if run is not None:
+                write_json(run_dir.tracking, {"uri": uri(run_dir.output_dir), "run_id": run.info.run_id})
+            yield
+    finally:
+        _inside = False
+
+
+def _known_run(run_dir: RunDir) -> str | None:
+    """The folder's run, if it was tracked where we track now."""
+    known = json.loads(run_dir.tracking.read_text(encoding="utf-8")) if run_dir.tracking.is_file() else {}
+    return known.get("run_id") if known.get("uri") == uri(run_dir.output_dir) else None
 
 
 @contextmanager
@@ -183,8 +203,3 @@ def log_report(report: Report, run_dir: RunDir) -> None:
     for relative in report.artifacts:
         path = run_dir.path / relative
         log_artifact(path, path.name if path.is_dir() else None)
-
-
-def log_to_parent(metrics: dict[str, float | None]) -> None:
-    """Headline numbers on the parent run, where runs are compared. Call it with no stage run open."""
-    log_metrics(metrics)

@@ -2,16 +2,18 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
 import torch
-from command_line import SMALL, Finished, data_flags, run_script
+from command_line import ROOT, SMALL, Finished, data_flags, run_script
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
+from spectacles import sample_data
 from spectacles.run_dir import STAGES, RunDir, find
 
 
@@ -52,6 +54,14 @@ def test_the_ledger_adds_up_and_no_row_is_lost(finished: Finished) -> None:
     assert ledger["rows"] == given == ledger["used"] + ledger["repaired"] + ledger["refused"]
     assert ledger["refused"] == sum(ledger["refusals"].values()) > 0
     assert ledger["repaired"] == sum(ledger["repairs"].values()) > 0
+
+
+def test_planted_duplicates_never_cross_a_split(finished: Finished) -> None:
+    planted = pd.read_csv(finished.sample / "planted.csv", dtype=str, keep_default_na=False)
+    cluster = pd.read_csv(finished.run_dir.splits).set_index("file")["cluster"]
+    copies = planted[planted["kind"].isin(["exact_duplicate", "near_duplicate"])]
+    assert len(copies) >= 3
+    assert (cluster[copies["file"]].to_numpy() == cluster[copies["of"]].to_numpy()).all()
 
 
 def test_every_test_row_is_in_the_predictions_and_in_the_submission_in_order(finished: Finished) -> None:
@@ -186,11 +196,45 @@ def test_cuda_on_a_machine_without_it_is_an_error_and_not_a_slower_run(finished:
     assert done.returncode == 2
     assert "finds no CUDA GPU" in done.stderr
     assert "Traceback" not in done.stderr
+    assert all(finished.run_dir.done(stage) for stage in STAGES)
+    assert finished.run_dir.load_config()["device"] == "cpu"
 
 
 def test_a_dead_tracking_server_does_not_stop_the_run(finished: Finished, tmp_path: Path) -> None:
     dead = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    done = run_script("dataset.py", *data_flags(finished.sample), "--output_dir", tmp_path, environment=dead)
+    flags = (*data_flags(finished.sample), "--output_dir", tmp_path, "--stages", "dataset,explore")
+    done = run_script("run_pipeline.py", *flags, environment=dead)
     assert done.returncode == 0, done.stderr
-    assert "no longer tracked" in done.stdout
+    assert done.stdout.count("no longer tracked") == 1
     assert find(tmp_path, "latest").done("dataset")
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / ".runtime").exists(), reason="make setup has not been run here")
+def test_the_demo_command_on_few_images(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["make", "demo", "IMAGES=60", f"OUTPUTS={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run_dir = find(tmp_path, "latest")
+    assert all(run_dir.done(stage) for stage in STAGES)
+    assert str(run_dir.report) in done.stdout
+
+
+def test_planted_wrong_labels_are_high_in_the_list(tmp_path: Path) -> None:
+    """Of N labels planted wrong, at least 70 % stand in the first 2N lines."""
+    sample = sample_data.draw(tmp_path / "faces", images=300)
+    flags = ("--output_dir", tmp_path / "outputs", "--device", "cpu")
+    steps = [
+        ("dataset.py", *data_flags(sample), "--output_dir", tmp_path / "outputs"),
+        ("train.py", "--image_size", 128, "--epochs", 1, *flags),
+        ("evaluate.py", *flags),
+        ("error_analysis.py", *flags),
+    ]
+    for step in steps:
+        done = run_script(*step)
+        assert done.returncode == 0, done.stdout + done.stderr
+    run_dir = find(tmp_path / "outputs", "latest")
+    planted = pd.read_csv(sample / "planted.csv", keep_default_na=False)
+    wrong = set(planted.loc[planted["kind"] == "wrong_label", "file"])
+    listed = pd.read_csv(run_dir.path / "error_analysis" / "noisy_labels.csv")["file"].head(2 * len(wrong))
+    assert len(wrong & set(listed)) >= 0.7 * len(wrong)

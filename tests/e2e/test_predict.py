@@ -59,6 +59,14 @@ def test_a_folder_gives_a_row_for_every_file(finished: Finished, photos: Path, t
     assert (good["confidence"].astype(float) + good["confidence_2"].astype(float)).sub(1).abs().max() < 1e-9
 
 
+def test_a_folder_of_one_file_is_a_folder(finished: Finished, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "notes.txt").write_text("not a photo")
+    done = predict(finished, tmp_path / "one", "--output_dir", tmp_path / "outputs")
+    assert done.returncode == 0
+    assert "1 rows = 0 predicted + 1 refused" in done.stdout
+
+
 def test_text_output_has_one_line_a_file_in_input_order(finished: Finished, photos: Path, tmp_path: Path) -> None:
     files = [photos / "ünï 2.jpg", photos / "ünï 10.jpg", photos / "a, b.jpg"]
     predict(finished, *files, "--format", "txt", "--output", tmp_path / "out.txt")
@@ -79,7 +87,7 @@ def test_a_table_with_ids_gives_a_submission_too(finished: Finished, tmp_path: P
     inputs = (finished.sample / "test.csv", "--image_dir", finished.sample / "dataset")
     done = predict(finished, *inputs, "--output", tmp_path / "p.csv")
     assert done.returncode == 0, done.stderr
-    alone = pd.read_csv(tmp_path / "p-submission.csv")
+    alone = pd.read_csv(tmp_path / "submission.csv")
     of_run = pd.read_csv(finished.run_dir.path / "predict" / "submission.csv")
     pd.testing.assert_frame_equal(alone, of_run)
 

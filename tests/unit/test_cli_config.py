@@ -109,6 +109,7 @@ def test_a_runs_saved_config_comes_back_as_it_was(tmp_path):
 def test_a_saved_config_of_other_stages_is_no_obstacle(tmp_path):
     run = run_dir.create(tmp_path, "x")
     run.save_config("dataset", to_plain(DatasetConfig(val_fraction=0.3, seed=5)))
+    run_dir.point_latest(run)
     defaults = cli.run_defaults(["--output_dir", str(tmp_path)])
     assert parse(config_class=ExploreConfig, defaults=defaults).seed == 5
 

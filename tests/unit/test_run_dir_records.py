@@ -114,9 +114,10 @@ def test_a_stage_can_begin_where_nothing_was_done(tmp_path):
     assert not RunDir(tmp_path).done("dataset")
 
 
-def test_a_created_run_is_the_latest(tmp_path):
+def test_the_run_pointed_at_is_the_latest(tmp_path):
     for name in ("one", "two"):
-        runs.create(tmp_path / "outputs", name)
+        runs.point_latest(runs.create(tmp_path / "outputs", name))
+    runs.create(tmp_path / "outputs", "three")
     assert runs.find(tmp_path / "outputs", "latest").name == "two"
     assert runs.find(tmp_path / "outputs", "one").path == (tmp_path / "outputs" / "one").absolute()
 

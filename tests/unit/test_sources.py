@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import write_noise
 
 from spectacles.config import DatasetConfig
 from spectacles.errors import UserError
@@ -357,3 +358,33 @@ def test_every_column_is_text(photos):
     frame = rows_of("id,file,label\n1,a.png,2\n3,b.png,4\n", photos).frame.drop(columns="row")
     assert all(isinstance(value, str) for value in frame.to_numpy().ravel())
     assert not frame.isin([None]).to_numpy().any() and not pd.isna(frame).to_numpy().any()
+
+
+def test_test_labels_under_another_name_are_not_silently_left_unscored(tmp_path):
+    write_noise(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "train.csv").write_text("file,kind\na.png,cat\nb.png,dog\n")
+    (tmp_path / "test.csv").write_text("file,truth\na.png,dog\nb.png,cat\n")
+    config = DatasetConfig(train_csv=tmp_path / "train.csv", test_csv=tmp_path / "test.csv", label_column="kind")
+    with pytest.raises(UserError, match="'truth' holds the same labels"):
+        read_rows(config)
+
+
+def test_a_test_folder_with_one_unknown_class_is_still_labelled(tmp_path):
+    write_noise(tmp_path / "train", ["cat/a.png", "dog/b.png"])
+    write_noise(tmp_path / "test", ["cat/c.png", "bird/d.png"])
+    frame = read_rows(DatasetConfig(image_dir=tmp_path / "train", test_dir=tmp_path / "test")).frame
+    assert sorted(frame.loc[frame["source"] == "test", "label"]) == ["bird", "cat"]
+
+
+@pytest.mark.parametrize("flag", ["label_column", "group_column", "file_column", "filename_template"])
+def test_flags_about_columns_do_not_go_with_folders(tmp_path, flag):
+    write_noise(tmp_path, ["cat/a.png", "dog/b.png"])
+    with pytest.raises(UserError, match=f"--{flag}"):
+        read_rows(DatasetConfig(image_dir=tmp_path, **{flag: "x"}))
+
+
+def test_paths_do_not_depend_on_where_the_command_was_given(tmp_path, monkeypatch):
+    write_noise(tmp_path, ["cat/a.png", "dog/b.png"])
+    monkeypatch.chdir(tmp_path.parent)
+    frame = read_rows(DatasetConfig(image_dir=Path(tmp_path.name))).frame
+    assert all(Path(path).is_absolute() for path in frame["path"])

@@ -11,10 +11,12 @@ from pictures import encoded, noise
 from safetensors.torch import save_file
 
 import dataset
+import evaluate
 import train
 from spectacles import backbones, bundle, run_dir
-from spectacles.config import DatasetConfig, TrainConfig
+from spectacles.config import DatasetConfig, EvaluateConfig, TrainConfig
 from spectacles.errors import UserError
+from spectacles.history import Epoch
 from spectacles.run_dir import RunDir
 
 TINY = TrainConfig(
@@ -90,6 +92,46 @@ def test_a_run_stopped_and_resumed_ends_with_the_same_weights(
     report = train.run(replace(config, resume=True), parted)
     assert report.model_id == expected.model_id
     assert same(whole, parted)
+
+
+def test_a_crash_between_checkpoint_and_bundle_changes_nothing(
+    new_run: Callable[[str], RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parted = new_run("whole"), new_run("parted")
+    train.run(TINY, whole)
+    save = train._save_bundle
+
+    def crash(training: train.Training, state: dict[str, torch.Tensor], epoch: Epoch, *more: float) -> str:
+        if epoch.phase == "fine_tune":
+            raise KeyboardInterrupt
+        return save(training, state, epoch, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_save_bundle", crash)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(TINY, parted)
+    train.run(replace(TINY, resume=True), parted)
+    assert same(whole, parted)
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 9}, {"lr": 0.5}, {"image_size": 48}, {"seed": 9}])
+def test_resuming_with_other_settings_is_refused_by_name(
+    new_run: Callable[[str], RunDir], changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run("stopped")
+    stop_after(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(TINY, run)
+    with pytest.raises(UserError, match=f"cannot resume: --{next(iter(changes))}"):
+        train.run(replace(TINY, resume=True, **changes), run)
+
+
+def test_a_model_is_never_scored_on_another_split_than_its_own(new_run: Callable[[str], RunDir], photos: Path) -> None:
+    run = new_run("resplit")
+    train.run(TINY, run)
+    run.save_result("dataset", dataset.run(DatasetConfig(image_dir=photos, seed=8), run))
+    with pytest.raises(UserError, match="another split"):
+        evaluate.run(EvaluateConfig(device="cpu"), run)
 
 
 def test_workers_do_not_change_the_result(new_run: Callable[[str], RunDir]) -> None:
