@@ -21,7 +21,7 @@ import dataset
 from spectacles import cli, runtime, sources
 from spectacles import run_dir as runs
 from spectacles.bundle import BundleInfo
-from spectacles.config import PredictCommand, PredictConfig, select
+from spectacles.config import ImageDirConfig, PredictCommand, PredictConfig, help_texts, select
 from spectacles.errors import UserError
 from spectacles.inference import Prediction, Predictor
 from spectacles.predictions import PREFIX
@@ -195,6 +195,8 @@ def predict_inputs(arguments: list[str], config: PredictCommand) -> None:
         return
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     output = config.output or config.output_dir / f"predictions-{stamp}" / f"predictions.{config.format}"
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file in it.")
     submission = output.with_name("submission.csv")
     if inputs.ids and submission == output:
         raise UserError(f"--output {output} is where the submission goes: choose another name for the predictions.")
@@ -220,7 +222,9 @@ def main() -> None:
     with cli.exit_codes():
         arguments = sys.argv[1:]
         parser = cli.build_parser(PredictCommand, DESCRIPTION, positional="inputs")
-        values = cli.parse_namespace(parser, PredictCommand, arguments, cli.run_defaults(arguments))
+        # Where the training photos were says nothing about the files to predict.
+        defaults = {k: v for k, v in cli.run_defaults(arguments).items() if k not in help_texts(ImageDirConfig)}
+        values = cli.parse_namespace(parser, PredictCommand, arguments, defaults)
         inputs = values.pop("inputs")
         config = PredictCommand(**values)
         if inputs:

@@ -1,7 +1,9 @@
 """The whole way in one command: a table of stages, run as nested MLflow runs, and one report at the end."""
 
 import logging
+import shlex
 import sys
+from pathlib import Path
 
 import dataset
 import error_analysis
@@ -9,7 +11,7 @@ import evaluate
 import explore
 import predict
 import train
-from spectacles import cli, report, tracking
+from spectacles import cli, tracking
 from spectacles import run_dir as runs
 from spectacles.config import (
     DatasetConfig,
@@ -23,7 +25,7 @@ from spectacles.config import (
     to_plain,
 )
 from spectacles.errors import UserError
-from spectacles.records import DatasetReport, EvaluateReport
+from spectacles.records import DatasetReport
 from spectacles.run_dir import RunDir
 
 log = logging.getLogger("spectacles")
@@ -43,6 +45,9 @@ def run(config: PipelineConfig) -> RunDir:
     chosen = choose_stages(config.stages)
     cli.check_device(config)
     run_dir = _open(config, chosen)
+    run_dir.write_config(
+        {**run_dir.load_config(), **to_plain(config)}
+    )  # also of stages that a crash keeps from starting
     with tracking.parent_run(run_dir):
         tracking.log_params(to_plain(config))
         for stage in chosen:
@@ -54,9 +59,7 @@ def run(config: PipelineConfig) -> RunDir:
                 log.info("[predict] skipped: there is no test data")
                 continue
             cli.execute(stage, action, select(config, config_class), run_dir)
-        report.write(run_dir)
-        tracking.log_artifact(run_dir.report)
-        tracking.log_metrics(_headline(run_dir))
+        cli.publish(run_dir)
     _announce(run_dir)
     return run_dir
 
@@ -88,29 +91,20 @@ def _has_test_data(run_dir: RunDir) -> bool:
     return data.unlabelled + sum(data.counts["test"].values()) > 0
 
 
-def _headline(run_dir: RunDir) -> dict[str, float | None]:
-    """The numbers by which runs are compared, on the parent run."""
-    if not run_dir.done("evaluate"):
-        return {}
-    scored = run_dir.load_result("evaluate", EvaluateReport)
-    names = ("accuracy", "balanced_accuracy", "macro_f1", "hter", "roc_auc", "log_loss", "ece")
-    keys = [f"{split}_{name}" for split in ("val", "test") for name in names]
-    return {key: scored.metrics[key] for key in keys if key in scored.metrics}
-
-
 def _announce(run_dir: RunDir) -> None:
-    where = f"--output_dir {run_dir.output_dir} --run_name {run_dir.name}"
+    """What to type next, from any folder."""
+    here, python = Path(__file__).resolve().parent, shlex.quote(sys.executable)
+    output_dir, bundle = shlex.quote(str(run_dir.output_dir)), shlex.quote(str(run_dir.bundle))
+    database = shlex.quote(tracking.uri(run_dir.output_dir))
+    script, folder = shlex.quote(str(here / "predict.py")), shlex.quote(str(here))
     log.info("")
     log.info("report      %s", run_dir.report)
-    log.info("runs        %s -m %s   then http://127.0.0.1:5000", _python(), tracking.ui_command(run_dir.output_dir))
+    log.info("runs        %s -m mlflow ui --backend-store-uri %s   then http://127.0.0.1:5000", python, database)
     if run_dir.bundle.is_dir():
-        log.info("predict     %s predict.py photo.jpg %s", _python(), where)
-        log.info("serve       SPECTACLES_BUNDLE=%s %s -m uvicorn api:app", run_dir.bundle, _python())
+        name = shlex.quote(run_dir.name)
+        log.info("predict     %s %s photo.jpg --output_dir %s --run_name %s", python, script, output_dir, name)
+        log.info("serve       SPECTACLES_BUNDLE=%s %s -m uvicorn --app-dir %s api:app", bundle, python, folder)
         log.info("ask         curl -F file=@photo.jpg http://127.0.0.1:8000/predict")
-
-
-def _python() -> str:
-    return sys.executable
 
 
 def main() -> None:

@@ -30,19 +30,29 @@ Run = Callable[[Any, RunDir], StageReport]
 
 log = logging.getLogger("spectacles")
 
+OF_ONE_CALL = {"output_dir", "run_name", "resume", "stages"}
+"""Settings that a run's saved config does not hand on to the next command."""
+
 
 def main(stage: str, run: Run, config_class: type[RunConfig], description: str) -> None:
     """A stage script's whole command line: parse, run on a run folder, exit with 0, 2 (user's mistake) or 130."""
     with exit_codes():
         args = sys.argv[1:]
-        config = parse(config_class, args, description, run_defaults(args))
+        config = parse(config_class, args, description, run_defaults(args, reopen=stage != "dataset"))
         check_device(config)
         run_dir = open_run(config, makes_run=stage == "dataset")
         if getattr(config, "resume", False) and run_dir.done(stage):
             log.info("[%s] already finished in %s; without --resume it starts anew", stage, run_dir.path)
             return
-        execute(stage, run, config, run_dir)
-        report.write(run_dir)
+        with tracking.parent_run(run_dir):
+            execute(stage, run, config, run_dir)
+            publish(run_dir)
+
+
+def publish(run_dir: RunDir) -> None:
+    """Writes the report and shows it, with the numbers by which runs are compared, on the parent run."""
+    tracking.log_artifact(report.write(run_dir))
+    tracking.log_metrics(report.headline_metrics(run_dir))
 
 
 @contextmanager
@@ -69,7 +79,7 @@ def build_parser(config_class: type, description: str, positional: str | None = 
     if positional:
         parser.add_argument(positional, nargs="*", type=str, default=[], help="Image files, folders, globs or a CSV.")
     for field in fields(config_class):
-        flag, text = f"--{field.name}", texts[field.name].replace("%", "%%")
+        flag, text = f"--{field.name}", texts[field.name]
         if hints[field.name] is bool and field.default is False:
             parser.add_argument(flag, action="store_true", help=text)
         elif hints[field.name] is bool:
@@ -90,7 +100,7 @@ def parse(
 def parse_namespace(
     parser: ArgumentParser, config_class: type, args: Sequence[str], defaults: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    known = {field.name for field in fields(config_class)} - {"output_dir", "run_name", "resume"}
+    known = {field.name for field in fields(config_class)} - OF_ONE_CALL
     parser.set_defaults({key: value for key, value in (defaults or {}).items() if key in known})
     files, rest = config_files(args)
     for file in files:
@@ -162,10 +172,15 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
     with log_to(run_dir.log), tracking.parent_run(run_dir), tracking.stage_run(run_dir, stage, to_plain(config)):
         log.info("[%s] %s", stage, run_dir.path)
         run_dir.begin(stage)
+        before = run_dir.load_config()
         run_dir.save_config(stage, to_plain(config))
         runs.write_json(run_dir.environment, describe_environment(config.seed, _device(config, run_dir)))
         started = time.monotonic()
-        result = run(config, run_dir)
+        try:
+            result = run(config, run_dir)
+        except UserError:
+            run_dir.write_config(before)  # what was refused must not become the next command's default
+            raise
         for line in result.summary:
             log.info("  %s", line)
         tracking.log_report(result, run_dir)

@@ -18,6 +18,7 @@ LIMITS = {
     "batch_size": (1, math.inf),
     "duplicate_distance": (0, 7),
     "gallery_size": (1, math.inf),
+    "image_size": (16, 2048),
     "dropout": (0, 1),
     "crop_scale": (0.01, 1),
     "color_jitter": (0, 1),
@@ -184,6 +185,8 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.weights is not None and self.no_pretrained:
+            raise UserError("--weights and --no_pretrained contradict each other: leave one of them out.")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise UserError(f"--mixup and --cutmix pair images: --batch_size {self.batch_size} must be even.")
         if self.backbone == "simple_cnn" and self.batch_size == 1:
@@ -215,9 +218,9 @@ class PredictCommand(PredictConfig, ImageDirConfig):
     """predict.py alone can also be pointed at files and at a bundle."""
 
     bundle: Path | None = None
-    """Bundle folder to predict with. Default: the run's own."""
+    """Bundle folder to predict with. Default: that of --run_name, else of the newest trained run."""
     output: Path | None = None
-    """File to write. Default: the run's predict folder."""
+    """File to write. Default: a new folder below --output_dir."""
 
 
 @dataclass(frozen=True)

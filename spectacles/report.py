@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
+from spectacles.records import EvaluateReport
 from spectacles.run_dir import STAGES, RunDir, atomic_write
 
 TITLES = {
@@ -32,6 +33,8 @@ HEADLINES = (
     ("log_loss", "log loss"),
     ("brier", "Brier score"),
     ("ece", "ECE"),
+    ("top_3_accuracy", "top-3 accuracy"),
+    ("top_5_accuracy", "top-5 accuracy"),
 )
 MAX_CLASS_ROWS = 100
 WIDE = 900
@@ -69,6 +72,15 @@ def write(run_dir: RunDir) -> Path:
     )
     atomic_write(run_dir.report, page)
     return run_dir.report
+
+
+def headline_metrics(run_dir: RunDir) -> dict[str, float | None]:
+    """The main scores of each split that has been scored; empty before evaluation."""
+    if not run_dir.done("evaluate"):
+        return {}
+    scored = run_dir.load_result("evaluate", EvaluateReport).metrics
+    keys = [f"{split}_{key}" for split in ("val", "test") for key, _ in HEADLINES]
+    return {key: scored[key] for key in keys if key in scored}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -175,7 +175,10 @@ class RunDir:
     def save_config(self, stage: str, values: dict[str, Any]) -> None:
         """Keeps what this stage was run with, and merges it into the run's config.yaml."""
         atomic_write(self.folder(stage) / "config.yaml", yaml.safe_dump(values, sort_keys=False))
-        atomic_write(self.config, yaml.safe_dump({**self.load_config(), **values}, sort_keys=False))
+        self.write_config({**self.load_config(), **values})
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        atomic_write(self.config, yaml.safe_dump(values, sort_keys=False))
 
     def load_config(self) -> dict[str, Any]:
         return (yaml.safe_load(self.config.read_text(encoding="utf-8")) or {}) if self.config.is_file() else {}

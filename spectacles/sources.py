@@ -192,12 +192,17 @@ def _find_label_column(table: pd.DataFrame, path: Path, given: str | None, known
             raise UserError(f"{path} has no column {given!r} (--label_column); it has {_list(table)}.")
         return given
     candidates = [column for column in table.columns if column not in known]
-    by_name = [column for column in candidates if column.lower() in LABEL_NAMES]
+    by_name = [column for column in candidates if column.lower() in LABEL_NAMES and _comes_back(table[column])]
     by_content = [column for column in candidates if _looks_like_labels(table[column])]
     for found in (by_name, candidates, by_content):
         if len(found) == 1:
             return found[0]
     raise UserError(f"which column of {path} is the label? It has {_list(table)}: name it with --label_column.")
+
+
+def _comes_back(values: "pd.Series[str]") -> bool:
+    """Values that hardly ever recur are measurements or names, whatever their column is called."""
+    return values.nunique() <= max(2, len(values) // 2)
 
 
 def _looks_like_labels(values: "pd.Series[str]") -> bool:
@@ -220,6 +225,8 @@ def _read_folder(folder: Path) -> pd.DataFrame:
     """A folder a class, or train/val/test folders with a folder a class in each."""
     names = _subfolders(folder)
     splits = {name: SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS}
+    if not all(_subfolders(folder / name) for name, split in splits.items() if split == "train"):
+        splits = {}  # pictures of trains
     if "train" in splits.values():
         rows = [row for name, split in splits.items() for row in _class_folders(folder / name, folder, split)]
     else:

@@ -35,10 +35,6 @@ def uri(output_dir: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(output_dir / 'mlflow.db').absolute().as_posix()}"
 
 
-def ui_command(output_dir: Path) -> str:
-    return f"mlflow ui --backend-store-uri {uri(output_dir)}"
-
-
 def _mlflow() -> Any:
     """Imported on first use: it takes seconds, and --help should not."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -93,9 +89,11 @@ def _close(status: str) -> None:
 @_safely
 def _connect(output_dir: Path) -> None:
     mlflow = _mlflow()
+    local = "MLFLOW_TRACKING_URI" not in os.environ
     mlflow.set_tracking_uri(uri(output_dir))
+    if local:  # set_tracking_uri exports the address, and a later run may have another --output_dir
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-        local = "MLFLOW_TRACKING_URI" not in os.environ
         location = (output_dir / "mlartifacts").absolute().as_uri() if local else None
         # Without the tag, MLflow 3's pages open as for language-model traces instead of training runs.
         tags = {"mlflow.experimentKind": "custom_model_development"}

@@ -109,6 +109,7 @@ def test_runs_are_nested_with_parameters_metrics_and_artefacts(finished: Finishe
     assert [dataset.dataset.name for dataset in runs["dataset"].inputs.dataset_inputs]
     artifacts = {item.path for item in client(finished).list_artifacts(runs["train"].info.run_id)}
     assert {"bundle", "history.csv", "curves.png"} <= artifacts
+    assert list((finished.run_dir.output_dir / "mlartifacts").rglob("report.html"))
 
 
 def test_the_report_is_one_file_that_tells_of_every_stage(finished: Finished) -> None:
