@@ -95,9 +95,7 @@ def _connect(output_dir: Path) -> None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
         location = (output_dir / "mlartifacts").absolute().as_uri() if local else None
-        # Without the tag, MLflow 3's pages open as for language-model traces instead of training runs.
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        mlflow.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
+        mlflow.create_experiment(EXPERIMENT, artifact_location=location)
     mlflow.set_experiment(EXPERIMENT)
 
 
