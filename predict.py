@@ -197,6 +197,8 @@ def predict_inputs(arguments: list[str], config: PredictCommand) -> None:
     output = config.output or config.output_dir / f"predictions-{stamp}" / f"predictions.{config.format}"
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file in it.")
+    if output.suffix in (".csv", ".jsonl", ".txt") and output.suffix != f".{config.format}":
+        raise UserError(f"--output {output} and --format {config.format} contradict each other: change one of them.")
     submission = output.with_name("submission.csv")
     if inputs.ids and submission == output:
         raise UserError(f"--output {output} is where the submission goes: choose another name for the predictions.")

@@ -72,6 +72,8 @@ def read_table(path: Path) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"{path} cannot be read as a table: {error}.") from error
     frame.columns = [str(column).strip() for column in frame.columns]
+    if any(column.lower().endswith(SUFFIXES) for column in frame.columns):
+        raise UserError(f"the first line of {path} is data, not a header: put one above it, such as 'file,label'.")
     if not isinstance(frame.index, pd.RangeIndex):
         raise UserError(f"{path} has rows with more cells than its header: give every column a name.")
     if frame.empty:

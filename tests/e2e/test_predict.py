@@ -98,6 +98,8 @@ def test_a_table_with_ids_gives_a_submission_too(finished: Finished, tmp_path: P
         (["nowhere.jpg"], "matches nothing"),
         ([".", "--top_k", "3"], "--top_k 3"),
         ([".", "--format", "xml"], "format"),
+        ([".", "--format", "csv", "--output", "x.jsonl"], "contradict"),
+        ([".", "--output", "."], "is a folder"),
     ],
 )
 def test_mistakes_are_named(finished: Finished, arguments: list[str], words: str) -> None:

@@ -388,3 +388,10 @@ def test_paths_do_not_depend_on_where_the_command_was_given(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path.parent)
     frame = read_rows(DatasetConfig(image_dir=Path(tmp_path.name))).frame
     assert all(Path(path).is_absolute() for path in frame["path"])
+
+
+def test_a_table_without_a_header_does_not_lose_its_first_row(tmp_path):
+    write_noise(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "train.csv").write_text("a.png,cat\nb.png,dog\n")
+    with pytest.raises(UserError, match="not a header"):
+        read_rows(DatasetConfig(train_csv=tmp_path / "train.csv"))
