@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
@@ -22,7 +21,6 @@ from spectacles import (
     cli,
     engine,
     history,
-    metrics,
     plots,
     runtime,
     schedule,
@@ -133,7 +131,9 @@ def prepare(config: TrainConfig, run_dir: RunDir) -> Training:
     workers, pin = runtime.worker_count(config.num_workers, device), device.type == "cuda"
     train_loader, sampler = make_loader(train_set, config.batch_size, workers, config.seed, shuffle=True, pin=pin)
     val_loader, _ = make_loader(val_set, config.batch_size, workers, pin=pin)
-    weights = balanced_weights(train_set.labels, len(data.classes)) if config.class_weights == "balanced" else None
+    weights = (
+        engine.balanced_weights(train_set.labels, len(data.classes)) if config.class_weights == "balanced" else None
+    )
     info = BundleInfo(
         backbone=config.backbone,
         classes=tuple(data.classes),
@@ -156,13 +156,6 @@ def prepare(config: TrainConfig, run_dir: RunDir) -> Training:
         settings, classifier, train_loader, sampler, val_loader, info, run_dir.bundle,
         folder / "checkpoint.safetensors", [],
     )  # fmt: skip
-
-
-def balanced_weights(labels: list[int], num_classes: int) -> torch.Tensor:
-    """(K,) N / (K * N_k), as scikit-learn's 'balanced'; a class without images weighs 0."""
-    counts = np.bincount(labels, minlength=num_classes)
-    weights = np.divide(len(labels), num_classes * counts, out=np.zeros(num_classes), where=counts > 0)
-    return torch.tensor(weights, dtype=torch.float32)
 
 
 def run_phase(training: Training, phase: str, epochs: int) -> None:
@@ -206,7 +199,7 @@ def run_epoch(
         training.classifier, training.train_loader, training.settings, optimizer, scaler, rate, number
     )
     logits, labels = engine.validate(training.classifier, training.val_loader, training.settings)
-    scores = score(logits, labels)
+    scores = engine.score(logits, labels)
     return Epoch(
         epoch=number,
         phase=phase,
@@ -221,22 +214,13 @@ def run_epoch(
     )
 
 
-def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Validation metrics; one that is undefined (AUC with one class in the data) counts as 0, its worst."""
-    probabilities = calibration.softmax(logits)
-    values = metrics.classification_metrics(
-        labels, probabilities, metrics.decide(probabilities, None), probabilities.shape[1]
-    )
-    return {name: 0.0 if value is None else value for name, value in values.items()}
-
-
 def finish(training: Training, run_dir: RunDir, seconds: float) -> TrainReport:
     """Loads the kept bundle afresh, scores it once more, fits the temperature, and writes the final bundle."""
     config, best = training.config, history.best(training.history)
     classifier, _, _ = classifiers.load(training.bundle)
     classifier.to(training.settings.device, memory_format=torch.channels_last)
     logits, labels = engine.validate(classifier, training.val_loader, training.settings)
-    rescored = score(logits, labels)[config.metric]
+    rescored = engine.score(logits, labels)[config.metric]
     temperature = calibration.fit_temperature(logits, labels) if len(labels) >= ENOUGH_TO_CALIBRATE else 1.0
     model_id = _save_bundle(training, classifier.state_dict(), best, temperature)
     training.checkpoint.unlink(missing_ok=True)

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from spectacles import metrics
+from spectacles.calibration import softmax
 from spectacles.classifier import Classifier
 from spectacles.config import TrainConfig
 from spectacles.errors import UserError
@@ -127,6 +129,22 @@ def validate(classifier: Classifier, loader: DataLoader[Sample], settings: Setti
     if not np.isfinite(values).all():
         raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
     return values, torch.cat(labels).numpy()
+
+
+def balanced_weights(labels: list[int], num_classes: int) -> torch.Tensor:
+    """(K,) N / (K * N_k), as scikit-learn's 'balanced'; a class without images weighs 0."""
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = np.divide(len(labels), num_classes * counts, out=np.zeros(num_classes), where=counts > 0)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Validation metrics; one that is undefined (AUC with one class in the data) counts as 0, its worst."""
+    probabilities = softmax(logits)
+    values = metrics.classification_metrics(
+        labels, probabilities, metrics.decide(probabilities, None), probabilities.shape[1]
+    )
+    return {name: 0.0 if value is None else value for name, value in values.items()}
 
 
 def estimate_seconds(

@@ -193,13 +193,13 @@ def test_a_setting_out_of_range_is_named(tmp_path, field, value):
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60))
 def test_balanced_weights_are_scikit_learns(labels):
     present = sorted(set(labels))
-    weights = train.balanced_weights([present.index(label) for label in labels], len(present))
+    weights = engine.balanced_weights([present.index(label) for label in labels], len(present))
     expected = compute_class_weight("balanced", classes=np.array(present), y=np.array(labels))
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-6)
 
 
 def test_a_class_without_images_weighs_nothing():
-    assert train.balanced_weights([0, 0, 2], 3)[1] == 0
+    assert engine.balanced_weights([0, 0, 2], 3)[1] == 0
 
 
 # the network's phases
