@@ -33,8 +33,6 @@ NO_LABEL = "(no label)"
 
 def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
     """Writes charts, galleries, outliers.csv, conflicting_duplicates.csv and warnings.txt into explore/."""
-    if config.gallery_size < 1:
-        raise UserError(f"--gallery_size {config.gallery_size} must be at least 1.")
     data = run_dir.load_result("dataset", DatasetReport)
     index = dataset.load_index(run_dir)
     pairs = load_pairs(run_dir)

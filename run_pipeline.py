@@ -45,9 +45,8 @@ def run(config: PipelineConfig) -> RunDir:
     chosen = choose_stages(config.stages)
     cli.check_device(config)
     run_dir = _open(config, chosen)
-    run_dir.write_config(
-        {**run_dir.load_config(), **to_plain(config)}
-    )  # also of stages that a crash keeps from starting
+    # Whole and at once: a stage that a crash keeps from starting is resumed with its settings too.
+    run_dir.write_config({**run_dir.load_config(), **to_plain(config)})
     with tracking.parent_run(run_dir):
         tracking.log_params(to_plain(config))
         for stage in chosen:
