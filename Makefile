@@ -1,11 +1,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FASTAI := .venv-fastai
 OUTPUTS ?= outputs
 IMAGES ?= 600
 SAMPLE = $(OUTPUTS)/sample
 
-.PHONY: help setup dev demo test check fmt clean
+.PHONY: help setup dev demo test check fmt bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,6 +38,15 @@ check: dev  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+$(FASTAI)/.installed: benchmarks/requirements-fastai.txt
+	test -x $(FASTAI)/bin/python || $(PYTHON) -m venv $(FASTAI)
+	$(FASTAI)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-fastai.txt
+	touch $@
+
+bench: setup $(FASTAI)/.installed  ## compare with a tutorial loop and fastai (SPECTACLES_DATA=, FOLDER_DATA=, FLAGS=)
+	$(BIN)/python -m benchmarks.compare $(if $(SPECTACLES_DATA),--spectacles_data $(SPECTACLES_DATA)) \
+		$(if $(FOLDER_DATA),--folder_data $(FOLDER_DATA)) --output_dir $(OUTPUTS)/bench $(BENCH) -- $(FLAGS)
 
 fmt: dev  ## format the code
 	$(BIN)/ruff format .

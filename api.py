@@ -30,7 +30,9 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         predictor, problem = None, ""
         try:
             predictor = serving.load_predictor()
-            serving.log_event("ready", model_id=predictor.model_id, device=str(predictor.device))
+            serving.log_event(
+                "ready", model_id=predictor.model_id, device=str(predictor.device), engine=predictor.engine
+            )
         except (UserError, OSError) as error:
             problem = str(error)
             serving.log_event("not ready", error=problem)

@@ -1,4 +1,4 @@
-"""Index -> check every file once -> ledger and splits; and the Dataset and DataLoader that training reads them with."""
+"""Index -> check every file once -> ledger and splits."""
 
 import hashlib
 from collections import Counter
@@ -7,13 +7,10 @@ import numpy as np
 import pandas as pd
 
 from spectacles import cli, tracking
-from spectacles.augment import Augmentation
 from spectacles.config import DatasetConfig
 from spectacles.duplicates import clusters, equal_groups, near_pairs, pairs_within
 from spectacles.errors import UserError
 from spectacles.index import look_at_all
-from spectacles.loading import ImageDataset
-from spectacles.preprocess import Preprocessing
 from spectacles.records import DatasetReport, Ledger
 from spectacles.run_dir import RunDir, write_csv
 from spectacles.runtime import cpu_count
@@ -271,17 +268,6 @@ def load_split(run_dir: RunDir, *splits: str) -> pd.DataFrame:
 def class_indices(labels: "pd.Series[str]", classes: list[str]) -> list[int]:
     numbers = {name: number for number, name in enumerate(classes)}
     return [numbers[label] for label in labels]
-
-
-def make_dataset(
-    rows: pd.DataFrame,
-    classes: list[str],
-    preprocessing: Preprocessing,
-    augmentation: Augmentation | None = None,
-    seed: int = 0,
-) -> ImageDataset:
-    """Rows of `load_split` as a torch data set."""
-    return ImageDataset(rows["path"].tolist(), class_indices(rows["label"], classes), preprocessing, augmentation, seed)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from spectacles import classifier as classifiers
 from spectacles.bundle import BundleInfo
 from spectacles.classifier import Classifier
 from spectacles.config import ErrorAnalysisConfig
+from spectacles.decoding import decoded_batches
 from spectacles.errors import UserError
 from spectacles.galleries import image_grid, overlay_heatmap
 from spectacles.gradcam import NoFeatureMap, grad_cam
 from spectacles.images import ImageRefused, decode
-from spectacles.inference import decoded_batches
+from spectacles.pixels import Pixels
+from spectacles.preprocess import to_picture
 from spectacles.records import ErrorReport, EvaluateReport
 from spectacles.run_dir import RunDir, write_csv
 
@@ -93,10 +95,10 @@ def check_labels(
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     backbone, notes = frozen_backbone(run_dir, classifier, info)
     log.info("  checking %d labels with features of %s", len(rows), info.backbone)
-    cache = run_dir.cache / "embeddings"
-    features = embeddings.embed(
-        backbone, info.backbone, info.preprocessing, rows, cache, device, config.batch_size, config.num_workers
-    )
+    with Pixels(rows, info.preprocessing, run_dir.cache / "pixels", 0, config.num_workers) as pixels:
+        features = embeddings.embed(
+            backbone, info.backbone, pixels, run_dir.cache / "embeddings", device, config.batch_size, config.engine
+        )
     labels = np.array(dataset.class_indices(rows["label"], list(info.classes)), dtype=np.int64)
     groups = rows["cluster"].to_numpy(dtype=np.int64)
     probabilities = label_noise.out_of_fold_probabilities(features, labels, config.folds, config.seed, groups)
@@ -161,13 +163,12 @@ def show_gradcam(
     targets = iter(dataset.class_indices(rows["predicted"], list(info.classes)))
     pictures: list[np.ndarray] = []
     sources = [Path(name) for name in rows["path"]]
-    for batch in decoded_batches(sources, lambda d: preprocessing(d.image), config.batch_size, config.num_workers):
-        tensors = [_readable(item.tensor, item.name, item.reason) for item in batch]
-        images = torch.stack(tensors).to(device, memory_format=torch.channels_last)
+    for batch in decoded_batches(sources, preprocessing, config.batch_size, config.num_workers):
+        pixels = np.stack([_readable(item.pixels, item.name, item.reason) for item in batch])
+        images = preprocessing.normalize(runtime.to_device(pixels, device))
         heat = grad_cam(classifier, images, torch.tensor([next(targets) for _ in batch], device=device))
-        for tensor, spots in zip(tensors, heat, strict=True):
-            pixels = preprocessing.to_pixels(tensor)
-            pictures += [pixels, overlay_heatmap(pixels, spots)]
+        for picture, spots in zip(map(to_picture, pixels), heat, strict=True):
+            pictures += [picture, overlay_heatmap(picture, spots)]
     captions = [text for caption, name in zip(_captions(rows), rows["predicted"], strict=True)
                 for text in (caption, f"speaks for {name}")]  # fmt: skip
     return image_grid(pictures, captions, path, title=title if len(rows) else f"{title}: there are none")
@@ -184,10 +185,10 @@ def _photo(path: str) -> Image.Image:
         raise _unreadable(path, str(error)) from error
 
 
-def _readable(tensor: torch.Tensor | None, path: str, reason: str) -> torch.Tensor:
-    if tensor is None:
+def _readable(pixels: np.ndarray | None, path: str, reason: str) -> np.ndarray:
+    if pixels is None:
         raise _unreadable(path, reason)
-    return tensor
+    return pixels
 
 
 def _unreadable(path: str, reason: str) -> UserError:

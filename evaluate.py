@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 import dataset
-from spectacles import cli, evaluation_plots, metrics, predictions, runtime
+from spectacles import bundle, cli, evaluation_plots, metrics, predictions, runtime
 from spectacles.config import EvaluateConfig
 from spectacles.errors import UserError
 from spectacles.inference import Predictor
@@ -23,16 +23,17 @@ FEW = 100
 def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     """Writes predictions.csv, metrics.json and the plots. The test split is scored where it has labels."""
     device = runtime.prepare(runtime.resolve_device(config.device))
-    predictor = Predictor(run_dir.bundle, device, config.batch_size)
-    classes = list(predictor.info.classes)
     data = run_dir.load_result("dataset", DatasetReport)
-    if predictor.info.data_fingerprint != data.fingerprint:
+    if bundle.read_info(run_dir.bundle)[0].data_fingerprint != data.fingerprint:
         raise UserError(
             f"the bundle in {run_dir.bundle} was trained on other data or another split than {run_dir.splits} "
             "holds now, so test images may have been trained on: run train.py again."
         )
     rows = dataset.load_split(run_dir, "val", "test")
-    table = predictions.predict_rows(predictor, rows[rows["label"] != ""], config.num_workers)
+    rows = rows[rows["label"] != ""]
+    predictor = Predictor(run_dir.bundle, device, config.batch_size, config.engine, images=len(rows))
+    classes = list(predictor.info.classes)
+    table = predictions.predict_rows(predictor, rows, config.num_workers)
     write_csv(run_dir.predictions, table)
     scored = {split: _score(table, split, classes, config) for split in ("val", "test")}
     scored = {split: values for split, values in scored.items() if values}

@@ -1,11 +1,9 @@
-"""Builds the classifier and sets its two phases.
+"""Builds the classifier: backbone, head, and the preprocessing that goes with them.
 
 `python model.py --backbone resnet50` prints what a backbone is made of.
 """
 
 import sys
-
-from torch import nn
 
 from spectacles import backbones, cli, preprocess
 from spectacles.classifier import Classifier
@@ -33,42 +31,6 @@ def build(config: ModelConfig, num_classes: int) -> tuple[Classifier, Preprocess
     return Classifier(backbone, dim, num_classes, dropout), preprocessing
 
 
-def set_phase(classifier: Classifier, phase: str) -> None:
-    """`head`: only the head learns. `fine_tune`: everything does."""
-    for parameter in classifier.backbone.parameters():
-        parameter.requires_grad_(phase == "fine_tune")
-
-
-def train_mode(classifier: Classifier, phase: str, pretrained: bool) -> None:
-    """Training mode, except that BatchNorm keeps its statistics where they were learnt from far more images.
-
-    In the head phase the whole backbone is in evaluation mode: the head must see the features it will see later.
-    """
-    classifier.train()
-    if phase == "head":
-        classifier.backbone.eval()
-    elif pretrained:
-        for module in classifier.backbone.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-
-
-def parameter_groups(
-    classifier: Classifier, phase: str, lr: float, backbone_lr: float, weight_decay: float
-) -> list[dict[str, object]]:
-    """Optimiser groups: head and backbone, each with and without decay; vectors (biases, normalisation) never decay."""
-    groups = []
-    for name, module, rate in (("head", classifier.head, lr), ("backbone", classifier.backbone, backbone_lr)):
-        learnable = [p for p in module.parameters() if p.requires_grad]
-        for suffix, decay, members in (
-            ("", weight_decay, [p for p in learnable if p.ndim > 1]),
-            (" (no decay)", 0.0, [p for p in learnable if p.ndim <= 1]),
-        ):
-            if members:
-                groups.append({"name": name + suffix, "params": members, "lr": rate, "weight_decay": decay})
-    return groups
-
-
 def describe(classifier: Classifier, preprocessing: Preprocessing, name: str) -> str:
     total = sum(p.numel() for p in classifier.parameters())
     head = sum(p.numel() for p in classifier.head.parameters())
@@ -80,6 +42,7 @@ def describe(classifier: Classifier, preprocessing: Preprocessing, name: str) ->
             f"  normalised  mean {preprocessing.mean}, std {preprocessing.std}",
             f"  features    {classifier.head.in_features}",
             f"  parameters  {total:,}; in the head phase {head:,} of them learn",
+            f"  stages      {len(backbones.stages(classifier.backbone))} (--unfreeze last:N)",
         ]
     )
 

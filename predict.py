@@ -60,7 +60,7 @@ def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
 def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, submission: Path) -> PredictReport:
     """Streams predictions of `inputs` into `output`, and into `submission` where they have ids, in constant memory."""
     device = runtime.prepare(runtime.resolve_device(config.device))
-    predictor = Predictor(bundle, device, config.batch_size)
+    predictor = Predictor(bundle, device, config.batch_size, config.engine, images=len(inputs.paths))
     if not 1 <= config.top_k <= len(predictor.info.classes):
         raise UserError(
             f"--top_k {config.top_k} is out of range: the model knows {len(predictor.info.classes)} classes."
@@ -212,7 +212,8 @@ def _bundle_of(config: PredictCommand) -> Path:
 
 
 def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
-    predictor = Predictor(bundle, runtime.prepare(runtime.resolve_device(config.device)), batch_size=1)
+    device = runtime.prepare(runtime.resolve_device(config.device))
+    predictor = Predictor(bundle, device, 1, config.engine, images=1)
     outcome = next(predictor.predict([Path(inputs.paths[0])], 1))
     if outcome.reason:
         raise UserError(f"{inputs.names[0]} was refused: {outcome.reason}.")
@@ -234,7 +235,7 @@ def main() -> None:
         elif any(argument.split("=")[0] in ("--bundle", "--output") for argument in arguments):
             raise UserError("--bundle and --output go with files to predict: name them, or leave both flags out.")
         else:
-            cli.execute("predict", run, select(config, PredictConfig), cli.open_run(config, makes_run=False))
+            cli.run_alone("predict", run, select(config, PredictConfig), cli.open_run(config, makes_run=False))
 
 
 if __name__ == "__main__":

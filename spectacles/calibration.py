@@ -17,6 +17,15 @@ def softmax(logits: Floats, temperature: float = 1.0) -> Float64s:
     return probabilities
 
 
+ENOUGH = 50
+"""Validation images below which a fitted temperature is noise (it overfits to 0 or infinity) and 1 is kept."""
+
+
+def temperature_for(logits: Floats, labels: Ints) -> float:
+    """The fitted temperature, and 1 where there are fewer than ENOUGH images."""
+    return fit_temperature(logits, labels) if len(labels) >= ENOUGH else 1.0
+
+
 def fit_temperature(logits: Floats, labels: Ints) -> float:
     """Temperature in [0.05, 20] that minimises the NLL of validation logits `(N, K)` (Guo et al. 2017).
 

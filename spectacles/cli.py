@@ -44,9 +44,14 @@ def main(stage: str, run: Run, config_class: type[RunConfig], description: str) 
         if getattr(config, "resume", False) and run_dir.done(stage):
             log.info("[%s] already finished in %s; without --resume it starts anew", stage, run_dir.path)
             return
-        with tracking.parent_run(run_dir):
-            execute(stage, run, config, run_dir)
-            publish(run_dir)
+        run_alone(stage, run, config, run_dir)
+
+
+def run_alone(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> None:
+    """A stage outside the pipeline: its run nests under the folder's, and the folder's report is written anew."""
+    with tracking.parent_run(run_dir):
+        execute(stage, run, config, run_dir)
+        publish(run_dir)
 
 
 def publish(run_dir: RunDir) -> None:

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from itertools import pairwise
@@ -22,14 +23,23 @@ LIMITS = {
     "dropout": (0, 1),
     "crop_scale": (0.01, 1),
     "color_jitter": (0, 1),
+    "zoom_out": (0, 1),
+    "rotation": (0, 180),
+    "grayscale": (0, 1),
+    "blur": (0, 1),
+    "jpeg": (0, 1),
     "randaugment": (0, 30),
     "random_erasing": (0, 1),
     "mixup": (0, math.inf),
     "cutmix": (0, math.inf),
     "epochs": (1, math.inf),
     "head_epochs": (0, math.inf),
+    "views": (1, 64),
+    "cached_views": (0, 64),
     "lr": (1e-12, 1e30),
-    "backbone_lr_scale": (0, 1e30),
+    "head_lr": (1e-12, 1e30),
+    "layer_decay": (1e-3, 1),
+    "pixel_cache_gb": (0, math.inf),
     "weight_decay": (0, 1e30),
     "warmup_epochs": (0, math.inf),
     "label_smoothing": (0, 1),
@@ -62,7 +72,7 @@ class RunConfig(Checked):
     seed: int = 0
     """Seed of splits, weights, data order and augmentation."""
     num_workers: int | None = None
-    """Processes (training) or threads (checking, predicting) that decode images. Default: from the machine."""
+    """Threads that decode images. Default: from the machine."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ class ComputeConfig(Checked):
     """auto, cpu, cuda, cuda:N or mps. auto takes cuda, then mps, then cpu."""
     batch_size: int = 32
     """Images a step, in training and in inference."""
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
+    """What runs a network that does not learn, on the CPU. auto: the fastest here that gives torch's answers."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,8 @@ class DatasetConfig(RunConfig, ImageDirConfig):
     """Column with the label. Default: found by name, then by content."""
     group_column: str | None = None
     """Column (person, patient, scene) whose groups must not be torn apart between splits."""
+    split_column: str | None = None
+    """Column of --train_csv with train, val or test in it; rows without are divided as usual."""
     val_fraction: float = 0.15
     """Share of the labelled images kept for validation."""
     test_fraction: float | None = None
@@ -123,7 +137,7 @@ class ModelConfig(Checked):
     weights: Path | None = None
     """Local file of pretrained backbone weights (.safetensors, or .pth read without executing code)."""
     image_size: int | None = None
-    """Height and width of the model's input in pixels. Default: what the backbone was trained with."""
+    """Height and width of the model's input in pixels. Default: by --recipe, from what the backbone was made for."""
     resize: Literal["squash", "crop", "pad"] = "squash"
     """How a photo becomes square: stretch it, cut the centre out, or add borders."""
     in_chans: Literal[1, 3] = 3
@@ -137,13 +151,23 @@ class AugmentConfig(Checked):
     flip: bool = True
     """Mirror half of the training images (switch off where left and right mean something)."""
     crop_scale: float = 0.7
-    """Random resized crops keep at least this share of the area; 1 switches cropping off."""
-    color_jitter: float = 0.2
+    """Random crops keep at least this share of the area; 1 switches cropping off."""
+    zoom_out: float = 0.2
+    """Share of training images shrunk to as little as 40 % of the frame's side; 0 switches it off."""
+    rotation: float = 10.0
+    """Largest random turn, in degrees to either side; 0 switches turning off."""
+    color_jitter: float = 0.3
     """Strength of random brightness, contrast and saturation changes; 0 switches them off."""
+    grayscale: float = 0.1
+    """Share of training images turned grey."""
+    blur: float = 0.15
+    """Share of training images blurred."""
+    jpeg: float = 0.15
+    """Share of training images compressed as a bad JPEG."""
+    random_erasing: float = 0.15
+    """Share of training images with a square blanked (Zhong et al. 2017)."""
     randaugment: int = 0
     """RandAugment magnitude (0 to 30) of two operations an image (Cubuk et al. 2019); 0 switches it off."""
-    random_erasing: float = 0.0
-    """Probability of blanking a random rectangle (Zhong et al. 2017)."""
     mixup: float = 0.0
     """Mixup alpha (Zhang et al. 2017); 0 switches it off."""
     cutmix: float = 0.0
@@ -152,14 +176,37 @@ class AugmentConfig(Checked):
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
-    epochs: int = 10
-    """Epochs of both phases together."""
+    recipe: Literal["fast", "default", "thorough"] = "default"
+    """How much is spent where --image_size, --epochs and --unfreeze leave it open: small pictures and 3 epochs, larger
+    ones and 5, or the backbone's own size, all layers and 10 epochs."""
+    time_budget: str | None = None
+    """Training time, such as 90s, 10m or 1h: measures this machine and chooses image size, depth and epochs to fit."""
+    epochs: int | None = None
+    """Epochs of fine-tuning; with --head sgd, of both phases together. Default: by --recipe."""
+    head: Literal["probe", "sgd"] = "probe"
+    """How the head is trained first: fitted to features computed once, or by epochs of augmented images."""
     head_epochs: int | None = None
-    """Epochs of the first phase, head only. Default: a fifth of --epochs, at least one; --no_pretrained: none."""
-    lr: float = 3e-3
-    """Learning rate of the head."""
-    backbone_lr_scale: float = 0.1
-    """In fine-tuning the backbone learns at --lr times this."""
+    """Epochs of --head sgd. Default: a fifth of --epochs, at least one; --no_pretrained: none."""
+    views: int = 1
+    """Views of each training image that the probe learns from: 1 the image, 2 its mirror image too, more: augmented."""
+    fine_tune: Literal["auto", "always", "never"] = "auto"
+    """auto: not where the head alone makes so few errors on validation data that nothing better could be told."""
+    unfreeze: str | None = None
+    """What learns in fine-tuning: all, last:N stages, or progressive (more each epoch). Default: by --recipe."""
+    batch_norm: Literal["auto", "fold", "eval", "train"] = "auto"
+    """BatchNorm in fine-tuning: folded into the convolutions, kept as it is, or learning. auto: fold, or train from
+    random weights."""
+    cached_views: int = 0
+    """Fine-tune on this many fixed augmented views of each image, which lets what the frozen stages make of them be
+    computed once; 0: new ones each epoch."""
+    progressive_size: bool = False
+    """Fine-tune on smaller pictures first: from 70 % of --image_size up."""
+    lr: float | None = None
+    """Learning rate of fine-tuning. Default: 3e-4, and 3e-3 from random weights."""
+    head_lr: float = 3e-3
+    """Learning rate of --head sgd."""
+    layer_decay: float = 1.0
+    """In fine-tuning each stage learns at this times the rate of the stage above it."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd uses Nesterov momentum 0.9."""
     weight_decay: float = 0.01
@@ -176,10 +223,13 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     """Largest gradient norm; 0 switches clipping off."""
     mixed_precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """auto: bf16 (or fp16 on older cards) on CUDA, off elsewhere."""
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"] = "balanced_accuracy"
-    """Validation metric that picks the best epoch and stops early."""
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"] = "log_loss"
+    """Validation metric, after calibration, that picks the best epoch and stops early. log_loss hears every image, where
+    those that count errors hear a few."""
     patience: int = 5
     """Epochs without improvement after which a phase ends."""
+    pixel_cache_gb: float = 8.0
+    """Disk space for decoded training images; those beyond it are decoded in each epoch."""
     resume: bool = False
     """Continue a run: finished stages are kept, training goes on after its last finished epoch."""
 
@@ -189,6 +239,15 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
             raise UserError("--weights and --no_pretrained contradict each other: leave one of them out.")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise UserError(f"--mixup and --cutmix pair images: --batch_size {self.batch_size} must be even.")
+        if self.unfreeze is not None and not re.fullmatch(r"all|progressive|last:[1-9]\d*", self.unfreeze):
+            raise UserError(f"--unfreeze {self.unfreeze!r} is unknown: use all, progressive or last:N, such as last:3.")
+        if self.time_budget is not None:
+            seconds(self.time_budget)
+        if self.cached_views and (self.mixup or self.cutmix or self.progressive_size or self.unfreeze == "progressive"):
+            raise UserError(
+                "--cached_views needs the same pictures and the same frozen stages in every epoch: leave out --mixup, "
+                "--cutmix, --progressive_size and --unfreeze progressive."
+            )
         if self.backbone == "simple_cnn" and self.batch_size == 1:
             raise UserError("--batch_size 1 does not work with simple_cnn: its BatchNorm needs at least two images.")
 
@@ -227,6 +286,20 @@ class PredictCommand(PredictConfig, ImageDirConfig):
 class PipelineConfig(DatasetConfig, ExploreConfig, TrainConfig, EvaluateConfig, ErrorAnalysisConfig, PredictConfig):
     stages: str = "all"
     """Stages to run, separated by commas, for example dataset,explore; always in the pipeline's order."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(DatasetConfig, TrainConfig, EvaluateConfig):
+    backbones: str | None = None
+    """Backbones to compare, separated by commas; each takes --backbone's place in turn. Default: that one alone."""
+
+
+def seconds(text: str) -> float:
+    """'90s', '10m', '1h' or a plain number of seconds. Raises UserError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise UserError(f"--time_budget {text!r} is no time: write 90s, 10m or 1h.")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
 
 
 @cache

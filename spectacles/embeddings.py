@@ -3,17 +3,17 @@
 import hashlib
 import json
 import logging
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
-from spectacles.errors import UserError
-from spectacles.images import ImageRefused, read_file
-from spectacles.inference import decoded_batches
+from spectacles import engines
+from spectacles.augment import Augmentation, row_for
+from spectacles.pixels import Pixels
 from spectacles.preprocess import Preprocessing
 from spectacles.progress import progress
 from spectacles.run_dir import atomic_path
@@ -21,35 +21,76 @@ from spectacles.run_dir import atomic_path
 log = logging.getLogger("spectacles")
 
 SAVE_EVERY = 4096
-"""Images between two writes of the table: what a crash can cost."""
+"""Images between two writes: what a crash can cost."""
+Table = dict[str, np.ndarray]
 
 
 def embed(
     backbone: nn.Module,
     name: str,
-    preprocessing: Preprocessing,
-    rows: pd.DataFrame,
+    pixels: Pixels,
     cache_dir: Path,
     device: torch.device,
     batch_size: int = 32,
-    num_workers: int | None = None,
+    engine: str = "auto",
+    places: np.ndarray | None = None,
+    view: "View | None" = None,
 ) -> np.ndarray:
-    """Features (N, D) float32, as the backbone gives them (not normalised), for `rows` with columns path and sha256.
+    """Features (N, D) float32, as the backbone gives them (not normalised), of all pictures or of those at `places`;
+    of a view of them where one is given.
 
-    `cache_dir` holds one table for each (name, weights, preprocessing); only contents that are not in it are computed.
-    The backbone is moved to `device`. Raises UserError for a file that has changed since it was indexed.
+    `cache_dir` holds one folder for each (name, weights, preprocessing); only contents that are not in it are
+    computed, by the fastest engine. The backbone is moved to `device` and set to evaluation. Raises UserError for a
+    file that has changed since it was indexed.
     """
-    path = cache_dir / f"{name.replace('/', '_').replace(':', '_')}-{_key(backbone, name, preprocessing)}.npz"
-    table = _read(path)
-    missing = rows[~rows["sha256"].isin(list(table))].drop_duplicates("sha256")
-    backbone.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    vectors = _compute(backbone, preprocessing, missing, device, batch_size, num_workers)
-    computed = zip(missing["sha256"], progress(vectors, "embedding", len(missing)), strict=True)
-    for count, (digest, vector) in enumerate(computed, start=1):
-        table[digest] = vector
-        if count % SAVE_EVERY == 0 or count == len(missing):
-            _write(path, table)
-    return np.stack([table[digest] for digest in rows["sha256"]])
+    folder = cache_dir / f"{name.replace('/', '_').replace(':', '_')}-{_key(backbone, name, pixels.preprocessing)}"
+    table = _read(folder)
+    places = np.arange(len(pixels)) if places is None else places
+    wanted = {int(place): view.name(pixels.hashes[place]) if view else pixels.hashes[place] for place in places}
+    first = {name: place for place, name in reversed(wanted.items())}
+    missing = np.array(sorted(place for name, place in first.items() if name not in table), dtype=np.int64)
+    if len(missing):
+        _, run = engines.choose(
+            backbone, pixels.preprocessing, device, folder / "engine.json", engine, images=len(missing)
+        )
+        fresh: Table = {}
+        vectors = _compute(run, pixels, missing, batch_size, view)
+        for place, vector in zip(missing, progress(vectors, "embedding", len(missing)), strict=True):
+            fresh[wanted[place]] = vector
+            if len(fresh) == SAVE_EVERY or place == missing[-1]:
+                _write(folder, fresh)
+                table |= fresh
+                fresh = {}
+    return np.stack([table[wanted[int(place)]] for place in places])
+
+
+class View:
+    """A fixed change of every picture, known by its number: 1 is the mirror image, from 2 on they are augmented."""
+
+    def __init__(self, number: int, augmentation: Augmentation) -> None:
+        self.number, self.augmentation = number, augmentation
+
+    def name(self, digest: str) -> str:
+        """What the table calls the view of a file: augmented ones depend on the settings as well."""
+        if self.number == 1:
+            return f"{digest}/mirror"
+        settings = hashlib.sha256(repr(self.augmentation.config).encode()).hexdigest()[:8]
+        return f"{digest}/{self.number}/{settings}"
+
+    def __call__(self, pixels: np.ndarray, digests: list[str]) -> np.ndarray:
+        """uint8 (B, S, S, C) -> the same; what is drawn depends on (number, file content)."""
+        if self.number == 1:
+            return np.ascontiguousarray(pixels[:, :, ::-1])
+        return self.augmentation.view(pixels, np.stack([row_for(self.number, digest) for digest in digests]))
+
+
+def _compute(
+    run: engines.Engine, pixels: Pixels, places: np.ndarray, batch_size: int, view: View | None
+) -> Iterator[np.ndarray]:
+    """One (D,) float32 vector a place, in order."""
+    order = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+    for indices, batch in zip(order, pixels.batches(order), strict=True):
+        yield from run(view(batch, [pixels.hashes[index] for index in indices]) if view else batch)
 
 
 def _key(backbone: nn.Module, name: str, preprocessing: Preprocessing) -> str:
@@ -61,55 +102,25 @@ def _key(backbone: nn.Module, name: str, preprocessing: Preprocessing) -> str:
     return digest.hexdigest()[:16]
 
 
-def _compute(
-    backbone: nn.Module,
-    preprocessing: Preprocessing,
-    rows: pd.DataFrame,
-    device: torch.device,
-    batch_size: int,
-    num_workers: int | None,
-) -> Iterator[np.ndarray]:
-    """One (D,) float32 vector a row, in order."""
-    contents = (_read_unchanged(Path(path), digest) for path, digest in zip(rows["path"], rows["sha256"], strict=True))
-    paths = iter(rows["path"])
-    for batch in decoded_batches(contents, lambda decoded: preprocessing(decoded.image), batch_size, num_workers):
-        tensors = []
-        for item, path in zip(batch, paths, strict=False):
-            if item.tensor is None:
-                raise UserError(f"{path} cannot be read any more ({item.reason}): run the dataset stage again.")
-            tensors.append(item.tensor)
-        with torch.inference_mode():
-            images = torch.stack(tensors).to(device, memory_format=torch.channels_last)
-            yield from backbone(images).float().cpu().numpy()
+def _read(folder: Path) -> Table:
+    """Content -> (D,) float32, from every part that can be trusted."""
+    table: Table = {}
+    for path in sorted(folder.glob("[!.]*.npz")):
+        try:
+            # The zip's checksums find flipped bits.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                names, features = stored["names"].astype(str), stored["features"]
+            if features.ndim != 2 or features.dtype != np.float32 or len(names) != len(features):
+                raise ValueError("not a table of features")
+        except Exception as error:  # noqa: BLE001 - a damaged zip raises zipfile's, struct's, numpy's and OS errors
+            log.warning("warning: %s cannot be read (%s); its features are computed again.", path, error)
+            path.unlink(missing_ok=True)
+            continue
+        table |= dict(zip(names.tolist(), features, strict=True))
+    return table
 
 
-def _read_unchanged(path: Path, digest: str) -> bytes:
-    """The file's bytes. Another content under this hash would stay wrong in every later run."""
-    try:
-        content = read_file(path)
-    except ImageRefused as error:
-        raise UserError(f"{path} cannot be read any more ({error}): run the dataset stage again.") from error
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise UserError(f"{path} has changed since it was indexed: run the dataset stage again.")
-    return content
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """sha256 -> (D,) float32; empty where there is no table yet, or none that can be trusted."""
-    if not path.is_file():
-        return {}
-    try:
-        # The zip's checksums find flipped bits.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            hashes, features = stored["sha256"].astype(str), stored["features"]
-        if features.ndim != 2 or features.dtype != np.float32 or len(hashes) != len(features):
-            raise ValueError("not a table of features")
-    except Exception as error:  # noqa: BLE001 - a damaged zip raises zipfile's, struct's, numpy's and OS errors
-        log.warning("warning: %s cannot be read (%s); its features are computed again.", path, error)
-        return {}
-    return dict(zip(hashes.tolist(), features, strict=True))
-
-
-def _write(path: Path, table: dict[str, np.ndarray]) -> None:
-    with atomic_path(path) as temporary:
-        np.savez(temporary, sha256=np.array(list(table), dtype="S64"), features=np.stack(list(table.values())))
+def _write(folder: Path, table: Table) -> None:
+    """A part of its own: what stands is not written again, and two processes do not meet."""
+    with atomic_path(folder / f"{uuid.uuid4().hex}.npz") as temporary:
+        np.savez(temporary, names=np.array(list(table), dtype=bytes), features=np.stack(list(table.values())))

@@ -27,18 +27,19 @@ class Epoch:
 
 
 def gains(history: list[Epoch]) -> list[bool]:
-    """For each epoch: was it better than all before it?"""
-    best: float | None = None
+    """For each epoch: was it better than all before it? Of equal values the lower loss is better: metrics that count
+    images are soon equal, and of two models that make the same errors one is surer where it is right."""
+    best: tuple[float, float] | None = None
     result = []
     for epoch in history:
-        value = -epoch.value if epoch.metric in LOWER_IS_BETTER else epoch.value
+        value = (-epoch.value if epoch.metric in LOWER_IS_BETTER else epoch.value, -epoch.val_loss)
         result.append(best is None or value > best)
         best = value if best is None else max(best, value)
     return result
 
 
 def best(history: list[Epoch]) -> Epoch:
-    """Over both phases; of equals the earliest."""
+    """Over both phases."""
     return [epoch for epoch, gain in zip(history, gains(history), strict=True) if gain][-1]
 
 

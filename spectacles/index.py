@@ -47,7 +47,7 @@ def look_at(path: Path) -> FileFacts:
     """Reads, decodes and measures one file; never raises for what is in it."""
     try:
         content = read_file(path)
-        decoded = decode(content)
+        decoded = decode(content, least_side=2 * MEASURE_SIZE)
     except ImageRefused as error:
         return FileFacts("refused", str(error))
     grey = decoded.image.convert("L")
@@ -58,8 +58,8 @@ def look_at(path: Path) -> FileFacts:
         phash=str(imagehash.phash(grey)),
         format=decoded.format,
         mode=decoded.mode,
-        width=decoded.image.width,
-        height=decoded.image.height,
+        width=decoded.width,
+        height=decoded.height,
         bytes=len(content),
         **_measure(grey),
     )

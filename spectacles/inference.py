@@ -1,8 +1,7 @@
 """From files to probabilities: the one path that evaluate, predict, error analysis and the server take."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +9,14 @@ import numpy as np
 import torch
 
 from spectacles import classifier as classifiers
+from spectacles import engines
 from spectacles.calibration import softmax
-from spectacles.images import MAX_PIXELS, DecodedImage, ImageRefused, decode
+from spectacles.decoding import Decoded, decoded_batches
+from spectacles.images import MAX_PIXELS
 from spectacles.metrics import decide
-from spectacles.runtime import cpu_count
 
-Prepare = Callable[[DecodedImage], torch.Tensor]
-
-LOOK_AHEAD = 4
-"""Batches decoded before they are needed: enough to overlap with the arithmetic, few enough for constant memory."""
+ENGINE_FILE = "engine.json"
+"""Beside a bundle's manifest: which engine was the fastest on this machine. May be deleted at any time."""
 
 
 @dataclass(frozen=True)
@@ -37,81 +35,54 @@ class Prediction:
 
 
 class Predictor:
-    """A bundle on a device. Use one per process and one thread at a time."""
+    """A bundle on a device, run by the fastest engine. Use one per process and one thread at a time."""
 
-    def __init__(self, bundle: Path, device: torch.device, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        device: torch.device,
+        batch_size: int = 32,
+        engine: str = "auto",
+        images: float = math.inf,
+        pixels: np.ndarray | None = None,
+    ) -> None:
+        """`images`: how many are to be expected; for few of them no engine is measured. `pixels` (B, S, S, C): real
+        images on which an engine must agree with torch."""
         self.classifier, self.info, self.model_id = classifiers.load(bundle)
-        self.classifier.to(device).to(memory_format=torch.channels_last)
         self.device, self.batch_size = device, batch_size
+        self.engine, self._run = engines.choose(
+            self.classifier, self.info.preprocessing, device, bundle / ENGINE_FILE, engine, self._apart, pixels, images
+        )
 
-    def prepare(self, decoded: DecodedImage) -> torch.Tensor:
-        """The model's input (C, S, S): the very same for evaluation, prediction and the server."""
-        return self.info.preprocessing(decoded.image)
+    def _apart(self, logits: np.ndarray, reference: np.ndarray) -> float:
+        """Largest difference of a calibrated probability."""
+        temperature = self.info.temperature
+        return float(np.abs(softmax(logits, temperature) - softmax(reference, temperature)).max())
 
-    @torch.inference_mode()
-    def probabilities(self, inputs: torch.Tensor) -> np.ndarray:
-        """(B, C, S, S) -> calibrated probabilities (B, K), float64."""
-        images = inputs.to(self.device, memory_format=torch.channels_last, non_blocking=True)
-        logits = self.classifier(images).float().cpu().numpy()
-        return softmax(logits, self.info.temperature)
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (B, S, S, C), as `info.preprocessing` gives them -> calibrated probabilities (B, K), float64."""
+        return softmax(self._run(pixels), self.info.temperature)
 
     def predict(
         self, sources: Iterable[Path | bytes], num_workers: int | None = None, max_pixels: int = MAX_PIXELS
     ) -> Iterator[Prediction]:
         """One prediction a source, in order, in constant memory; decoding in threads overlaps with the network."""
-        for batch in decoded_batches(sources, self.prepare, self.batch_size, num_workers, max_pixels):
+        batches = decoded_batches(sources, self.info.preprocessing, self.batch_size, num_workers, max_pixels)
+        for batch in batches:
             yield from self._predict_batch(batch)
 
-    def _predict_batch(self, batch: Sequence["Decoded"]) -> Iterator[Prediction]:
-        tensors = [item.tensor for item in batch if item.tensor is not None]
-        rows = iter(self.probabilities(torch.stack(tensors)) if tensors else [])
+    def _predict_batch(self, batch: Sequence[Decoded]) -> Iterator[Prediction]:
+        pixels = [item.pixels for item in batch if item.pixels is not None]
+        rows = iter(self.probabilities(np.stack(pixels)) if pixels else [])
         for item in batch:
-            if item.tensor is None:
+            if item.pixels is None:
                 yield Prediction(item.name, "", 0.0, (), (), item.reason)
             else:
                 yield self._to_prediction(item, next(rows))
 
-    def _to_prediction(self, item: "Decoded", probabilities: np.ndarray) -> Prediction:
+    def _to_prediction(self, item: Decoded, probabilities: np.ndarray) -> Prediction:
         index = int(decide(probabilities[None], self.info.threshold)[0])
         confidence = float(probabilities[index])
         return Prediction(
             item.name, self.info.classes[index], confidence, tuple(probabilities.tolist()), item.repairs, ""
         )
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A source after decoding: the model's input, or the reason why there is none."""
-
-    name: str
-    tensor: torch.Tensor | None
-    repairs: tuple[str, ...]
-    reason: str
-
-
-def decoded_batches(
-    sources: Iterable[Path | bytes],
-    prepare: Prepare,
-    batch_size: int,
-    num_workers: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> Iterator[list[Decoded]]:
-    """Batches of decoded sources, in order, at most LOOK_AHEAD batches ahead of the consumer."""
-
-    def decode_one(source: Path | bytes) -> Decoded:
-        name = "" if isinstance(source, bytes) else str(source)
-        try:
-            decoded = decode(source, max_pixels)
-        except ImageRefused as error:
-            return Decoded(name, None, (), str(error))
-        return Decoded(name, prepare(decoded), decoded.repairs, "")
-
-    pending: deque[Future[Decoded]] = deque()
-    remaining = iter(sources)
-    with ThreadPoolExecutor(num_workers or cpu_count()) as pool:
-        while True:
-            while len(pending) < LOOK_AHEAD * batch_size and (source := next(remaining, None)) is not None:
-                pending.append(pool.submit(decode_one, source))
-            if not pending:
-                return
-            yield [pending.popleft().result() for _ in range(min(batch_size, len(pending)))]

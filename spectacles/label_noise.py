@@ -1,22 +1,15 @@
 """Labels that look wrong: out-of-fold predictions from features, and confident learning (Northcutt et al. 2021)."""
 
-import warnings
-
 import numpy as np
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from spectacles.probe import logistic_regression
 from spectacles.splits import stratified_split
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """scikit-learn's C, from strong to weak regularisation; which is best depends on images, features and classes."""
-
-MAX_ITERATIONS = 300
 
 
 def out_of_fold_probabilities(
@@ -48,10 +41,7 @@ def _cross_fit(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, stren
         fit, judged = fold != held_out, np.flatnonzero(fold == held_out)
         judged = judged[np.isin(labels[judged], labels[fit])]
         if len(judged) and len(np.unique(labels[fit])) > 1:
-            model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=MAX_ITERATIONS))
-            with warnings.catch_warnings():  # the ranking does not need the last digits
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                model.fit(features[fit], labels[fit])
+            model = logistic_regression(features[fit], labels[fit], strength)
             probabilities[judged] = 0.0
             probabilities[np.ix_(judged, model.classes_)] = model.predict_proba(features[judged])
     return probabilities

@@ -1,6 +1,6 @@
 """From an upright RGB picture to the model's input: one object, stored in the bundle, used by every consumer."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,14 @@ from spectacles.errors import UserError
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
+DRAFT_MARGIN = 2
+"""A JPEG may be decoded at a reduced scale that leaves at least this many times the model's side: the resize that
+follows then still has every frequency that it keeps."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Deterministic. Training replaces only `fit` by a random crop; `to_tensor` is shared."""
+    """Deterministic, in two steps: `pixels` once a file (what caches hold), `normalize` on whole batches."""
 
     image_size: int
     resize: str
@@ -24,9 +28,19 @@ class Preprocessing:
     std: tuple[float, ...]
     in_chans: int
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        """RGB image -> float32 (C, image_size, image_size), normalised."""
-        return self.to_tensor(self.fit(image))
+    @property
+    def least_side(self) -> int:
+        """Side in pixels below which a file must not be decoded at a reduced scale."""
+        return DRAFT_MARGIN * self.image_size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.image_size, self.image_size, self.in_chans
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """RGB image -> uint8 (S, S, C). Grey is ITU-R 601 luma."""
+        fitted = self.fit(image)
+        return np.array(fitted if self.in_chans == 3 else fitted.convert("L"), dtype=np.uint8).reshape(self.shape)
 
     def fit(self, image: Image.Image) -> Image.Image:
         size, resampling = (self.image_size, self.image_size), RESAMPLING[self.interpolation]
@@ -40,19 +54,15 @@ class Preprocessing:
         canvas.paste(inner, ((self.image_size - inner.width) // 2, (self.image_size - inner.height) // 2))
         return canvas
 
-    def to_tensor(self, image: Image.Image) -> torch.Tensor:
-        """RGB image -> float32 (C, H, W): 0..1, minus mean, over std. Grey is ITU-R 601 luma."""
-        pixels = np.array(image if self.in_chans == 3 else image.convert("L"), dtype=np.uint8)
-        tensor = torch.from_numpy(pixels).reshape(image.height, image.width, self.in_chans).permute(2, 0, 1)
-        scaled = tensor.to(torch.float32).div_(255)
-        mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
-        return scaled.sub_(mean).div_(std).contiguous()
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (or float 0..255) (B, S, S, C) -> float32 (B, C, S, S) in channels_last memory: 0..1, minus mean, over
+        std. Element by element, so an image's values do not depend on the batch it is in."""
+        mean = torch.tensor(self.mean, device=pixels.device)
+        std = torch.tensor(self.std, device=pixels.device)
+        return (pixels.float() * (1 / (255 * std)) - mean / std).permute(0, 3, 1, 2)
 
-    def to_pixels(self, tensor: torch.Tensor) -> np.ndarray:
-        """The way back, for pictures: (C, H, W) -> uint8 (H, W, 3)."""
-        mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
-        pixels = (tensor.cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
-        return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    def at(self, image_size: int) -> "Preprocessing":
+        return replace(self, image_size=image_size)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,6 +70,11 @@ class Preprocessing:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+def to_picture(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (S, S, 1 or 3) -> (S, S, 3), for people."""
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
 def resolve(pretrained_cfg: dict[str, Any], image_size: int | None, resize: str, in_chans: int) -> Preprocessing:

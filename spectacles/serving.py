@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
+import numpy as np
 from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from spectacles import __version__, run_dir, runtime
+from spectacles import __version__, engines, run_dir, runtime
 from spectacles.environment import package_versions
+from spectacles.errors import UserError
 from spectacles.images import UNKNOWN_FORMAT
 from spectacles.inference import Prediction, Predictor
 
@@ -88,6 +89,7 @@ class ModelCard(BaseModel):
     metric: str
     metric_value: float = Field(description="Of the validation data.")
     data_fingerprint: str = Field(description="sha256 over the content, labels and splits of the training data.")
+    engine: str = Field(description="What runs the network on this machine.", examples=["openvino"])
     versions: dict[str, str] = Field(description="Packages of this server.")
 
 
@@ -106,13 +108,12 @@ def load_predictor() -> Predictor:
     output_dir = Path(os.environ.get("SPECTACLES_OUTPUT_DIR") or "outputs")
     bundle = Path(folder) if folder else run_dir.newest_bundle(output_dir)
     device = runtime.prepare(runtime.resolve_device(os.environ.get("SPECTACLES_DEVICE") or "auto"))
-    predictor = Predictor(bundle, device)
-    preprocessing = predictor.info.preprocessing
-    size = preprocessing.image_size
-    # The first pass is several times slower than the others: no person should wait for it. And as this thread is not
-    # the one that answers, libgomp sees more threads than cores and stops spinning at its barriers, which on a machine
-    # with other busy processes made every answer a hundred times slower.
-    predictor.probabilities(torch.zeros(1, preprocessing.in_chans, size, size))
+    engine = os.environ.get("SPECTACLES_ENGINE") or "auto"
+    if engine not in ("auto", *engines.ENGINES):
+        raise UserError(f"SPECTACLES_ENGINE={engine} is unknown: use auto, {', '.join(engines.ENGINES)}.")
+    predictor = Predictor(bundle, device, engine=engine)
+    # The first pass is several times slower than the others: no person should wait for it.
+    predictor.probabilities(np.zeros((1, *predictor.info.preprocessing.shape), dtype=np.uint8))
     return predictor
 
 
@@ -129,6 +130,7 @@ def model_card(predictor: Predictor) -> ModelCard:
         metric=info.metric,
         metric_value=info.metric_value,
         data_fingerprint=info.data_fingerprint,
+        engine=predictor.engine,
         versions={"spectacles": __version__, **package_versions()},
     )
 

@@ -52,7 +52,7 @@ def read_rows(config: DatasetConfig) -> Rows:
 
 
 def _refuse_column_flags(config: DatasetConfig) -> None:
-    for flag in ("label_column", "group_column", "file_column", "filename_template"):
+    for flag in ("label_column", "group_column", "split_column", "file_column", "filename_template"):
         if getattr(config, flag) is not None:
             raise UserError(f"--{flag} speaks of a table, and folders have none: add --train_csv, or leave it out.")
 
@@ -117,7 +117,7 @@ def _read_table(
     files = file_names(table, path, config.file_column, config.filename_template)
     file_column = str(files.name)
     id_column = find_id_column(table, file_column)
-    known = {file_column, id_column, config.group_column or ""}
+    known = {file_column, id_column, config.group_column or "", config.split_column or ""}
     if source == "train":
         label_column = _find_label_column(table, path, config.label_column, known)
     else:
@@ -135,11 +135,27 @@ def _read_table(
             "label": _clean_labels(table[label_column]) if label_column else empty,
             "group": table[config.group_column].str.strip() if config.group_column in table.columns else empty,
             "id": table[id_column].str.strip() if id_column else empty,
-            "given_split": "test" if source == "test" else "",
+            "given_split": "test" if source == "test" else _given_splits(table, path, config.split_column),
         }
     )
     _check_folder(frame, folder, path)
     return frame, label_column, id_column
+
+
+def _given_splits(table: pd.DataFrame, path: Path, column: str | None) -> "pd.Series[str] | str":
+    """train, val, test or '' for each row. Raises UserError for another word."""
+    if column is None:
+        return ""
+    if column not in table.columns:
+        raise UserError(f"{path} has no column {column!r} (--split_column); it has {_list(table)}.")
+    words = table[column].str.strip().str.lower()
+    splits = words.map({**SPLIT_FOLDERS, "": ""})
+    if splits.isna().any():
+        row = int(splits.isna().to_numpy().argmax())
+        raise UserError(
+            f"{path}, row {row + 1}: {table[column].iloc[row]!r} in column {column!r} is none of train, val, test."
+        )
+    return splits
 
 
 def _check_renamed_labels(

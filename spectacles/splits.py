@@ -16,11 +16,12 @@ def stratified_split(labels: np.ndarray, clusters: np.ndarray, fractions: Sequen
     order = np.random.default_rng(seed).permutation(len(members))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     missing = np.outer(np.asarray(fractions, dtype=np.float64), counts.sum(axis=0))
+    totals = np.maximum(counts.sum(axis=0), 1)
     split = np.empty(len(labels), dtype=np.int64)
     for cluster in order:
         own = counts[cluster]
         # How much of this cluster each split still wants, in shares of what it was promised of each class.
-        want = (own * missing / np.maximum(counts.sum(axis=0), 1)).sum(axis=1)
+        want = (own * missing / totals).sum(axis=1)
         want[np.asarray(fractions) <= 0] = -np.inf
         chosen = int(np.argmax(want))
         missing[chosen] -= own

@@ -1,6 +1,6 @@
 """Settings for all tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,14 @@ def _one_thread() -> None:
     import torch  # not above: tests that need no torch start without it
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _torch_engine() -> Iterator[None]:
+    """Building and measuring other engines takes seconds; whoever tests them asks for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECTACLES_ENGINE", "torch")
+        yield
 
 
 @pytest.fixture(scope="session")

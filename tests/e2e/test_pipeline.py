@@ -85,7 +85,7 @@ def test_metrics_follow_from_the_predictions_on_disk(finished: Finished) -> None
 
 def test_the_kept_bundle_scores_what_was_logged(finished: Finished) -> None:
     trained = read_json(finished.run_dir.result("train"))
-    assert trained["metrics"]["rescored"] == trained["best_value"]
+    assert trained["metrics"]["rescored"] == pytest.approx(trained["best_value"], abs=1e-6)  # BatchNorm unfolded
     history = pd.read_csv(finished.run_dir.path / "train" / "history.csv")
     assert history["val_balanced_accuracy"].max() == trained["best_value"]
     scores = read_json(finished.run_dir.path / "evaluate" / "metrics.json")

@@ -1,5 +1,6 @@
 """Small pictures of every kind, drawn on the spot, and files and tables made of them."""
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -23,6 +25,13 @@ def noise(seed: int, width: int = 32, height: int = 32) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     return coarse.resize((width, height), Image.Resampling.NEAREST)
+
+
+def photo(seed: int, width: int, height: int) -> Image.Image:
+    """As smooth as a photo, with values in the middle of the range."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(60, 196, (5, 7, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def blocks() -> Image.Image:
@@ -118,6 +127,13 @@ def write_noise(folder: Path, names: Sequence[str], first_seed: int = 0) -> list
         path.parent.mkdir(parents=True, exist_ok=True)
         noise(first_seed + number).save(path)
     return list(names)
+
+
+def write_rows(folder: Path, count: int, first_seed: int = 0) -> pd.DataFrame:
+    """Different pictures with the columns path and sha256."""
+    names = write_noise(folder, [f"{number}.png" for number in range(count)], first_seed)
+    hashes = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
+    return pd.DataFrame({"path": [str(folder / name) for name in names], "sha256": hashes})
 
 
 def write_csv(path: Path, header: str, *rows: str) -> Path:

@@ -114,7 +114,7 @@ def send(client: TestClient, *contents: bytes, **options: Any) -> Any:
 def test_a_file_gets_the_probabilities_that_batch_prediction_gives_it(
     client: TestClient, bundle_dir: Path, name: str
 ) -> None:
-    expected = next(Predictor(bundle_dir, torch.device("cpu")).predict([READABLE[name]]))
+    expected = next(Predictor(bundle_dir, torch.device("cpu"), engine="torch").predict([READABLE[name]]))
     response = send(client, READABLE[name])
     assert response.status_code == 200
     answer = response.json()
@@ -140,7 +140,7 @@ def test_one_bad_file_among_several_spoils_no_other(client: TestClient, bundle_d
     response = send(client, *contents)
     assert response.status_code == 200
     first, second, third, fourth = response.json()["predictions"]
-    expected = list(Predictor(bundle_dir, torch.device("cpu")).predict(contents))
+    expected = list(Predictor(bundle_dir, torch.device("cpu"), engine="torch").predict(contents))
     assert list(first["probabilities"].values()) == pytest.approx(expected[0].probabilities, abs=1e-9)
     assert list(third["probabilities"].values()) == pytest.approx(expected[2].probabilities, abs=1e-9)
     assert (second["status"], fourth["status"]) == (415, 422)

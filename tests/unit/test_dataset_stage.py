@@ -150,6 +150,18 @@ def test_copies_and_near_copies_stay_on_one_side(tmp_path):
     assert report.metrics["duplicate_pairs"] == len(duplicates)
 
 
+def test_a_photo_of_megapixels_and_its_small_copy_are_near_duplicates(tmp_path):
+    rows = make_rows(tmp_path)
+    noise(77, 2400, 1600).save(tmp_path / "large.jpg", quality=90)
+    noise(77, 300, 200).save(tmp_path / "small.png")
+    _, run_dir = run_table(tmp_path, *rows, "large.jpg,no", "small.png,no")
+    index = dataset.load_index(run_dir).set_index("file")
+    assert index.loc["large.jpg", ["width", "height"]].tolist() == [2400, 1600]
+    assert index.loc["large.jpg", "brightness"] == pytest.approx(index.loc["small.png", "brightness"], abs=2)
+    pair = pd.read_csv(run_dir.duplicates).iloc[0]
+    assert {pair["file_a"], pair["file_b"]} == {"large.jpg", "small.png"} and pair["kind"] == "near"
+
+
 def test_duplicates_with_different_labels_are_told(tmp_path):
     rows = make_rows(tmp_path)
     shutil.copy(tmp_path / "0.png", tmp_path / "copy.png")
@@ -177,6 +189,45 @@ def test_given_split_folders_are_kept(tmp_path):
     report, run_dir = run(tmp_path, image_dir=tmp_path)
     assert {split: report.counts[split]["a"] for split in given} == given
     assert all(file.startswith(split) for file, split in split_of(run_dir).items())
+
+
+def with_splits(folder: Path, words: list[str]) -> list[str]:
+    """One row a word, two classes in turn."""
+    return [f"{row},{word}" for row, word in zip(make_rows(folder, len(words)), words, strict=True)]
+
+
+def test_the_splits_of_a_column_are_kept(tmp_path):
+    words = ["train"] * 6 + ["val"] * 4 + ["test"] * 4
+    random.Random(0).shuffle(words)
+    _, run_dir = run_table(
+        tmp_path, *with_splits(tmp_path, words), header="file,label,fold", split_column="fold", seed=5
+    )
+    assert split_of(run_dir) == {f"{number}.png": word for number, word in enumerate(words)}
+
+
+@pytest.mark.parametrize("flags", [{}, {"seed": 1}])
+def test_rows_without_a_split_are_divided_so_that_only_what_is_missing_is_split_off(tmp_path, flags):
+    words = ["test"] * 8 + [""] * 40
+    _, run_dir = run_table(
+        tmp_path, *with_splits(tmp_path, words), header="file,label,fold", split_column="fold", **flags
+    )
+    split = split_of(run_dir)
+    assert [split[f"{number}.png"] for number in range(8)] == ["test"] * 8
+    assert Counter(split[f"{number}.png"] for number in range(8, 48)) == {"train": 34, "val": 6}
+
+
+def test_a_refused_file_keeps_out_of_its_given_split(tmp_path):
+    rows = with_splits(tmp_path, ["train", "train", "val", "val", "test", "test"])
+    (tmp_path / "4.png").write_bytes(b"no picture")
+    report, run_dir = run_table(tmp_path, *rows, header="file,label,fold", split_column="fold")
+    assert report.ledger.refused == 1 and "4.png" not in split_of(run_dir)
+
+
+def test_a_label_that_only_given_test_rows_have_is_refused_there(tmp_path):
+    rows = with_splits(tmp_path, ["train", "train", "val", "val", "test"])
+    rows[4] = "4.png,zebra,test"
+    _, run_dir = run_table(tmp_path, *rows, header="file,label,fold", split_column="fold")
+    assert fates(run_dir)["4.png"] == [("refused", "its label does not occur in the training data")]
 
 
 def test_given_test_data_leave_training_85_to_15(tmp_path):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import BLUE, GREEN, RED, blocks, encoded, exif, frames, noise, odd_files, png_header
+from pictures import BLUE, GREEN, RED, blocks, encoded, exif, frames, noise, odd_files, photo, png_header
 from PIL import Image
 
 from spectacles import images
-from spectacles.images import ImageRefused, decode
+from spectacles.images import DecodedImage, ImageRefused, decode
+from spectacles.preprocess import Preprocessing
 
 LOSSLESS = [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})]
 
@@ -32,7 +33,7 @@ def pixels(content: bytes) -> np.ndarray:
     return np.asarray(decode(content).image)
 
 
-def refusal(source: bytes | Path, **options: int) -> str:
+def refusal(source: bytes | Path, **options: int | None) -> str:
     with pytest.raises(ImageRefused) as refused:
         decode(source, **options)
     return str(refused.value)
@@ -192,15 +193,87 @@ def test_a_second_picture_inside_a_phone_photo_is_no_repair():
     assert (decoded.format, decoded.repairs) == ("MPO", ())
 
 
+def facts(decoded: DecodedImage) -> tuple[object, ...]:
+    return decoded.width, decoded.height, decoded.format, decoded.mode, decoded.repairs
+
+
+JPEGS = {
+    "plain": {},
+    "progressive": {"progressive": True},
+    "not_subsampled": {"subsampling": 0},
+    "upside_down": {"exif": exif(3)},
+    "on_its_side": {"exif": exif(6)},
+    "mirrored_on_its_side": {"exif": exif(7)},
+}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_large_jpeg_is_decoded_smaller_and_told_of_at_its_full_size(name, mode):
+    content = encoded(photo(0, 1200, 900).convert(mode), "JPEG", **JPEGS[name])
+    whole, reduced = decode(content), decode(content, least_side=100)
+    assert (whole.width, whole.height) == whole.image.size
+    assert facts(reduced) == facts(whole)
+    assert (whole.width > whole.height) == (reduced.image.width > reduced.image.height)
+    assert sorted(reduced.image.size) == [113, 150]
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 300), st.sampled_from(["plain", "on_its_side"]))
+def test_a_jpeg_is_reduced_as_far_as_the_least_side_allows(width, height, least_side, name):
+    reduced = decode(encoded(Image.new("RGB", (width, height)), "JPEG", **JPEGS[name]), least_side=least_side)
+    scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(width, height) // s >= least_side)
+    expected = [-(-width // scale), -(-height // scale)]
+    assert list(reduced.image.size) == (expected if name == "plain" else expected[::-1])
+    assert min(reduced.image.size) >= min(least_side, width, height)
+    assert {reduced.width, reduced.height} == {width, height}
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(["squash", "crop", "pad"]),
+    st.sampled_from(["bilinear", "bicubic"]),
+    st.integers(16, 64),
+    st.integers(13, 80),
+    st.integers(13, 80),
+    st.sampled_from(list(JPEGS)),
+)
+def test_the_models_input_hardly_shows_that_a_jpeg_was_decoded_smaller(resize, kind, size, across, down, name):
+    """Sides that 8 divides: others become up to a pixel longer, which may move the border of a padded picture."""
+    preprocessing = Preprocessing(size, resize, kind, (0.5,) * 3, (0.5,) * 3, 3)
+    content = encoded(photo(size, 8 * across, 8 * down), "JPEG", quality=90, **JPEGS[name])
+    expected, seen = (
+        preprocessing.pixels(decode(content, least_side=least).image).astype(int)
+        for least in (None, preprocessing.least_side)
+    )
+    assert np.abs(seen - expected).mean() < 1.5
+    assert np.abs(seen - expected).max() < 20
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_other_formats_are_never_decoded_smaller(format):
+    content = encoded(photo(0, 400, 300), format)
+    whole, asked = decode(content), decode(content, least_side=20)
+    np.testing.assert_array_equal(np.asarray(asked.image), np.asarray(whole.image))
+    assert facts(asked) == facts(whole)
+
+
+def test_a_phone_photo_with_a_second_picture_in_it_is_decoded_smaller_too():
+    content = encoded(photo(0, 400, 300), "MPO", save_all=True, append_images=[noise(1)], exif=exif(6))
+    decoded = decode(content, least_side=100)
+    assert (decoded.width, decoded.height, decoded.image.size) == (300, 400, (150, 200))
+
+
+@pytest.mark.parametrize("least_side", [None, 1, 1000])
 @pytest.mark.parametrize("name", odd_files())
-def test_odd_files_meet_their_expected_fate(name):
+def test_odd_files_meet_their_expected_fate(name, least_side):
     fate = name.partition("_")[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         if fate == "refused":
-            assert refusal(odd_files()[name])
+            assert refusal(odd_files()[name], least_side=least_side)
         else:
-            assert bool(decode(odd_files()[name]).repairs) == (fate == "repaired")
+            assert bool(decode(odd_files()[name], least_side=least_side).repairs) == (fate == "repaired")
 
 
 JPEG, PNG = encoded(noise(0), "JPEG"), encoded(noise(0))
@@ -251,11 +324,13 @@ def assert_picture_or_refusal(content: bytes) -> None:
     else:
         assert outcome.mode == "RGB" and min(outcome.size) > 0
         assert np.asarray(outcome).shape == (outcome.height, outcome.width, 3)
+    smaller = outcome_of(content, least_side=8)
+    assert isinstance(smaller, str) == isinstance(outcome, str)
 
 
-def outcome_of(content: bytes) -> Image.Image | str:
+def outcome_of(content: bytes, least_side: int | None = None) -> Image.Image | str:
     try:
-        return decode(content, max_pixels=1_000_000).image
+        return decode(content, 1_000_000, least_side).image
     except ImageRefused as refused:
         return str(refused)
 

@@ -16,7 +16,7 @@ ROOMS = {f"spectacles.{path.stem}": path for path in (ROOT / "spectacles").glob(
 EVERYTHING = SCRIPTS | ROOMS
 
 BASE = {"dataset", "model"}
-TOP = {"run_pipeline", "api", "tune"}
+TOP = {"run_pipeline", "api", "benchmark"}
 STAGES = set(SCRIPTS) - BASE - TOP
 LIGHT = ["spectacles.config", "spectacles.records", "spectacles.run_dir", "spectacles.metrics"]
 

@@ -329,3 +329,14 @@ def test_softmax_is_stable():
     ours = calibration.softmax(logits, temperature=0.5)
     assert ours.dtype == np.float64
     np.testing.assert_allclose(ours, special.softmax(logits.astype(np.float64) / 0.5, axis=1))
+
+
+@pytest.mark.parametrize("images", [calibration.ENOUGH - 1, calibration.ENOUGH])
+def test_a_temperature_is_fitted_only_to_enough_images(images):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(images, 3)) * 5
+    labels = np.where(rng.random(images) < 0.7, logits.argmax(axis=1), rng.integers(3, size=images))
+    fitted = calibration.fit_temperature(logits, labels)
+    assert fitted != pytest.approx(1.0, abs=0.05)
+    expected = fitted if images >= calibration.ENOUGH else 1.0
+    assert calibration.temperature_for(logits, labels) == expected

@@ -1,6 +1,7 @@
 """Training's validation, evaluate, predict and the server see the very same pixels and answer the same."""
 
 import csv
+import hashlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -10,17 +11,20 @@ import pandas as pd
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from pictures import blocks, encoded, exif
+from pictures import blocks, encoded, exif, photo
 from PIL import Image
 
 import api
 import predict
-from spectacles import predictions
-from spectacles.config import PredictConfig
+from spectacles import epochs, predictions
+from spectacles.calibration import softmax
+from spectacles.config import PredictConfig, TrainConfig
+from spectacles.epochs import Examples, Settings
 from spectacles.inference import Predictor
-from spectacles.loading import ImageDataset
+from spectacles.pixels import Pixels
 
 RAMP = np.linspace(0, 65535, 48 * 32).astype(np.uint16).reshape(32, 48)
+CPU = torch.device("cpu")
 
 
 def pictures() -> dict[str, bytes]:
@@ -28,6 +32,7 @@ def pictures() -> dict[str, bytes]:
     see_through.putalpha(Image.linear_gradient("L").resize(see_through.size))
     return {
         "rotated.jpg": encoded(blocks(), "JPEG", exif=exif(6)),
+        "decoded_smaller.jpg": encoded(photo(1, 600, 400), "JPEG", exif=exif(8)),
         "cmyk.jpg": encoded(blocks().convert("CMYK"), "JPEG"),
         "sixteen.png": encoded(Image.fromarray(RAMP)),
         "palette.png": encoded(blocks().convert("P", palette=Image.Palette.ADAPTIVE, colors=5)),
@@ -43,50 +48,63 @@ def photos(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """Every batch that reaches a network from here on."""
-    batches: list[torch.Tensor] = []
+    batches: list[np.ndarray] = []
     answer = Predictor.probabilities
 
-    def record(predictor: Predictor, inputs: torch.Tensor) -> np.ndarray:
-        batches.append(inputs.clone())
-        return answer(predictor, inputs)
+    def record(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
+        batches.append(pixels.copy())
+        return answer(predictor, pixels)
 
     monkeypatch.setattr(Predictor, "probabilities", record)
     return batches
 
 
+def validated(predictor: Predictor, photos: list[Path], folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels, calibrated probabilities) as training's validation has them, the second time from its cache."""
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in photos]
+    rows = pd.DataFrame({"path": map(str, photos), "sha256": hashes})
+    settings = Settings(TrainConfig(batch_size=1), CPU, len(predictor.info.classes), None)
+    places = np.arange(len(photos))
+    for _ in range(2):
+        with Pixels(rows, predictor.info.preprocessing, folder, 2**20, 1) as pixels:
+            logits = epochs.validate(predictor.classifier, Examples(pixels, places, 0 * places), settings)
+            batch = pixels.batch(places)
+    return batch, softmax(logits, predictor.info.temperature)
+
+
 def test_all_paths_agree_bit_for_bit(
     make_bundle: Callable[..., Path],
     photos: list[Path],
-    seen: list[torch.Tensor],
+    seen: list[np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle_dir = make_bundle("cat", "dog", "other", temperature=0.01)
-    predictor = Predictor(bundle_dir, torch.device("cpu"), batch_size=1)
-    preprocessing, classes = predictor.info.preprocessing, list(predictor.info.classes)
-    validation = ImageDataset([str(path) for path in photos], [0] * len(photos), preprocessing)
-    expected = torch.stack([validation[0, index][0] for index in range(len(photos))])
+    predictor = Predictor(bundle_dir, CPU, batch_size=1, engine="torch")
+    classes = list(predictor.info.classes)
+    expected, answers = validated(predictor, photos, tmp_path / "cache")
+    assert len(np.unique(answers)) > len(photos)
 
     rows = pd.DataFrame({"file": [p.name for p in photos], "path": map(str, photos), "cluster": range(len(photos))})
     table = predictions.predict_rows(predictor, rows.assign(split="test", label=classes[0]), num_workers=1)
-    evaluated = torch.cat(seen)
-    assert evaluated.equal(expected)
+    np.testing.assert_array_equal(np.concatenate(seen), expected)
+    np.testing.assert_array_equal(predictions.probabilities(table, classes), answers)
     seen.clear()
 
     names = [str(path) for path in photos]
-    config, output = PredictConfig(device="cpu", batch_size=1), tmp_path / "out.csv"
+    config, output = PredictConfig(device="cpu", batch_size=1, engine="torch"), tmp_path / "out.csv"
     predict.predict(predict.Inputs(names, names, []), bundle_dir, config, output, tmp_path / "submission.csv")
-    assert torch.cat(seen).equal(expected)
+    np.testing.assert_array_equal(np.concatenate(seen), expected)
     with output.open(newline="", encoding="utf-8") as file:
         written = [[float(row[f"p_{name}"]) for name in classes] for row in csv.DictReader(file)]
-    assert np.array_equal(predictions.probabilities(table, classes), written)
+    np.testing.assert_array_equal(written, answers)
 
     monkeypatch.setenv("SPECTACLES_BUNDLE", str(bundle_dir))
     monkeypatch.setenv("SPECTACLES_DEVICE", "cpu")
     with TestClient(api.app) as client:
         seen.clear()  # the server warms up before its first request
-        answers = [client.post("/predict", files={"file": BytesIO(path.read_bytes())}).json() for path in photos]
-    assert torch.cat(seen).equal(expected)
-    assert [[answer["probabilities"][name] for name in classes] for answer in answers] == written
+        replies = [client.post("/predict", files={"file": BytesIO(path.read_bytes())}).json() for path in photos]
+    np.testing.assert_array_equal(np.concatenate(seen), expected)
+    assert [[reply["probabilities"][name] for name in classes] for reply in replies] == written

@@ -23,22 +23,25 @@ GREY = Preprocessing(32, "squash", "bilinear", (0.449,), (0.226,), in_chans=1)
 CFG = {"input_size": (3, 224, 224), "interpolation": "bilinear", **IMAGENET}
 
 sides = st.integers(1, 300)
-unit = st.floats(0.05, 1)
 
 
-def test_to_tensor_equals_torchvision():
+def normalized(contract: Preprocessing, *photos: Image.Image) -> torch.Tensor:
+    return contract.normalize(torch.from_numpy(np.stack([contract.pixels(photo) for photo in photos])))
+
+
+def test_normalized_pixels_are_torchvisions():
     expected = functional.normalize(
         functional.to_dtype(functional.to_image(noise(0)), torch.float32, scale=True), *IMAGENET.values()
     )
-    torch.testing.assert_close(COLOUR.to_tensor(noise(0)), torch.Tensor(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(normalized(COLOUR, noise(0))[0], torch.Tensor(expected), rtol=0, atol=1e-6)
 
 
 def test_grey_is_the_luma_of_itu_r_601():
     red, green, blue = np.moveaxis(np.asarray(noise(0), dtype=np.float64), 2, 0)
     luma = (0.299 * red + 0.587 * green + 0.114 * blue) / 255
-    tensor = GREY.to_tensor(noise(0))
-    assert tensor.shape == (1, 32, 32)
-    np.testing.assert_allclose(tensor[0].numpy() * 0.226 + 0.449, luma, atol=1 / 255)
+    assert GREY.pixels(noise(0)).shape == GREY.shape == (32, 32, 1)
+    [[tensor]] = normalized(GREY, noise(0))
+    np.testing.assert_allclose(tensor.numpy() * 0.226 + 0.449, luma, atol=1 / 255)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +57,28 @@ def test_squash_is_torchvisions_resize(name, mode):
 @settings(max_examples=40)
 @given(sides, sides, st.sampled_from(["squash", "crop", "pad"]), st.integers(16, 40), st.sampled_from([COLOUR, GREY]))
 def test_every_shape_of_picture_becomes_the_models_input(width, height, resize, size, base):
-    tensor = replace(base, image_size=size, resize=resize)(noise(0, width, height))
-    assert tensor.shape == (base.in_chans, size, size)
-    assert tensor.dtype == torch.float32 and tensor.is_contiguous() and torch.isfinite(tensor).all()
+    contract = replace(base, image_size=size, resize=resize)
+    pixels = contract.pixels(noise(0, width, height))
+    assert pixels.shape == contract.shape == (size, size, base.in_chans)
+    assert pixels.dtype == np.uint8 and pixels.flags.writeable and pixels.flags.c_contiguous
+    tensor = normalized(contract, noise(0, width, height))
+    assert tensor.shape == (1, base.in_chans, size, size)
+    assert tensor.dtype == torch.float32 and torch.isfinite(tensor).all()
+    assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=6), st.sampled_from([COLOUR, GREY]))
+def test_what_a_picture_becomes_does_not_depend_on_its_batch(seeds, contract):
+    together = normalized(contract, *map(noise, seeds))
+    for seed, tensor in zip(seeds, together, strict=True):
+        assert torch.equal(tensor, normalized(contract, noise(seed))[0])
+
+
+@pytest.mark.parametrize("contract", [COLOUR, GREY])
+def test_floating_point_pixels_are_normalized_alike(contract):
+    pixels = torch.from_numpy(contract.pixels(noise(0)))[None]
+    assert torch.equal(contract.normalize(pixels.float()), contract.normalize(pixels))
 
 
 @settings(max_examples=40)
@@ -94,16 +116,16 @@ def test_squash_keeps_both_ends():
     assert (fitted.getpixel((0, 16)), fitted.getpixel((31, 16))) == (RED, BLUE)
 
 
-@settings(max_examples=25)
-@given(st.integers(0, 1000), st.tuples(unit, unit, unit), st.tuples(unit, unit, unit))
-def test_to_pixels_is_the_way_back(seed, mean, std):
-    contract = replace(COLOUR, mean=mean, std=std)
-    np.testing.assert_array_equal(contract.to_pixels(contract.to_tensor(noise(seed))), np.asarray(noise(seed)))
+def test_a_picture_for_people_has_three_channels():
+    np.testing.assert_array_equal(preprocess.to_picture(COLOUR.pixels(noise(0))), np.asarray(noise(0)))
+    grey = np.asarray(noise(0).convert("L").convert("RGB"))
+    np.testing.assert_array_equal(preprocess.to_picture(GREY.pixels(noise(0))), grey)
 
 
-def test_to_pixels_of_grey_has_three_equal_channels():
-    pixels = GREY.to_pixels(GREY.to_tensor(noise(0)))
-    np.testing.assert_array_equal(pixels, np.asarray(noise(0).convert("L").convert("RGB")))
+def test_another_size_changes_nothing_else():
+    assert COLOUR.at(48) == replace(COLOUR, image_size=48)
+    assert COLOUR.at(48).pixels(noise(0)).shape == COLOUR.at(48).shape == (48, 48, 3)
+    assert COLOUR.at(48).least_side == 2 * 48
 
 
 @pytest.mark.parametrize("contract", [COLOUR, GREY])

@@ -181,6 +181,7 @@ def test_file_names_are_built_from_columns(photos):
         ("file_column", "nothing"),
         ("label_column", "nothing"),
         ("group_column", "nothing"),
+        ("split_column", "nothing"),
         ("filename_template", "{nothing}.png"),
         ("filename_template", "{file"),
         ("filename_template", "{0}.png"),
@@ -274,6 +275,43 @@ def test_absolute_paths_and_subfolders_work(photos):
 def test_group_and_id_are_taken_along(photos):
     frame = rows_of("id,file,label,person\n7,a.png,0,x\n8,b.png,1, y \n", photos, group_column="person").frame
     assert (frame["id"].tolist(), frame["group"].tolist()) == (["7", "8"], ["x", "y"])
+
+
+SPLIT_WORDS = {"train": "train", "Training": "train", " val ": "val", "VALID": "val", "validation": "val", "test": "test",
+               "Testing": "test", "": "", " ": ""}  # fmt: skip
+
+
+@pytest.mark.parametrize(("word", "split"), SPLIT_WORDS.items())
+def test_the_splits_of_a_column_are_taken_in_every_spelling(word, split, photos):
+    rows = rows_of(f"file,label,fold\na.png,0,{word}\nb.png,1,train\n", photos, split_column="fold")
+    assert rows.frame["given_split"].tolist() == [split, "train"]
+
+
+def test_without_the_flag_no_column_decides_the_split(photos):
+    rows = rows_of("file,label,split\na.png,0,test\nb.png,1,train\n", photos)
+    assert rows.frame["given_split"].tolist() == ["", ""]
+
+
+def test_the_column_with_the_splits_is_not_taken_for_the_label(photos):
+    rows = rows_of("file,wears,fold\na.png,no,train\nb.png,yes,val\nc.png,no,test\n", photos, split_column="fold")
+    assert (rows.label_column, rows.frame["label"].tolist()) == ("wears", ["no", "yes", "no"])
+
+
+@pytest.mark.parametrize("word", ["holdout", "0", "tr ain"])
+def test_a_word_that_is_no_split_is_named_with_its_row(word, photos):
+    text = mistake(f"file,label,fold\na.png,0,train\nb.png,1,{word}\n", photos, split_column="fold")
+    assert all(part in text for part in ("train.csv", "row 2", repr(word), "'fold'", "train, val, test"))
+
+
+def test_a_test_csv_needs_no_column_with_splits(photos):
+    (photos.parent / "test.csv").write_text("file,label\nc.png,0\n")
+    rows = rows_of(
+        "file,label,fold\na.png,0,train\nb.png,1,val\n",
+        photos,
+        split_column="fold",
+        test_csv=photos.parent / "test.csv",
+    )
+    assert rows.frame["given_split"].tolist() == ["train", "val", "test"]
 
 
 def test_a_folder_a_class(tmp_path):
@@ -376,7 +414,7 @@ def test_a_test_folder_with_one_unknown_class_is_still_labelled(tmp_path):
     assert sorted(frame.loc[frame["source"] == "test", "label"]) == ["bird", "cat"]
 
 
-@pytest.mark.parametrize("flag", ["label_column", "group_column", "file_column", "filename_template"])
+@pytest.mark.parametrize("flag", ["label_column", "group_column", "split_column", "file_column", "filename_template"])
 def test_flags_about_columns_do_not_go_with_folders(tmp_path, flag):
     write_noise(tmp_path, ["cat/a.png", "dog/b.png"])
     with pytest.raises(UserError, match=f"--{flag}"):

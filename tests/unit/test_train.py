@@ -1,27 +1,35 @@
 """Training as a whole, on a tiny net: what is kept, and that stopping and going on changes nothing."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from pictures import encoded, noise
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import dataset
 import evaluate
 import train
-from spectacles import backbones, bundle, run_dir
+from spectacles import backbones, budget, bundle, calibration, probe, run_dir, training_log
+from spectacles import classifier as classifiers
 from spectacles.config import DatasetConfig, EvaluateConfig, TrainConfig
 from spectacles.errors import UserError
 from spectacles.history import Epoch
+from spectacles.images import decode
 from spectacles.run_dir import RunDir
 
 TINY = TrainConfig(
-    backbone="simple_cnn", no_pretrained=True, image_size=32, epochs=4, head_epochs=2, batch_size=8, device="cpu",
-    lr=1e-3, seed=3,
+    backbone="simple_cnn", no_pretrained=True, image_size=32, epochs=4, head="sgd", head_epochs=2, batch_size=8,
+    device="cpu", lr=1e-3, head_lr=1e-3, seed=3,
 )  # fmt: skip
 
 
@@ -60,14 +68,26 @@ def same(one: RunDir, other: RunDir) -> bool:
 
 def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C, right after so many epochs were finished."""
-    report = train._report_epoch
+    tell = training_log.tell
 
-    def interrupt(training: train.Training) -> None:
-        report(training)
-        if len(training.history) == epochs:
+    def interrupt(history: list[Epoch], planned: int) -> None:
+        tell(history, planned)
+        if len(history) == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_report_epoch", interrupt)
+    monkeypatch.setattr(training_log, "tell", interrupt)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A small timm network that starts from a file of weights: two phases, the head fitted to features."""
+    file = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
+    torch.manual_seed(1)
+    save_file(backbones.build("test_efficientnet", 3, 32).state_dict(), file)
+    return TrainConfig(
+        backbone="test_efficientnet", weights=file, image_size=32, epochs=3, unfreeze="last:2", batch_size=8,
+        device="cpu", lr=1e-3, seed=3, fine_tune="always",
+    )  # fmt: skip
 
 
 MIXED = {"mixup": 0.4, "cutmix": 1.0, "randaugment": 5, "scheduler": "plateau"}
@@ -101,10 +121,10 @@ def test_a_crash_between_checkpoint_and_bundle_changes_nothing(
     train.run(TINY, whole)
     save = train._save_bundle
 
-    def crash(training: train.Training, state: dict[str, torch.Tensor], epoch: Epoch, *more: float) -> str:
+    def crash(training: train.Training, epoch: Epoch, *more: float) -> str:
         if epoch.phase == "fine_tune":
             raise KeyboardInterrupt
-        return save(training, state, epoch, *more)
+        return save(training, epoch, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "_save_bundle", crash)
@@ -134,10 +154,10 @@ def test_a_model_is_never_scored_on_another_split_than_its_own(new_run: Callable
         evaluate.run(EvaluateConfig(device="cpu"), run)
 
 
-def test_workers_do_not_change_the_result(new_run: Callable[[str], RunDir]) -> None:
+def test_threads_and_the_pixel_cache_do_not_change_the_result(new_run: Callable[[str], RunDir]) -> None:
     alone, helped = new_run("alone"), new_run("helped")
-    train.run(replace(TINY, num_workers=0, dropout=0.5), alone)
-    train.run(replace(TINY, num_workers=2, dropout=0.5), helped)
+    train.run(replace(TINY, num_workers=1, dropout=0.5, pixel_cache_gb=0), alone)
+    train.run(replace(TINY, num_workers=3, dropout=0.5), helped)
     assert same(alone, helped)
 
 
@@ -148,23 +168,142 @@ def test_the_seed_changes_the_result(new_run: Callable[[str], RunDir]) -> None:
     assert not same(one, other)
 
 
-def test_the_best_epoch_of_both_phases_is_kept(new_run: Callable[[str], RunDir], tmp_path: Path) -> None:
+RUIN = {"lr": 10.0, "clip_grad_norm": 0.0, "warmup_epochs": 0.0}
+
+
+@pytest.mark.parametrize("head", ["probe", "sgd"])
+def test_the_head_alone_is_kept_where_fine_tuning_is_worse(
+    new_run: Callable[[str], RunDir], pretrained: TrainConfig, head: str
+) -> None:
     """Fine-tuning with an absurd rate ruins the model: what the head phase reached must survive."""
-    weights_file = tmp_path / "backbone.safetensors"
-    save_file(backbones.build("simple_cnn", 3, 32).state_dict(), weights_file)
-    pretrained = replace(TINY, no_pretrained=False, weights=weights_file, metric="log_loss")
     run = new_run("ruined")
-    report = train.run(replace(pretrained, backbone_lr_scale=1e4, clip_grad_norm=0, warmup_epochs=0), run)
+    report = train.run(replace(pretrained, head=head, metric="log_loss", **RUIN), run)
     history = pd.read_csv(run.path / "train" / "history.csv")
-    assert history["phase"].tolist() == ["head", "head", "fine_tune", "fine_tune"]
+    assert set(history["phase"]) == {"head", "fine_tune"}
     assert report.best_value == history["val_log_loss"].min()
     assert report.best_phase == "head"
-    assert report.metrics["rescored"] == report.best_value
+    assert report.metrics["rescored"] == pytest.approx(report.best_value, abs=1e-6)
     assert bundle.read_info(run.bundle)[0].phase == "head"
 
 
+def test_the_probe_is_what_scikit_learn_fits_on_the_features_of_the_bundle(
+    new_run: Callable[[str], RunDir], pretrained: TrainConfig
+) -> None:
+    run = new_run("probe")
+    train.run(replace(pretrained, fine_tune="never"), run)
+    classifier, info, _ = classifiers.load(run.bundle)
+    rows = {split: dataset.load_split(run, split) for split in ("train", "val")}
+    features, labels = {}, {}
+    for split, part in rows.items():
+        pixels = np.stack([info.preprocessing.pixels(decode(Path(path)).image) for path in part["path"]])
+        with torch.no_grad():
+            features[split] = classifier.embed(info.preprocessing.normalize(torch.from_numpy(pixels))).numpy()
+            logits = classifier(info.preprocessing.normalize(torch.from_numpy(pixels))).numpy()
+        labels[split] = np.array(dataset.class_indices(part["label"], list(info.classes)))
+    fits = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000)).fit(
+            features["train"], labels["train"]
+        )
+        for strength in probe.STRENGTHS
+    ]
+    best = min(log_loss(labels["val"], fit.predict_proba(features["val"])) for fit in fits)
+    assert log_loss(labels["val"], calibration.softmax(logits)) == pytest.approx(best, rel=0.02)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"unfreeze": "progressive", "progressive_size": True, "image_size": 64}, {"batch_norm": "eval"},
+    {"cached_views": 2}, {"views": 3, "layer_decay": 0.5}, {"batch_norm": "train", "unfreeze": "all"},
+])  # fmt: skip
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_pretrained_run_stopped_and_resumed_ends_with_the_same_weights(
+    new_run: Callable[[str], RunDir],
+    pretrained: TrainConfig,
+    changes: dict[str, object],
+    epochs: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(pretrained, **changes)
+    whole, parted = new_run("whole"), new_run("parted")
+    expected = train.run(config, whole)
+    assert expected.epochs_run == 4
+    with monkeypatch.context() as patch:
+        stop_after(epochs, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config, parted)
+    assert train.run(replace(config, resume=True), parted).model_id == expected.model_id
+    assert same(whole, parted)
+
+
+def test_what_is_frozen_stays_as_it_was(new_run: Callable[[str], RunDir], pretrained: TrainConfig) -> None:
+    run = new_run("frozen")
+    report = train.run(replace(pretrained, batch_norm="eval", metric="log_loss"), run)
+    assert report.best_phase == "fine_tune"
+    before = load_file(pretrained.weights)
+    learnt = {name.rpartition(".")[0] for stage in backbones.stages(backbones.build("test_efficientnet", 3, 32))[-2:]
+              for name in stage}  # fmt: skip
+    after = weights(run)
+    changed = {name for name, value in before.items() if not value.equal(after[f"backbone.{name}"])}
+    assert changed
+    assert all(name.rpartition(".")[0] in learnt for name in changed)
+
+
+def test_fine_tuning_is_left_out_where_nothing_better_could_be_told(
+    new_run: Callable[[str], RunDir], pretrained: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "LOW_ERROR_RATE", 1.0)
+    few = train.run(replace(pretrained, fine_tune="auto"), new_run("few"))  # six validation images: too few errors
+    assert few.epochs_run == 1
+    monkeypatch.setattr(train, "FEW_ERRORS", 0)
+    many = train.run(replace(pretrained, fine_tune="auto"), new_run("many"))
+    assert many.epochs_run == 4
+
+
+def test_a_time_budget_chooses_keeps_to_it_and_is_kept_for_resuming(
+    new_run: Callable[[str], RunDir], pretrained: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgeted = replace(pretrained, epochs=None, unfreeze=None, image_size=None, time_budget="1h", patience=100)
+    monkeypatch.setattr(budget, "LADDER", budget.LADDER[:4])
+    run = new_run("budget")
+    stop_after(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(budgeted, run)
+    plan = json.loads((run.path / "train" / "plan.json").read_text())
+    assert plan["epochs"] == 4
+    assert plan["image_size"] == 128  # 0.71 of the 160 px that test_efficientnet is made for
+    monkeypatch.undo()
+    monkeypatch.setattr(budget, "LADDER", budget.LADDER[:2])
+    report = train.run(replace(budgeted, resume=True), run)
+    assert report.epochs_run == 5
+
+
+def test_a_budget_that_is_too_small_takes_the_cheapest_plan_and_says_so(
+    new_run: Callable[[str], RunDir], pretrained: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(pretrained, epochs=None, unfreeze=None, image_size=None, time_budget="1s", fine_tune="auto")
+    with caplog.at_level("INFO", "spectacles"):
+        report = train.run(config, new_run("small"))
+    assert report.epochs_run == 1
+    assert "may be more than the budget" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cached_views": 1, "unfreeze": "all"}, "no stage is frozen"),
+        ({"cached_views": 1, "unfreeze": "progressive"}, "--cached_views"),
+        ({"cached_views": 1, "mixup": 0.2}, "--cached_views"),
+        ({"cached_views": 1, "pixel_cache_gb": 1e-6}, "--cached_views"),
+    ],
+)
+def test_cached_views_that_cannot_work_are_refused(
+    new_run: Callable[[str], RunDir], pretrained: TrainConfig, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train.run(replace(pretrained, **changes), new_run("refused"))
+
+
 def test_early_stopping_ends_a_phase(new_run: Callable[[str], RunDir]) -> None:
-    report = train.run(replace(TINY, epochs=12, head_epochs=12, lr=1e-12, patience=2), new_run("patient"))
+    report = train.run(replace(TINY, epochs=12, head_epochs=12, head_lr=1e-12, patience=2), new_run("patient"))
     assert report.epochs_run == 3
 
 

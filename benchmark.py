@@ -1,0 +1,174 @@
+"""What backbones cost and reach on this machine: size, speed and memory, and, given data, accuracy and training time.
+
+`python benchmark.py --backbones efficientnet_lite0,resnet18` measures; with data flags it trains each as well.
+"""
+
+import json
+import logging
+import shutil
+import sys
+import time
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
+
+import torch
+
+import dataset
+import evaluate
+import model
+import train
+from spectacles import budget, cli, profiling, recipes, runtime, tracking
+from spectacles import run_dir as runs
+from spectacles.config import BenchmarkConfig, DatasetConfig, EvaluateConfig, TrainConfig, select, to_plain
+from spectacles.environment import describe_environment
+from spectacles.errors import UserError
+from spectacles.records import DatasetReport, EvaluateReport, TrainReport
+from spectacles.run_dir import RunDir, write_csv, write_json
+
+log = logging.getLogger("spectacles")
+
+Row = dict[str, Any]
+"""A row of benchmark.csv: backbone, and either its results or a problem."""
+DATA = "data"
+"""The run below the benchmark's that holds the data set, indexed and split once for all backbones."""
+NO_DATA_CLASSES = 2
+
+
+def run(config: BenchmarkConfig) -> RunDir:
+    """Measures each backbone, and leaves benchmark.csv and benchmark.png. Raises UserError where none could be."""
+    names = backbone_names(config)
+    cli.check_device(config)
+    benchmark = _open(config)
+    benchmark.write_config(to_plain(config))
+    device = str(runtime.resolve_device(config.device))
+    write_json(benchmark.environment, describe_environment(config.seed, device))
+    with cli.log_to(benchmark.log), tracking.parent_run(benchmark):
+        log.info("[benchmark] %s", benchmark.path)
+        tracking.log_params(to_plain(config))
+        data = prepare_data(config, benchmark)
+        rows = []
+        for number, name in enumerate(names, start=1):
+            log.info("[%s] %d of %d", name, number, len(names))
+            rows.append(measure(name, config, benchmark, data))
+        publish(rows, benchmark)
+    if all(row["problem"] for row in rows):
+        raise UserError("none of the backbones could be measured: the reasons stand above.")
+    return benchmark
+
+
+def backbone_names(config: BenchmarkConfig) -> list[str]:
+    """In the order given, each once. Raises UserError where there is none."""
+    given = config.backbone if config.backbones is None else config.backbones
+    names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if not names:
+        raise UserError(f"--backbones {given!r} names no backbone: write some with commas between.")
+    return names
+
+
+def _open(config: BenchmarkConfig) -> RunDir:
+    if config.resume and config.run_name is None:
+        raise UserError("--resume needs --run_name: which benchmark is to go on?")
+    if config.resume:
+        return runs.find(config.output_dir, str(config.run_name))
+    name = config.run_name or datetime.now().strftime("benchmark-%Y%m%d-%H%M%S")
+    if (config.output_dir / name / "config.yaml").exists():
+        raise UserError(
+            f"the run {config.output_dir / name} exists: continue it with --resume, or choose another --run_name."
+        )
+    return runs.create(config.output_dir, name)
+
+
+def prepare_data(config: BenchmarkConfig, benchmark: RunDir) -> RunDir | None:
+    """The run with the data set, where data were given. A mistake in the data ends the benchmark: it is every
+    backbone's."""
+    if not any((config.train_csv, config.image_dir, config.test_csv, config.test_dir)):
+        return None
+    data = runs.create(benchmark.path, DATA)
+    if not data.done("dataset"):
+        cli.execute("dataset", dataset.run, select(config, DatasetConfig), data)
+    return data
+
+
+def measure(name: str, config: BenchmarkConfig, benchmark: RunDir, data: RunDir | None) -> Row:
+    """The backbone's row, from an earlier call where the benchmark goes on; what fails stops no other backbone."""
+    try:
+        with tracking.stage_run(benchmark, name, {"backbone": name}):
+            return {"backbone": name, **_results(replace(config, backbone=name), benchmark, data), "problem": ""}
+    except UserError as error:
+        problem = str(error)
+    except Exception as error:
+        log.exception("[%s] failed", name)
+        problem = f"{type(error).__name__}: {error}"
+    log.info("  not measured: %s", problem)
+    return {"backbone": name, "problem": " ".join(problem.split())}
+
+
+def _results(config: BenchmarkConfig, benchmark: RunDir, data: RunDir | None) -> Row:
+    settings = recipes.resolve(select(config, TrainConfig))  # an unknown name is told before anything is begun
+    own = runs.create(benchmark.path, settings.backbone.replace("/", "_").replace(":", "_"))
+    kept = own.path / "benchmark.json"
+    if kept.is_file():
+        log.info("  already measured")
+        known: Row = json.loads(kept.read_text(encoding="utf-8"))
+        return known
+    trained: Row = {}
+    num_classes = NO_DATA_CLASSES
+    if data is not None:
+        num_classes = len(data.load_result("dataset", DatasetReport).classes)
+        trained = train_and_score(config, own, data)
+        settings = _as_trained(settings, own)
+    tracking.log_params(to_plain(settings))
+    log.info("  measuring speed and memory")
+    costs = profiling.apart(profiling.profile, settings, model.build, num_classes, own.path / "engine.json")
+    results = {**asdict(costs), **trained}
+    write_json(kept, results)
+    tracking.log_params({"engine_used": costs.engine})
+    tracking.log_metrics({key: float(value) for key, value in results.items() if isinstance(value, int | float)})
+    return results
+
+
+def train_and_score(config: BenchmarkConfig, own: RunDir, data: RunDir) -> Row:
+    """Trains on the data set of `data` in a run of the backbone's own, and scores it on validation data."""
+    if not own.done("dataset"):
+        shutil.copytree(data.path / "dataset", own.path / "dataset", dirs_exist_ok=True)
+        # Backbones are compared in order to choose one, so the test split stays closed.
+        write_csv(own.splits, dataset.load_split(data, "train", "val"))
+        own.write_config(data.load_config())
+    for stage, action, part in (("train", train.run, TrainConfig), ("evaluate", evaluate.run, EvaluateConfig)):
+        if not own.done(stage):
+            cli.execute(stage, action, select(config, part), own)
+    shutil.rmtree(own.cache, ignore_errors=True)  # the next one starts as cold as this one did
+    torch.cuda.empty_cache()  # what measures next is another process
+    scored, trained = own.load_result("evaluate", EvaluateReport), own.load_result("train", TrainReport)
+    low, high = scored.accuracy_interval
+    return {"accuracy": scored.metrics["val_accuracy"], "accuracy_low": low, "accuracy_high": high,
+            "val_images": int(scored.metrics["val_images"] or 0), "train_seconds": trained.seconds}  # fmt: skip
+
+
+def _as_trained(settings: TrainConfig, own: RunDir) -> TrainConfig:
+    """With what --time_budget chose, so that speed is told of the network whose accuracy is."""
+    plan = json.loads((own.folder("train") / "plan.json").read_text(encoding="utf-8"))
+    return replace(settings, **{name: plan[name] for name in budget.CHOSEN})
+
+
+def publish(rows: list[Row], benchmark: RunDir) -> None:
+    table = profiling.to_table(rows)
+    csv, picture = benchmark.path / "benchmark.csv", benchmark.path / "benchmark.png"
+    write_csv(csv, table)
+    profiling.plot(table, picture)
+    for path in (csv, picture):
+        tracking.log_artifact(path)
+    for line in ("", *profiling.readable(table), "", f"table  {csv}", f"plot   {picture}"):
+        log.info("%s", line)
+
+
+def main() -> None:
+    with cli.exit_codes():
+        arguments, started = sys.argv[1:], time.monotonic()
+        run(cli.parse(BenchmarkConfig, arguments, __doc__ or "", cli.run_defaults(arguments, reopen=False)))
+        log.info("done in %.0f s", time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()

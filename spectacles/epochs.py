@@ -1,0 +1,184 @@
+"""One epoch of training, one pass of validation: the arithmetic, with no files and no printing."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.data.mixup import Mixup
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from spectacles import metrics
+from spectacles.augment import Augmentation, draws
+from spectacles.calibration import softmax, temperature_for
+from spectacles.config import TrainConfig
+from spectacles.errors import UserError
+from spectacles.pixels import Pixels
+from spectacles.probe import log_loss
+from spectacles.progress import progress
+from spectacles.runtime import derive_seed, to_device
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a step needs besides the network and the data."""
+
+    config: TrainConfig
+    device: torch.device
+    num_classes: int
+    class_weights: torch.Tensor | None
+    """(K,) float32 on the device."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled pictures: places in `pixels`, with their class indices."""
+
+    pixels: Pixels
+    positions: np.ndarray
+    """(N,) int64."""
+    labels: np.ndarray
+    """(N,) int64."""
+
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Inputs (B, ...) and class indices (B,), on the device."""
+
+
+def make_optimizer(config: TrainConfig, groups: list[dict[str, object]], device: torch.device) -> torch.optim.Optimizer:
+    """Every group keeps its base rate as `base_lr`, which the schedule multiplies."""
+    for group in groups:
+        group["base_lr"] = group["lr"]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, fused=device.type == "cuda")
+
+
+def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """float32 off CUDA and when switched off; auto prefers bf16, which needs no loss scaling."""
+    if device.type != "cuda" or config.mixed_precision == "off":
+        return torch.float32
+    if config.mixed_precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+
+
+def autocast(settings: Settings) -> AbstractContextManager[object]:
+    dtype = precision(settings.config, settings.device)
+    return torch.autocast(settings.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def order(seed: int, epoch: int, size: int, batch_size: int) -> list[np.ndarray]:
+    """All indices once, in batches, in an order that is a function of (seed, epoch).
+
+    A last batch of one is left out: BatchNorm cannot normalise a single value, and another order brings that image in
+    the next epoch.
+    """
+    shuffled = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(size)
+    batches = [shuffled[start : start + batch_size] for start in range(0, size, batch_size)]
+    alone = batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1
+    return batches[:-1] if alone else batches
+
+
+def augmented(
+    examples: Examples, augmentation: Augmentation, settings: Settings, epoch: int, size: int
+) -> Iterator[Batch]:
+    """One epoch of freshly augmented pictures: which, in what order and how changed depends on (seed, epoch) alone."""
+    seed, device = settings.config.seed, settings.device
+    rows = draws(seed, epoch, len(examples.labels))
+    batches = order(seed, epoch, len(examples.labels), settings.config.batch_size)
+    pictures = examples.pixels.batches(examples.positions[indices] for indices in batches)
+    for indices, pixels in zip(batches, pictures, strict=True):
+        images = augmentation(pixels, rows[indices], size, device)
+        yield images, to_device(examples.labels[indices], device)
+
+
+def train_epoch(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    settings: Settings,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    rate: Callable[[int], float],
+    epoch: int,
+    steps: int,
+) -> float:
+    """One pass over `batches` of (inputs, labels); `rate(step)` multiplies the base learning rates. The mean loss.
+
+    The network must already be in its training mode. Raises UserError when the loss is not finite.
+    """
+    config, device = settings.config, settings.device
+    # Dropout: a function of the epoch, so resuming is exact.
+    torch.manual_seed(derive_seed(config.seed, "epoch", epoch))
+    mix = _mixer(config, settings.num_classes)
+    learning = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    total, seen = torch.zeros((), device=device), 0
+    for step, (inputs, targets) in enumerate(progress(batches, f"epoch {epoch}", steps, unit="batch")):
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * rate(step)
+        if mix is not None and len(inputs) % 2 == 0:  # timm pairs the batch with its own reverse
+            np.random.seed(derive_seed(config.seed, "mix", epoch, step) % 2**32)
+            inputs, targets = mix(inputs, targets)
+        with autocast(settings):
+            loss = cross_entropy(
+                network(inputs), targets, weight=settings.class_weights, label_smoothing=config.label_smoothing
+            )
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if config.clip_grad_norm:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(learning, config.clip_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        total += loss.detach() * len(inputs)  # summed on the device: reading it here would wait for the GPU each step
+        seen += len(inputs)
+    mean = float(total) / seen
+    if not math.isfinite(mean):
+        raise UserError(f"the loss became {mean} in epoch {epoch}: lower --lr, or use --mixed_precision off.")
+    return mean
+
+
+def _mixer(config: TrainConfig, num_classes: int) -> Mixup | None:
+    if not (config.mixup or config.cutmix):
+        return None
+    return Mixup(  # type: ignore[no-untyped-call]
+        config.mixup, config.cutmix, label_smoothing=0.0, num_classes=num_classes
+    )
+
+
+@torch.inference_mode()
+def validate(classifier: nn.Module, examples: Examples, settings: Settings) -> np.ndarray:
+    """Logits (N, K) float32 of all examples, in their order.
+
+    In float32, as the model is served. Raises UserError for logits that are not finite.
+    """
+    classifier.eval()
+    preprocessing, size = examples.pixels.preprocessing, settings.config.batch_size
+    starts = range(0, len(examples.positions), size)
+    pictures = examples.pixels.batches(examples.positions[start : start + size] for start in starts)
+    logits = []
+    for pixels in progress(pictures, "validating", len(starts), unit="batch"):
+        logits.append(classifier(preprocessing.normalize(to_device(pixels, settings.device))))
+    values: np.ndarray = torch.cat(logits).cpu().numpy()
+    if not np.isfinite(values).all():
+        raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
+    return values
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """(K,) float64 N / (K * N_k), as scikit-learn's 'balanced'; a class without images weighs 0."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return np.divide(len(labels), num_classes * counts, out=np.zeros(num_classes), where=counts > 0)
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Validation metrics as they would be served, calibrated, and the `loss` as it is. A metric that is undefined (AUC
+    with one class in the data) counts as 0, its worst."""
+    probabilities = softmax(logits, temperature_for(logits, labels))
+    values = metrics.classification_metrics(
+        labels, probabilities, metrics.decide(probabilities, None), probabilities.shape[1]
+    )
+    return {"loss": log_loss(logits, labels)} | {name: value or 0.0 for name, value in values.items()}
