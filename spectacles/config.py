@@ -224,8 +224,8 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     mixed_precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """auto: bf16 (or fp16 on older cards) on CUDA, off elsewhere."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"] = "log_loss"
-    """Validation metric, after calibration, that picks the best epoch and stops early. log_loss hears every image, where
-    those that count errors hear a few."""
+    """Validation metric, after calibration, that picks the best epoch and stops early. log_loss hears every image,
+    where those that count errors hear a few."""
     patience: int = 5
     """Epochs without improvement after which a phase ends."""
     pixel_cache_gb: float = 8.0

@@ -116,7 +116,7 @@ def test_ctrl_c_leaves_the_best_so_far_usable(finished: Finished, tmp_path: Path
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert training.stdout is not None
-    next(line for line in training.stdout if "epoch 2/500" in line)
+    next(line for line in training.stdout if "epoch 2/501" in line)
     training.send_signal(signal.SIGINT)
     output, errors = training.communicate(timeout=60)
     run_dir = find(tmp_path, "latest")

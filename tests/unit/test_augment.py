@@ -41,7 +41,7 @@ def pictures(count: int = 1, contract: Preprocessing = COLOUR) -> np.ndarray:
 
 def rows(**columns: float) -> np.ndarray:
     """One row that changes nothing unless a column says so: numbers in the middle, no rare change chosen."""
-    chosen = {name: 0.99 for name in ("flip", "zooms_out", "is_grey", "is_blurred", "is_jpeg", "is_erased")} | columns
+    chosen = dict.fromkeys(("flip", "zooms_out", "is_grey", "is_blurred", "is_jpeg", "is_erased"), 0.99) | columns
     return np.array([[chosen.get(name, 0.5) for name in COLUMNS]], dtype=np.float32)
 
 

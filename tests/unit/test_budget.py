@@ -72,8 +72,8 @@ def test_measuring_gives_times_and_leaves_the_network_alone() -> None:
     classifier = Classifier(backbones.build("simple_cnn", 3, 32), 128, 2, 0.5)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     rates = budget.measure(config, classifier, CPU)
-    assert 0 < rates.inference
-    assert 0 < rates.training
+    assert rates.inference > 0
+    assert rates.training > 0
     after = classifier.state_dict()
     assert after.keys() == before.keys()
     assert all(value.equal(after[name]) for name, value in before.items())

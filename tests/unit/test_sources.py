@@ -277,8 +277,8 @@ def test_group_and_id_are_taken_along(photos):
     assert (frame["id"].tolist(), frame["group"].tolist()) == (["7", "8"], ["x", "y"])
 
 
-SPLIT_WORDS = {"train": "train", "Training": "train", " val ": "val", "VALID": "val", "validation": "val", "test": "test",
-               "Testing": "test", "": "", " ": ""}  # fmt: skip
+SPLIT_WORDS = {"train": "train", "Training": "train", " val ": "val", "VALID": "val", "validation": "val",
+               "test": "test", "Testing": "test", "": "", " ": ""}  # fmt: skip
 
 
 @pytest.mark.parametrize(("word", "split"), SPLIT_WORDS.items())
