@@ -1,5 +1,6 @@
 """Training in two phases: the head on frozen features, then as much of the backbone as pays; the best epoch is kept."""
 
+import copy
 import json
 import logging
 import time
@@ -21,6 +22,7 @@ from spectacles import (
     checkpoint,
     cli,
     embeddings,
+    engines,
     epochs,
     folding,
     history,
@@ -288,10 +290,16 @@ def descend(training: Training, phase: str, count: int) -> None:
 
 
 def _fold(training: Training) -> None:
-    preprocessing = training.info.preprocessing
-    side, device = preprocessing.image_size, training.settings.device
-    example = torch.zeros(1, preprocessing.in_chans, side, side, device=device)
-    training.folds = folding.fold_batchnorm(training.classifier.backbone, example)
+    """Folds BatchNorm on a copy first: a backbone on which that is not exact keeps it as it is."""
+    preprocessing, backbone = training.info.preprocessing, training.classifier.backbone
+    photos = runtime.to_device(engines.photographs(preprocessing, count=2), training.settings.device)
+    folded = copy.deepcopy(backbone)
+    try:
+        training.folds = folding.fold_batchnorm(folded, preprocessing.normalize(photos))
+    except ValueError as error:
+        log.info("  BatchNorm is kept as it is: %s", error)
+    else:
+        training.classifier.backbone = folded
 
 
 def _border(training: Training, count: int) -> Border:

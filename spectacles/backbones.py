@@ -52,7 +52,7 @@ class SimpleCNN(nn.Module):
         self.bn = nn.BatchNorm1d(128)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
-        """Stages as timm models name them: the first block is the stem, the fully connected layer comes last."""
+        """Stages as timm models name them: the first block is the stem, fc and bn go with the last."""
         return {"stem": r"^blocks\.0", "blocks": [(r"^blocks\.(\d+)", None), (r"^fc|^bn", (99999,))]}
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:

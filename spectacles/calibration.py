@@ -22,15 +22,20 @@ ENOUGH = 50
 
 
 def temperature_for(logits: Floats, labels: Ints) -> float:
-    """The fitted temperature, and 1 where there are fewer than ENOUGH images."""
-    return fit_temperature(logits, labels) if len(labels) >= ENOUGH else 1.0
+    """The fitted temperature, and 1 where there are fewer than ENOUGH images.
+
+    Targets are smoothed by 1 / (N + 2), as if one more image had been wrong (Platt 1999): that no validation image is
+    wrong does not make the model infallible.
+    """
+    return fit_temperature(logits, labels, 1 / (len(labels) + 2)) if len(labels) >= ENOUGH else 1.0
 
 
-def fit_temperature(logits: Floats, labels: Ints) -> float:
+def fit_temperature(logits: Floats, labels: Ints, smoothing: float = 0.0) -> float:
     """Temperature in [0.05, 20] that minimises the NLL of validation logits `(N, K)` (Guo et al. 2017).
 
     Rows with a non-finite logit are left out; without any usable row, or where no temperature is better than another,
-    the answer is 1. The bounds are reached when every row is right (0.05) or none is (20).
+    the answer is 1. The bounds are reached when every row is right (0.05, without smoothing) or none is (20).
+    `smoothing` is the share of each target that goes to the other classes in equal parts.
     """
     logits = np.asarray(logits, dtype=np.float64)
     usable = np.isfinite(logits).all(axis=1)
@@ -38,7 +43,9 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     if not len(labels):
         return 1.0
     logits = logits - logits.max(axis=1, keepdims=True)
-    true = logits[np.arange(len(labels)), labels].mean()
+    own = logits[np.arange(len(labels)), labels]
+    others = (logits.sum(axis=1) - own) / max(1, logits.shape[1] - 1)
+    true = ((1 - smoothing) * own + smoothing * others).mean()
 
     def slope(temperature: float) -> float:
         """Derivative of the NLL by 1 / temperature: expected minus observed logit."""

@@ -108,7 +108,8 @@ class DatasetConfig(RunConfig, ImageDirConfig):
     group_column: str | None = None
     """Column (person, patient, scene) whose groups must not be torn apart between splits."""
     split_column: str | None = None
-    """Column of --train_csv with train, val or test in it; rows without are divided as usual."""
+    """Column of --train_csv with train, val or test in it; rows without count as train. A split that no row names is
+    taken from the rows of train, as --val_fraction and --test_fraction say."""
     val_fraction: float = 0.15
     """Share of the labelled images kept for validation."""
     test_fraction: float | None = None

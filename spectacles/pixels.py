@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,8 @@ log = logging.getLogger("spectacles")
 
 LOOK_AHEAD = 3
 """Batches gathered before they are needed."""
+STALE = 24 * 3600
+"""Seconds after which nobody is still writing an unfinished file."""
 FREE_SHARE = 0.5
 """Of the disk's free space, what the cache may take at most, whatever --pixel_cache_gb says."""
 
@@ -45,6 +48,8 @@ class Pixels:
         self.pool = ThreadPoolExecutor(num_workers or cpu_count(), "decode")
         self.unfinished: Path | None = None
         stored = _open(self.path, preprocessing)
+        if stored is not None and len(stored) < min(len(self.paths), max_bytes // stored[0].nbytes):
+            stored = None  # written under a smaller bound
         if stored is None:
             stored = self._begin(max_bytes)
             self.known = np.zeros(len(stored), dtype=bool)
@@ -162,6 +167,9 @@ def _make_room(folder: Path, allowed: int) -> None:
 
     A process that has one of them mapped keeps its pages until it ends.
     """
+    for leftover in folder.glob(".tmp-*.npy"):  # of a process that was killed; a living one writes to its own
+        if time.time() - leftover.stat().st_mtime > STALE:
+            leftover.unlink(missing_ok=True)
     files = sorted(folder.glob("[!.]*.npy"), key=lambda path: path.stat().st_mtime)
     total = sum(path.stat().st_size for path in files)
     for path in files:

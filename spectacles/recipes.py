@@ -31,15 +31,16 @@ def resolve(config: TrainConfig, recipe: Recipe | None = None) -> TrainConfig:
     """The config with everything decided that depends on the backbone and the recipe (of --recipe, or another one) but
     not on data or machine. Raises UserError for an unknown backbone, and for settings that cannot work together."""
     native, scratch = backbones.native_size(config.backbone), config.no_pretrained
-    recipe = recipe or RECIPES[config.recipe]
+    if recipe is None:
+        recipe = Recipe(1.0, 1.0, SCRATCH_EPOCHS[config.recipe]) if scratch else RECIPES[config.recipe]
     rigid = backbones.fixed_size(config.backbone) or config.backbone == "simple_cnn"
     if config.progressive_size and rigid:
         raise UserError(f"--progressive_size does not work with {config.backbone}: it takes pictures of one size only.")
-    size = native if scratch or rigid else round_size(recipe.size * native)
+    size = native if rigid else round_size(recipe.size * native)
     return replace(
         config,
         image_size=config.image_size or size,
-        epochs=config.epochs or (SCRATCH_EPOCHS[config.recipe] if scratch else recipe.epochs),
+        epochs=config.epochs or recipe.epochs,
         unfreeze=config.unfreeze or ("all" if scratch else depth(config.backbone, recipe.depth)),
         lr=config.lr or (SCRATCH_LR if scratch else LR),
         batch_norm=config.batch_norm if config.batch_norm != "auto" else "train" if scratch else "fold",

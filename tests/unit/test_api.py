@@ -274,3 +274,14 @@ def test_the_documentation_describes_answers_and_refusals(client: TestClient) ->
     responses = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]
     assert set(responses) == {"200", "400", "413", "415", "422", "503"}
     assert "SinglePrediction" in json.dumps(responses["200"])
+
+
+def test_the_model_card_says_which_engine_runs(client: TestClient) -> None:
+    assert client.get("/model").json()["engine"] == "torch"
+
+
+def test_an_engine_that_is_unknown_is_named_as_the_reason_for_not_being_ready(bundle_dir: Path) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_ENGINE="tensorrt") as client:
+        answer = client.get("/health/ready")
+    assert answer.status_code == 503
+    assert "SPECTACLES_ENGINE=tensorrt" in answer.json()["detail"]

@@ -231,6 +231,17 @@ def test_a_picture_zoomed_out_is_whole_and_mirrored_around():
     np.testing.assert_allclose(seen[28:, 12:28], small[-12:][::-1], atol=0.05)
 
 
+def test_a_picture_zoomed_out_a_little_is_mirrored_around_too():
+    contract = COLOUR.at(40)
+    zoom = np.log(1.25) / np.log(2.5)
+    [seen] = values(
+        augmented(replace(OFF, zoom_out=1), pictures(contract=contract), rows(zoom=zoom), contract), contract
+    )
+    np.testing.assert_allclose(seen[:, :4], seen[:, 4:8][:, ::-1], atol=0.05)
+    np.testing.assert_allclose(seen[36:], seen[32:36][::-1], atol=0.05)
+    assert seen[:4, :4].mean() > 20
+
+
 def test_a_smaller_result_is_the_picture_resized():
     plain = tensor_of(COLOUR, pictures(2))
     half = augmented(OFF, pictures(2), draws(0, 1, 2), size=16)
@@ -242,8 +253,8 @@ def test_a_smaller_result_is_the_picture_resized():
 def test_strong_reduction_does_not_alias():
     stripes = np.zeros((1, 32, 32, 3), dtype=np.uint8)
     stripes[:, :, ::2] = 255
-    seen = values(augmented(OFF, stripes, rows(), size=16))
-    np.testing.assert_allclose(seen, 127.5, atol=0.01)
+    for size in (13, 16, 20):
+        np.testing.assert_allclose(values(augmented(OFF, stripes, rows(), size=size)), 127.5, atol=0.01)
 
 
 # colour, blur, compression, erasing
@@ -261,12 +272,10 @@ def floating(pixels: np.ndarray) -> torch.Tensor:
 @settings(max_examples=40)
 @given(st.floats(0, 0.15), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_colours_change_as_torchvision_changes_them(strength, brightness, contrast, saturation):
-    changed = augmented(
-        replace(OFF, color_jitter=strength),
-        pictures(),
-        rows(brightness=brightness, contrast=contrast, saturation=saturation),
-    )
-    expected = functional.adjust_brightness(floating(pictures()), factor(strength, brightness))
+    reddish = pictures() // np.array([1, 2, 4], dtype=np.uint8)
+    numbers = rows(brightness=brightness, contrast=contrast, saturation=saturation)
+    changed = augmented(replace(OFF, color_jitter=strength), reddish, numbers)
+    expected = functional.adjust_brightness(floating(reddish), factor(strength, brightness))
     expected = functional.adjust_saturation(expected, factor(strength, saturation))
     expected = functional.adjust_contrast(expected, factor(strength, contrast))
     np.testing.assert_allclose(values(changed), 255 * expected.permute(0, 2, 3, 1).numpy(), atol=0.1)
@@ -335,6 +344,15 @@ def test_erasing_covers_exactly_one_square(area, x, y, contract):
     assert erased.sum() == side**2
     assert erased.any(axis=0).sum() == erased.any(axis=1).sum() == side
     np.testing.assert_allclose(seen[~erased], pixels[0][~erased], atol=0.05)
+
+
+@pytest.mark.parametrize("x", [0.0, 0.99999])
+@pytest.mark.parametrize("y", [0.0, 0.99999])
+def test_erasing_reaches_every_border(x, y):
+    numbers = rows(is_erased=0, erase_x=x, erase_y=y, erase_colour=0)
+    [seen] = values(augmented(replace(OFF, random_erasing=1), pictures(), numbers))
+    erased = (np.abs(seen) < 0.01).all(axis=2)
+    assert erased[:, 31 if x else 0].any() and erased[31 if y else 0].any()
 
 
 def test_the_share_random_erasing_is_erased_in_the_colour_drawn():

@@ -137,7 +137,7 @@ class Machine:
     def build(self, name: str) -> engines.Engine:
         self.built.append(name)
         if name in self.broken:
-            raise RuntimeError("unsupported operator")
+            raise RuntimeError("unsupported operator\nand what it is part of")
 
         def run(pixels: np.ndarray) -> np.ndarray:
             self.clock += self.seconds[name]
@@ -191,7 +191,7 @@ def test_a_remembered_engine_is_checked_each_time(machine):
 def test_an_engine_that_cannot_run_the_network_is_left_out_or_named(machine):
     machine.broken = {"onnxruntime"}
     assert machine.choose() == "torch"
-    with pytest.raises(UserError, match=r"--engine onnxruntime cannot run .*unsupported operator"):
+    with pytest.raises(UserError, match=r"--engine onnxruntime cannot run .*unsupported operator\): use"):
         machine.choose("onnxruntime")
 
 

@@ -285,20 +285,22 @@ def test_bootstrap_of_little_and_of_much():
 
 
 @fast
-@given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.floats(0.3, 5.0))
-def test_temperature_equals_scipy(seed, num_classes, sharpness):
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.floats(0.3, 5.0), st.sampled_from([0.0, 0.05]))
+def test_temperature_equals_scipy(seed, num_classes, sharpness, smoothing):
     rng = np.random.default_rng(seed)
     logits = sharpness * rng.normal(size=(300, num_classes))
     labels = np.array([rng.choice(num_classes, p=row) for row in special.softmax(logits / sharpness, axis=1)])
 
     def nll(log_temperature):
         log_probabilities = special.log_softmax(logits / math.exp(log_temperature), axis=1)
-        return -log_probabilities[np.arange(300), labels].mean()
+        targets = np.full((300, num_classes), smoothing / (num_classes - 1))
+        targets[np.arange(300), labels] = 1 - smoothing
+        return -(targets * log_probabilities).sum(axis=1).mean()
 
     best = optimize.minimize_scalar(
         nll, bounds=(math.log(0.05), math.log(20)), method="bounded", options={"xatol": 1e-9}
     )
-    temperature = calibration.fit_temperature(logits, labels)
+    temperature = calibration.fit_temperature(logits, labels, smoothing)
     assert temperature == pytest.approx(math.exp(best.x), rel=1e-3)
     assert nll(math.log(temperature)) <= best.fun + 1e-12
 
@@ -324,6 +326,12 @@ def test_temperature_without_anything_to_fit():
     assert calibration.fit_temperature(spoilt, np.array([1, 0, 0])) == pytest.approx(20)
 
 
+def test_a_model_without_validation_errors_is_not_taken_for_infallible():
+    logits = np.tile([[3.0, 0.0], [0.0, 3.0]], (50, 1))
+    probabilities = calibration.softmax(logits, calibration.temperature_for(logits, np.tile([0, 1], 50)))
+    assert probabilities.max() == pytest.approx(1 - 1 / 102, abs=1e-6)  # one more image, and that one wrong
+
+
 def test_softmax_is_stable():
     logits = np.array([[1e4, 1e4 - 1, -1e4], [-1e4, 0, 0]], dtype=np.float32)
     ours = calibration.softmax(logits, temperature=0.5)
@@ -336,7 +344,7 @@ def test_a_temperature_is_fitted_only_to_enough_images(images):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(images, 3)) * 5
     labels = np.where(rng.random(images) < 0.7, logits.argmax(axis=1), rng.integers(3, size=images))
-    fitted = calibration.fit_temperature(logits, labels)
+    fitted = calibration.fit_temperature(logits, labels, 1 / (images + 2))
     assert fitted != pytest.approx(1.0, abs=0.05)
     expected = fitted if images >= calibration.ENOUGH else 1.0
     assert calibration.temperature_for(logits, labels) == expected

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -186,11 +187,17 @@ def test_an_unfinished_file_is_never_taken_for_a_finished_one(rows, tmp_path, de
         assert len(decoded) == 6
 
 
-@pytest.mark.parametrize("content", [b"", b"no array", None])
+def saved(array: np.ndarray) -> bytes:
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", saved(np.zeros((6, 8, 8, 3), dtype=np.uint8)), "a byte too few"])
 def test_a_damaged_file_is_built_again(rows, tmp_path, decoded, content):
     path = finish(rows, tmp_path)
     decoded.clear()
-    path.write_bytes(path.read_bytes()[:-1] if content is None else content)
+    path.write_bytes(path.read_bytes()[:-1] if isinstance(content, str) else content)
     finish(rows, tmp_path)
     assert len(decoded) == 6
     with open_pixels(rows, tmp_path) as pixels:

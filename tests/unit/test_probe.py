@@ -92,6 +92,28 @@ def test_the_regularisation_is_the_one_that_suits_the_validation_data_best(sprea
     assert fit_head(train, val, classes).strength == STRENGTHS[int(np.argmin(losses))]
 
 
+@pytest.mark.parametrize(
+    ("losses", "chosen", "fits"),
+    [
+        ([3.0, 2.0, 2.5, 1.0, 1.5, 1.6, 0.0], 3, 6),
+        ([3.0, 2.0, 2.5, 1.0, 1.5, 0.5, 0.4], 6, 7),
+        ([1.0, 1.0, 1.0, 0.5], 0, 3),
+    ],
+)
+def test_the_search_ends_when_validation_has_become_worse_twice(losses, chosen, fits, monkeypatch):
+    train, val = gaussians(60, 2), gaussians(20, 2, seed=1)
+    told = []
+
+    def scripted(logits: np.ndarray, labels: np.ndarray) -> float:
+        if len(labels) == 20:
+            told.append(losses[len(told)])
+        return told[-1] if len(labels) == 20 else 0.0
+
+    monkeypatch.setattr(probe, "log_loss", scripted)
+    assert fit_head(train, val, 2).strength == STRENGTHS[chosen]
+    assert len(told) == fits
+
+
 def test_different_data_ask_for_different_regularisation():
     chosen = {
         fit_head(gaussians(120, 3, spread), gaussians(400, 3, spread, seed=1), 3).strength for spread in (0.3, 3, 30)

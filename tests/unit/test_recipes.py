@@ -100,6 +100,11 @@ def test_an_unknown_backbone_is_named():
         recipes.resolve(TrainConfig(backbone="resnet9000"))
 
 
+def test_pictures_grow_in_equal_steps():
+    config = TrainConfig(image_size=640, progressive_size=True)
+    assert [recipes.side(config, epoch, 4) for epoch in range(4)] == [448, 512, 576, 640]
+
+
 @given(st.integers(16, 600), st.integers(1, 40))
 def test_pictures_grow_to_their_full_size_and_never_beyond(image_size, epochs):
     config = TrainConfig(image_size=image_size, progressive_size=True)

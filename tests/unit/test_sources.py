@@ -293,7 +293,7 @@ def test_without_the_flag_no_column_decides_the_split(photos):
 
 
 def test_the_column_with_the_splits_is_not_taken_for_the_label(photos):
-    rows = rows_of("file,wears,fold\na.png,no,train\nb.png,yes,val\nc.png,no,test\n", photos, split_column="fold")
+    rows = rows_of("file,wears,fold\na.png,no,train\nb.png,yes,val\nc.png,no,train\n", photos, split_column="fold")
     assert (rows.label_column, rows.frame["label"].tolist()) == ("wears", ["no", "yes", "no"])
 
 
