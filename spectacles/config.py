@@ -139,8 +139,8 @@ class ModelConfig(Checked):
     """Local file of pretrained backbone weights (.safetensors, or .pth read without executing code)."""
     image_size: int | None = None
     """Height and width of the model's input in pixels. Default: by --recipe, from what the backbone was made for."""
-    resize: Literal["squash", "crop", "pad"] = "squash"
-    """How a photo becomes square: stretch it, cut the centre out, or add borders."""
+    resize: Literal["squash", "crop", "pad"] = "crop"
+    """How a photo becomes square: cut the centre out, squash all of it (where things stand at the border), or pad."""
     in_chans: Literal[1, 3] = 3
     """3: colour. 1: grey."""
     dropout: float | None = None
