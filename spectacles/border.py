@@ -50,8 +50,10 @@ class Border:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             self.activations = np.memmap(file, dtype=np.float32, mode="w+", shape=(len(views) * count, *shape))
-        _, run = engines.choose(below, preprocessing, settings.device, folder / "border_engine.json", config.engine,
-                                images=len(self.activations))  # fmt: skip
+        memory = folder / "border" / f"{config.backbone.replace('/', '_')}-{config.unfreeze}-{shape[-1]}.json"
+        _, run = engines.choose(
+            below, preprocessing, settings.device, memory, config.engine, images=len(self.activations)
+        )
         starts = [(n, at) for n in range(len(views)) for at in range(0, count, config.batch_size)]
         for number, start in progress(starts, "frozen stages", len(starts), unit="batch"):
             places = examples.positions[start : start + config.batch_size]

@@ -18,6 +18,8 @@ from spectacles.run_dir import atomic_path, write_json
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+ENGINE_FILE = "engine.json"
+"""Which engine was the fastest for this model on this machine; no part of the bundle, may be deleted at any time."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def save(folder: Path, info: BundleInfo, state: dict[str, torch.Tensor]) -> str:
     manifest = {"format": FORMAT, **_to_json(info), "weights": weights.name, "weights_sha256": digest}
     manifest["versions"] = package_versions()
     manifest["model_id"] = _model_id(manifest)
+    (folder / ENGINE_FILE).unlink(missing_ok=True)  # measured for the model before
     write_json(folder / MANIFEST, manifest)
     for other in folder.glob("model-*.safetensors"):
         if other != weights:

@@ -10,13 +10,11 @@ import torch
 
 from spectacles import classifier as classifiers
 from spectacles import engines
+from spectacles.bundle import ENGINE_FILE
 from spectacles.calibration import softmax
 from spectacles.decoding import Decoded, decoded_batches
 from spectacles.images import MAX_PIXELS
 from spectacles.metrics import decide
-
-ENGINE_FILE = "engine.json"
-"""Beside a bundle's manifest: which engine was the fastest on this machine. May be deleted at any time."""
 
 
 @dataclass(frozen=True)

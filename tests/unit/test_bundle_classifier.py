@@ -227,3 +227,9 @@ def test_weights_of_another_network_are_the_users_mistake(folder):
     sign(folder, classes=["no", "yes"])
     with pytest.raises(UserError):
         classifiers.load(folder)
+
+
+def test_a_new_model_forgets_which_engine_was_fastest_for_the_one_before(folder: Path, network: Classifier) -> None:
+    (folder / bundle.ENGINE_FILE).write_text("{}")
+    bundle.save(folder, replace(INFO, epoch=4), network.state_dict())
+    assert not (folder / bundle.ENGINE_FILE).exists()
