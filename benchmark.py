@@ -130,11 +130,10 @@ def _results(config: BenchmarkConfig, benchmark: RunDir, data: RunDir | None) ->
 
 def train_and_score(config: BenchmarkConfig, own: RunDir, data: RunDir) -> Row:
     """Trains on the data set of `data` in a run of the backbone's own, and scores it on validation data."""
-    if not own.done("dataset"):
-        shutil.copytree(data.path / "dataset", own.path / "dataset", dirs_exist_ok=True)
-        # Backbones are compared in order to choose one, so the test split stays closed.
-        write_csv(own.splits, dataset.load_split(data, "train", "val"))
-        own.write_config(data.load_config())
+    shutil.copytree(data.path / "dataset", own.path / "dataset", dirs_exist_ok=True)
+    # Backbones are compared in order to choose one, so the test split stays closed.
+    write_csv(own.splits, dataset.load_split(data, "train", "val"))
+    own.write_config({**data.load_config(), **own.load_config()})
     for stage, action, part in (("train", train.run, TrainConfig), ("evaluate", evaluate.run, EvaluateConfig)):
         if not own.done(stage):
             cli.execute(stage, action, select(config, part), own)
