@@ -18,8 +18,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import common
-from spectacles import runtime
+from spectacles import preprocess, runtime
 from spectacles.backbones import build_pretrained
+from spectacles.engines import photographs
 from spectacles.errors import UserError
 from spectacles.folding import fold_batchnorm
 
@@ -47,7 +48,8 @@ def ours(size: int, device: torch.device) -> Prepared:
     """Freed memory kept, channels last, frozen BatchNorm folded into the convolutions, all updates in one kernel."""
     runtime.prepare(device)
     backbone = build_pretrained("efficientnet_lite0", 3, size, None)
-    fold_batchnorm(backbone, torch.zeros(1, 3, size, size))
+    photos = preprocess.resolve(backbone.pretrained_cfg, size, "crop", 3)
+    fold_batchnorm(backbone, photos.normalize(torch.from_numpy(photographs(photos, count=2))))
     model = nn.Sequential(backbone, nn.Linear(1280, 2))
     model.to(device, memory_format=torch.channels_last).train()
     return model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), torch.channels_last
@@ -104,9 +106,10 @@ def measure(side: str, args: argparse.Namespace) -> float:
     done = subprocess.run(command, cwd=common.ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise UserError(f"the side {side} ended with exit code {done.returncode}: it says above why.")
-    *profiles, rate = done.stdout.splitlines()
-    for line in profiles:
-        print(line, flush=True)
+    *lines, rate = done.stdout.splitlines()
+    for line in lines:
+        if line.startswith(f"{side}: "):  # the profiler prints lines of its own
+            print(line, flush=True)
     return float(rate)
 
 

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,7 +108,8 @@ def measure(config: TrainConfig, classifier: Classifier, device: torch.device) -
     shape = (min(16, config.batch_size), config.in_chans, config.image_size, config.image_size)
     inputs = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
     if config.batch_norm == "fold":
-        folding.fold_batchnorm(trial.backbone, inputs[:1])
+        with suppress(ValueError):  # whether it is exact does not matter here
+            folding.fold_batchnorm(trial.backbone, inputs[:1])
     depth = stages.depth(config.unfreeze, len(parts), config.epochs // 2, config.epochs)
     stages.freeze_below(trial, parts, depth)
     trial.eval()  # timing must not move BatchNorm statistics

@@ -15,11 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 import dataset
 import evaluate
 import train
-from spectacles import backbones, budget, bundle, calibration, probe, run_dir, training_log
+from spectacles import backbones, budget, bundle, calibration, folding, probe, run_dir, training_log
 from spectacles import classifier as classifiers
 from spectacles.config import DatasetConfig, EvaluateConfig, TrainConfig
 from spectacles.errors import UserError
@@ -321,3 +322,17 @@ def test_impossible_settings_are_refused_by_name(new_run: Callable[[str], RunDir
 def test_training_without_a_data_set_says_what_to_run_first(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset\.py"):
         train.run(TINY, run_dir.create(tmp_path, "empty"))
+
+
+def test_a_backbone_that_cannot_be_folded_exactly_keeps_its_batch_norm(
+    new_run: Callable[[str], RunDir], pretrained: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def inexact(backbone: nn.Module, example: torch.Tensor) -> list[folding.Fold]:
+        raise ValueError("folding BatchNorm changed the features")
+
+    monkeypatch.setattr(folding, "fold_batchnorm", inexact)
+    folded, kept = new_run("fold"), new_run("eval")
+    train.run(pretrained, folded)
+    monkeypatch.undo()
+    train.run(replace(pretrained, batch_norm="eval"), kept)
+    assert same(folded, kept)
