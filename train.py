@@ -306,7 +306,7 @@ def _border(training: Training, count: int) -> Border:
     config = training.config
     assert config.unfreeze is not None
     learning = stages.depth(config.unfreeze, len(training.stages), 0, count)
-    frozen = set().union(*training.stages[: len(training.stages) - learning])
+    frozen = stages.frozen(training.stages, learning)
     views = [embeddings.View(number, training.augmentation) for number in range(2, 2 + config.cached_views)]
     return Border(training.classifier, frozen, training.train, views, training.settings,
                   training.run_dir.cache, config.pixel_cache_gb)  # fmt: skip

@@ -13,7 +13,7 @@ from torch import nn
 
 from spectacles import engines
 from spectacles.augment import Augmentation, row_for
-from spectacles.pixels import Pixels
+from spectacles.pixels import Pixels, in_batches
 from spectacles.preprocess import Preprocessing
 from spectacles.progress import progress
 from spectacles.run_dir import atomic_path
@@ -88,7 +88,7 @@ def _compute(
     run: engines.Engine, pixels: Pixels, places: np.ndarray, batch_size: int, view: View | None
 ) -> Iterator[np.ndarray]:
     """One (D,) float32 vector a place, in order."""
-    order = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+    order = in_batches(places, batch_size)
     for indices, batch in zip(order, pixels.batches(order), strict=True):
         yield from run(view(batch, [pixels.hashes[index] for index in indices]) if view else batch)
 

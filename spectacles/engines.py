@@ -19,9 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
 
+from spectacles.calibration import softmax
 from spectacles.errors import UserError
 from spectacles.preprocess import Preprocessing
 from spectacles.run_dir import write_json
@@ -119,6 +121,11 @@ def relative_difference(outputs: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(outputs - reference).max() / max(float(reference.std()), 1e-12))
 
 
+def probability_difference(logits: np.ndarray, reference: np.ndarray, temperature: float = 1.0) -> float:
+    """Of logits (B, K): the largest difference of a probability at this temperature."""
+    return float(np.abs(softmax(logits, temperature) - softmax(reference, temperature)).max())
+
+
 def _build(name: str, network: nn.Module, preprocessing: Preprocessing) -> Engine:
     if importlib.util.find_spec(name) is None:
         raise UserError(f"--engine {name} is not installed: pip install {name}, or use --engine auto.")
@@ -187,8 +194,6 @@ def _processor() -> str:
 
 def photographs(preprocessing: Preprocessing, count: int = 32) -> np.ndarray:
     """Real pictures that are always at hand: pieces of the two photographs in scikit-learn, uint8 (B, S, S, C)."""
-    from PIL import Image
-
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
     side, rng = min(min(photo.size) for photo in photos) // 2, np.random.default_rng(0)
     pieces = []

@@ -16,7 +16,7 @@ from spectacles.augment import Augmentation, draws
 from spectacles.calibration import softmax, temperature_for
 from spectacles.config import TrainConfig
 from spectacles.errors import UserError
-from spectacles.pixels import Pixels
+from spectacles.pixels import Pixels, in_batches
 from spectacles.probe import log_loss
 from spectacles.progress import progress
 from spectacles.runtime import derive_seed, to_device
@@ -78,7 +78,7 @@ def order(seed: int, epoch: int, size: int, batch_size: int) -> list[np.ndarray]
     the next epoch.
     """
     shuffled = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(size)
-    batches = [shuffled[start : start + batch_size] for start in range(0, size, batch_size)]
+    batches = in_batches(shuffled, batch_size)
     alone = batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1
     return batches[:-1] if alone else batches
 
@@ -157,10 +157,10 @@ def validate(classifier: nn.Module, examples: Examples, settings: Settings) -> n
     """
     classifier.eval()
     preprocessing, size = examples.pixels.preprocessing, settings.config.batch_size
-    starts = range(0, len(examples.positions), size)
-    pictures = examples.pixels.batches(examples.positions[start : start + size] for start in starts)
+    batches = in_batches(examples.positions, size)
+    pictures = examples.pixels.batches(batches)
     logits = []
-    for pixels in progress(pictures, "validating", len(starts), unit="batch"):
+    for pixels in progress(pictures, "validating", len(batches), unit="batch"):
         logits.append(classifier(preprocessing.normalize(to_device(pixels, settings.device))))
     values: np.ndarray = torch.cat(logits).cpu().numpy()
     if not np.isfinite(values).all():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,20 +43,14 @@ class Predictor:
         batch_size: int = 32,
         engine: str = "auto",
         images: float = math.inf,
-        pixels: np.ndarray | None = None,
     ) -> None:
-        """`images`: how many are to be expected; for few of them no engine is measured. `pixels` (B, S, S, C): real
-        images on which an engine must agree with torch."""
+        """`images`: how many are to be expected; for few of them no engine is measured."""
         self.classifier, self.info, self.model_id = classifiers.load(bundle)
         self.device, self.batch_size = device, batch_size
+        difference = partial(engines.probability_difference, temperature=self.info.temperature)
         self.engine, self._run = engines.choose(
-            self.classifier, self.info.preprocessing, device, bundle / ENGINE_FILE, engine, self._apart, pixels, images
+            self.classifier, self.info.preprocessing, device, bundle / ENGINE_FILE, engine, difference, images=images
         )
-
-    def _apart(self, logits: np.ndarray, reference: np.ndarray) -> float:
-        """Largest difference of a calibrated probability."""
-        temperature = self.info.temperature
-        return float(np.abs(softmax(logits, temperature) - softmax(reference, temperature)).max())
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (B, S, S, C), as `info.preprocessing` gives them -> calibrated probabilities (B, K), float64."""

@@ -128,6 +128,11 @@ class Pixels:
         return decoded.pixels
 
 
+def in_batches(places: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Consecutive parts of at most `batch_size`."""
+    return [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+
+
 def decode_unchanged(path: Path, digest: str, preprocessing: Preprocessing) -> Decoded:
     """Another content under this hash would stay wrong in every later run. Raises UserError."""
     try:

@@ -19,7 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectacles import budget, engines, runtime
-from spectacles.calibration import softmax
 from spectacles.classifier import Classifier
 from spectacles.config import ModelConfig, TrainConfig
 from spectacles.errors import UserError
@@ -113,7 +112,9 @@ def profile(config: TrainConfig, build: Build, num_classes: int, memory: Path) -
     torch.manual_seed(config.seed)
     classifier, preprocessing = build(config, num_classes)
     macs = count_macs(classifier, (config.in_chans, config.image_size, config.image_size))
-    engine, run = engines.choose(classifier, preprocessing, device, memory, config.engine, _apart)
+    engine, run = engines.choose(
+        classifier, preprocessing, device, memory, config.engine, engines.probability_difference
+    )
     pixels = engines.photographs(preprocessing, max(BATCH, config.batch_size))
     alone = 1000 * seconds_a_call(run, pixels[:1], LATENCY_CALLS)
     rates = {
@@ -160,11 +161,6 @@ def seconds_a_call(run: engines.Engine, pixels: np.ndarray, calls: int) -> np.nd
         run(pixels)
         times.append(time.perf_counter() - started)
     return np.array(times)
-
-
-def _apart(logits: np.ndarray, reference: np.ndarray) -> float:
-    """Largest difference of a probability."""
-    return float(np.abs(softmax(logits) - softmax(reference)).max())
 
 
 def peak_memory(device: torch.device) -> float | None:

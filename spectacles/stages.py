@@ -31,12 +31,17 @@ def depth(unfreeze: str, stages: int, epoch: int, epochs: int) -> int:
     return min(stages, int(unfreeze.removeprefix("last:")))
 
 
+def frozen(stages: Stages, learning: int) -> set[str]:
+    """What lies below the last `learning` stages."""
+    return set().union(*stages[: len(stages) - learning])
+
+
 def freeze_below(classifier: Classifier, stages: Stages, learning: int) -> None:
     """The head and the last `learning` stages of the backbone learn. What is below keeps no activations either:
     autograd records nothing before the first parameter that learns."""
-    frozen = set().union(*stages[: len(stages) - learning])
+    below = frozen(stages, learning)
     for name, parameter in classifier.backbone.named_parameters():
-        parameter.requires_grad_(_owner(name) not in frozen)
+        parameter.requires_grad_(_owner(name) not in below)
 
 
 def train_mode(classifier: Classifier, batch_norm: str) -> None:
@@ -45,8 +50,8 @@ def train_mode(classifier: Classifier, batch_norm: str) -> None:
     classifier.train()
     for module in classifier.backbone.modules():
         own = list(module.parameters(recurse=False))
-        frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
-        if frozen or (isinstance(module, nn.modules.batchnorm._BatchNorm) and batch_norm != "train"):
+        is_frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
+        if is_frozen or (isinstance(module, nn.modules.batchnorm._BatchNorm) and batch_norm != "train"):
             module.eval()
     if not any(parameter.requires_grad for parameter in classifier.backbone.parameters()):
         classifier.backbone.eval()  # dropout within: the head must see the features it will see later
