@@ -129,7 +129,7 @@ def prepare(config: TrainConfig, run_dir: RunDir) -> Training:
     data = run_dir.load_result("dataset", DatasetReport)
     device = runtime.prepare(runtime.resolve_device(config.device))
     rows = dataset.load_split(run_dir, "train", "val")
-    config = _plan(config, run_dir, data, device)
+    config = _plan(config, run_dir, data, rows, device)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     classifier, preprocessing = model.build(config, len(data.classes))
     classifier.to(device, memory_format=torch.channels_last)
@@ -171,7 +171,9 @@ def prepare(config: TrainConfig, run_dir: RunDir) -> Training:
     )
 
 
-def _plan(config: TrainConfig, run_dir: RunDir, data: DatasetReport, device: torch.device) -> TrainConfig:
+def _plan(
+    config: TrainConfig, run_dir: RunDir, data: DatasetReport, rows: pd.DataFrame, device: torch.device
+) -> TrainConfig:
     """Everything decided that the person left open, and kept in plan.json: a time budget is measured only once."""
     kept, reasons = run_dir.folder("train") / "plan.json", []
     if config.time_budget is None:
@@ -185,7 +187,8 @@ def _plan(config: TrainConfig, run_dir: RunDir, data: DatasetReport, device: tor
         def untrained(candidate: TrainConfig) -> Classifier:
             return model.build(replace(candidate, no_pretrained=True, weights=None), len(data.classes))[0]
 
-        plan, reasons = budget.choose(config, images["train"], images["val"], untrained, device)
+        decoding = budget.decoding_seconds(rows["path"].tolist(), config)
+        plan, reasons = budget.choose(config, images["train"], images["val"], untrained, decoding, device)
     write_json(kept, to_plain(plan))
     for line in reasons:
         log.info("  %s", line)
@@ -445,8 +448,11 @@ def _announce(training: Training) -> None:
     planned = ", ".join(f"{phase} {count}" for phase, count in phases(config))
     log.info("  %s on %s, %d images of %d px; unfreeze %s; epochs: %s", config.backbone, training.settings.device,
              images, training.info.preprocessing.image_size, config.unfreeze, planned)  # fmt: skip
+    if config.time_budget is not None:
+        return  # the plan has said it
     rates = budget.measure(config, training.classifier, training.settings.device)
-    seconds_needed = budget.estimate(config, rates, images, len(training.val.labels))
+    decoding = budget.decoding_seconds(training.pixels.paths, config)
+    seconds_needed = budget.estimate(config, rates, decoding, images, len(training.val.labels))
     log.info("  estimated training time: about %s", training_log.readable(seconds_needed))
 
 

@@ -2,43 +2,46 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from spectacles import epochs, folding, recipes, stages
+from spectacles import backbones, epochs, folding, recipes, stages
 from spectacles.classifier import Classifier
 from spectacles.config import TrainConfig, seconds
+from spectacles.decoding import decoded_batches
+from spectacles.preprocess import Preprocessing
 from spectacles.recipes import Recipe
 from spectacles.training_log import readable
 
 CHOSEN = ("image_size", "unfreeze", "epochs", "fine_tune")
 """What a time budget decides where the person did not."""
-SHARE = 0.8
-"""Of the budget that a plan may fill by the estimate: machines slow down, and decoding and saving are guessed."""
+SHARE = 0.9
+"""Of the budget that a plan may fill by the estimate: machines slow down."""
 OVERRUN = 1.1
 """Times the budget that training may reach; an epoch that would go beyond is not begun."""
 PROBE_ONLY = Recipe(0.57, 0.4, 1)
 """The head on features, whatever --fine_tune auto would say."""
 LADDER = (
-    PROBE_ONLY, Recipe(0.57, 0.4, 2), Recipe(0.57, 0.4, 3), Recipe(0.71, 0.4, 4),
+    PROBE_ONLY, Recipe(0.57, 0.4, 2), Recipe(0.57, 0.4, 3), Recipe(0.71, 0.4, 3), Recipe(0.71, 0.4, 4),
     Recipe(0.71, 0.5, 5), Recipe(0.71, 0.5, 8), Recipe(0.86, 0.5, 8), Recipe(1.0, 0.5, 10), Recipe(1.0, 1.0, 10),
     Recipe(1.0, 1.0, 20),
 )  # fmt: skip
 """From the cheapest to the best: size of the pictures, depth, epochs."""
 OVERHEAD = 4.0
 """Seconds that training takes whatever the data: building, fitting the head, saving."""
-DECODING = 0.004
-"""Seconds an image: decoding once a run. A photo of 12 megapixels takes ten times as long."""
+DECODED = 48
+"""Files that are decoded to see how long one takes."""
 AUGMENTING = 1.15
 """Times the arithmetic of a step that a step with augmentation takes."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds an image, for the arithmetic alone."""
+    """Seconds an image."""
 
     training: float
     inference: float
@@ -46,12 +49,13 @@ class Rates:
 
 def choose(
     config: TrainConfig, train_images: int, val_images: int, build: Callable[[TrainConfig], Classifier],
-    device: torch.device,
+    decoding: float, device: torch.device,
 ) -> tuple[TrainConfig, list[str]]:  # fmt: skip
     """(the resolved config that makes the most of --time_budget, why in plain sentences).
 
-    `build` makes the network of a resolved config; it is measured here for some seconds. Settings that the person gave
-    stay; where even the cheapest plan does not fit, it is taken all the same, and the reasons say so.
+    `build` makes the network of a resolved config, which is measured here for some seconds; `decoding` is seconds a
+    file. Settings that the person gave stay; where even the cheapest plan does not fit, it is taken all the same, and
+    the reasons say so.
     """
     assert config.time_budget is not None
     allowed, started = seconds(config.time_budget), time.monotonic()
@@ -61,7 +65,7 @@ def choose(
         key = (candidate.image_size, candidate.unfreeze)
         if key not in known:
             known[key] = measure(candidate, build(candidate), device)
-        estimated = estimate(candidate, known[key], train_images, val_images) + time.monotonic() - started
+        estimated = estimate(candidate, known[key], decoding, train_images, val_images) + time.monotonic() - started
         fits = estimated <= SHARE * allowed
         reasons.append(f"{_describe(candidate)}: about {readable(estimated)}{'' if fits else ', too long'}")
         if plan is not None and not fits:
@@ -90,14 +94,25 @@ def _describe(config: TrainConfig) -> str:
     return f"{config.image_size} px, {config.epochs} epochs, unfreeze {config.unfreeze}"
 
 
-def estimate(config: TrainConfig, rates: Rates, train_images: int, val_images: int) -> float:
-    """Seconds that training will take."""
+def estimate(config: TrainConfig, rates: Rates, decoding: float, train_images: int, val_images: int) -> float:
+    """Seconds that training will take, at `decoding` seconds a file."""
     assert config.epochs is not None
     images = train_images + val_images
-    total = OVERHEAD + images * (DECODING + rates.inference)
+    total = OVERHEAD + images * (decoding + rates.inference)
     if config.fine_tune != "never":
         total += config.epochs * (train_images * rates.training * AUGMENTING + val_images * rates.inference)
     return total + val_images * rates.inference
+
+
+def decoding_seconds(paths: Sequence[str], config: TrainConfig) -> float:
+    """A file, measured on some of them."""
+    size = config.image_size or backbones.native_size(config.backbone)
+    preprocessing = Preprocessing(size, config.resize, "bicubic", (0.5,), (0.5,), config.in_chans)
+    some = [Path(path) for path in paths[:: -(-len(paths) // DECODED)]]
+    started = time.perf_counter()
+    for _ in decoded_batches(some, preprocessing, len(some), config.num_workers):
+        pass
+    return (time.perf_counter() - started) / len(some)
 
 
 def measure(config: TrainConfig, classifier: Classifier, device: torch.device) -> Rates:

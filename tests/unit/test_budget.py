@@ -1,17 +1,21 @@
 """A time budget buys the best plan that fits, and never touches what the person chose."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from spectacles import backbones, budget
+from spectacles import backbones, budget, decoding
 from spectacles.budget import Rates
 from spectacles.classifier import Classifier
 from spectacles.config import TrainConfig, seconds
 from spectacles.errors import UserError
 
 CPU = torch.device("cpu")
+DECODING = 0.001
 
 
 def rates_of(config: TrainConfig, *_: object) -> Rates:
@@ -23,11 +27,11 @@ def rates_of(config: TrainConfig, *_: object) -> Rates:
 def choose(config: TrainConfig, images: int = 1000) -> tuple[TrainConfig, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "measure", rates_of)
-        return budget.choose(config, images, images // 5, lambda _: None, CPU)
+        return budget.choose(config, images, images // 5, lambda _: None, DECODING, CPU)
 
 
 def cost(config: TrainConfig) -> float:
-    return budget.estimate(config, rates_of(config), 1000, 200)
+    return budget.estimate(config, rates_of(config), DECODING, 1000, 200)
 
 
 @given(st.integers(20, 20_000))
@@ -78,3 +82,13 @@ def test_measuring_gives_times_and_leaves_the_network_alone() -> None:
     assert after.keys() == before.keys()
     assert all(value.equal(after[name]) for name, value in before.items())
     assert all(parameter.grad is None for parameter in classifier.parameters())
+
+
+def test_decoding_is_measured_on_some_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    looked_at: list[Path] = []
+    real = decoding.decode_one
+    monkeypatch.setattr(decoding, "decode_one", lambda path, *rest: looked_at.append(path) or real(path, *rest))
+    seconds_a_file = budget.decoding_seconds([str(tmp_path / "photo.png")] * 1000, TrainConfig(image_size=32))
+    assert seconds_a_file > 0
+    assert 1 <= len(looked_at) <= budget.DECODED

@@ -263,7 +263,7 @@ def test_a_time_budget_chooses_keeps_to_it_and_is_kept_for_resuming(
     new_run: Callable[[str], RunDir], pretrained: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budgeted = replace(pretrained, epochs=None, unfreeze=None, image_size=None, time_budget="1h", patience=100)
-    monkeypatch.setattr(budget, "LADDER", budget.LADDER[:4])
+    monkeypatch.setattr(budget, "LADDER", budget.LADDER[:5])
     run = new_run("budget")
     stop_after(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
