@@ -1,66 +1,13 @@
 """Every knob, once. The docstring under a field is its help text; a stage's config is the sum of its groups."""
 
-import ast
-import inspect
-import math
 import re
-from dataclasses import asdict, dataclass, fields
-from functools import cache
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from textwrap import dedent
-from typing import Any, Literal
+from typing import Literal
 
+from spectacles import thresholds
 from spectacles.errors import UserError
-
-LIMITS = {
-    "seed": (0, 2**63 - 1),
-    "num_workers": (0, 1024),
-    "batch_size": (1, math.inf),
-    "duplicate_distance": (0, 7),
-    "gallery_size": (1, math.inf),
-    "image_size": (16, 2048),
-    "dropout": (0, 1),
-    "crop_scale": (0.01, 1),
-    "color_jitter": (0, 1),
-    "zoom_out": (0, 1),
-    "rotation": (0, 180),
-    "grayscale": (0, 1),
-    "blur": (0, 1),
-    "jpeg": (0, 1),
-    "randaugment": (0, 30),
-    "random_erasing": (0, 1),
-    "mixup": (0, math.inf),
-    "cutmix": (0, math.inf),
-    "epochs": (1, math.inf),
-    "head_epochs": (0, math.inf),
-    "views": (1, 64),
-    "cached_views": (0, 64),
-    "lr": (1e-12, 1e30),
-    "head_lr": (1e-12, 1e30),
-    "layer_decay": (1e-3, 1),
-    "pixel_cache_gb": (0, math.inf),
-    "weight_decay": (0, 1e30),
-    "warmup_epochs": (0, math.inf),
-    "label_smoothing": (0, 1),
-    "clip_grad_norm": (0, math.inf),
-    "patience": (1, math.inf),
-    "bootstrap_resamples": (1, math.inf),
-    "folds": (2, math.inf),
-    "top_k": (1, math.inf),
-}
-"""Setting -> smallest and largest value."""
-
-
-class Checked:
-    """Base of all groups of settings: one that cannot work is never built, so it is told before anything is touched."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            low, high = LIMITS.get(name, (None, None))
-            if low is not None and high is not None and value is not None and not low <= value <= high:
-                allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-                raise UserError(f"--{name} {value} is out of range: use {allowed}.")
+from spectacles.settings import Checked, explanation_methods, seconds
 
 
 @dataclass(frozen=True)
@@ -73,6 +20,8 @@ class RunConfig(Checked):
     """Seed of splits, weights, data order and augmentation."""
     num_workers: int | None = None
     """Threads that decode images. Default: from the machine."""
+    galleries: bool = True
+    """Off, no pixel of a photo is written anywhere: no gallery, no overlay, no decoded picture in the cache."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +45,34 @@ class ImageDirConfig(Checked):
 
 
 @dataclass(frozen=True)
-class DatasetConfig(RunConfig, ImageDirConfig):
+class GalleryConfig(Checked):
+    gallery_size: int = 24
+    """Images shown in each contact sheet or gallery."""
+
+
+@dataclass(frozen=True)
+class ModelConfig(Checked):
+    backbone: str = "efficientnet_lite0"
+    """resnet50, mobilenet_v3, efficientnet_b4, vit_base_patch16_224, simple_cnn, ... or any timm model name."""
+    recipe: Literal["fast", "default", "thorough"] = "default"
+    """How much is spent where --image_size, --epochs and --unfreeze leave it open: small pictures and 3 epochs, larger
+    ones and 5, or the backbone's own size, all layers and 10 epochs."""
+    no_pretrained: bool = False
+    """Start from random weights instead of pretrained ones."""
+    weights: Path | None = None
+    """Local file of pretrained backbone weights (.safetensors, or .pth read without executing code)."""
+    image_size: int | None = None
+    """Height and width of the model's input in pixels. Default: by --recipe, from what the backbone was made for."""
+    resize: Literal["squash", "crop", "pad"] = "crop"
+    """How a photo becomes square: cut the centre out, squash all of it (where things stand at the border), or pad."""
+    in_chans: Literal[1, 3] = 3
+    """3: colour. 1: grey."""
+    dropout: float | None = None
+    """Dropout before the last layer. Default: 0.2, and 0.5 for simple_cnn."""
+
+
+@dataclass(frozen=True)
+class DatasetConfig(RunConfig, ComputeConfig, ModelConfig, ImageDirConfig):
     train_csv: Path | None = None
     """Labelled images: CSV (any delimiter), JSON or JSONL, a row or entry per file."""
     test_csv: Path | None = None
@@ -116,35 +92,20 @@ class DatasetConfig(RunConfig, ImageDirConfig):
     """Share split off for testing. Default: 0.15 without test data, else 0."""
     duplicate_distance: int = 6
     """Images whose 64-bit perceptual hashes differ in at most this many bits count as near duplicates (0 to 7)."""
+    duplicate_similarity: float = 0.5
+    """Images whose features (of the frozen backbone, whitened) have at least this cosine count as near duplicates too;
+    1 switches this search off."""
+    label_fixes: Path | None = None
+    """label_fixes.csv as review.html saves it: labels changed, confirmed or taken out; splits stay as they were."""
+    slice_columns: str | None = None
+    """Columns, separated by commas, such as sex,light: the model is scored on each of their values."""
+    data_licence: str | None = None
+    """Under which terms the photos may be used; for the model card."""
 
 
 @dataclass(frozen=True)
-class GalleryConfig(Checked):
-    gallery_size: int = 24
-    """Images shown in each contact sheet or gallery."""
-
-
-@dataclass(frozen=True)
-class ExploreConfig(RunConfig, GalleryConfig):
+class ExploreConfig(RunConfig, ComputeConfig, ModelConfig, GalleryConfig):
     pass
-
-
-@dataclass(frozen=True)
-class ModelConfig(Checked):
-    backbone: str = "efficientnet_lite0"
-    """resnet50, mobilenet_v3, efficientnet_b4, vit_base_patch16_224, simple_cnn, ... or any timm model name."""
-    no_pretrained: bool = False
-    """Start from random weights instead of pretrained ones."""
-    weights: Path | None = None
-    """Local file of pretrained backbone weights (.safetensors, or .pth read without executing code)."""
-    image_size: int | None = None
-    """Height and width of the model's input in pixels. Default: by --recipe, from what the backbone was made for."""
-    resize: Literal["squash", "crop", "pad"] = "crop"
-    """How a photo becomes square: cut the centre out, squash all of it (where things stand at the border), or pad."""
-    in_chans: Literal[1, 3] = 3
-    """3: colour. 1: grey."""
-    dropout: float | None = None
-    """Dropout before the last layer. Default: 0.2, and 0.5 for simple_cnn."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +138,6 @@ class AugmentConfig(Checked):
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
-    recipe: Literal["fast", "default", "thorough"] = "default"
-    """How much is spent where --image_size, --epochs and --unfreeze leave it open: small pictures and 3 epochs, larger
-    ones and 5, or the backbone's own size, all layers and 10 epochs."""
     time_budget: str | None = None
     """Training time, such as 90s, 10m or 1h: measures this machine and chooses image size, depth and epochs to fit."""
     epochs: int | None = None
@@ -224,6 +182,15 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     """Largest gradient norm; 0 switches clipping off."""
     mixed_precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """auto: bf16 (or fp16 on older cards) on CUDA, off elsewhere."""
+    threshold_for: str | None = None
+    """Two classes: what the decision threshold is chosen for on validation data: f1, hter, balanced_accuracy,
+    precision:0.95, recall:0.99 or cost:FP=1,FN=5. Default: the most probable class."""
+    sure: float | None = None
+    """Accuracy that labels must have, such as 0.99: those less certain than that takes on validation data come out as
+    unsure. Default: every label is given."""
+    familiar: float = 0.995
+    """Share of the validation photos that count as familiar; a photo less like the training photos comes out as unsure.
+    1 switches this off."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"] = "log_loss"
     """Validation metric, after calibration, that picks the best epoch and stops early. log_loss hears every image,
     where those that count errors hear a few."""
@@ -244,6 +211,8 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
             raise UserError(f"--unfreeze {self.unfreeze!r} is unknown: use all, progressive or last:N, such as last:3.")
         if self.time_budget is not None:
             seconds(self.time_budget)
+        if self.threshold_for is not None:
+            thresholds.parse(self.threshold_for)
         if self.cached_views and (self.mixup or self.cutmix or self.progressive_size or self.unfreeze == "progressive"):
             raise UserError(
                 "--cached_views needs the same pictures and the same frozen stages in every epoch: leave out --mixup, "
@@ -256,21 +225,46 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
 @dataclass(frozen=True)
 class EvaluateConfig(RunConfig, ComputeConfig):
     bootstrap_resamples: int = 1000
-    """Resamples behind the 95 % interval of the accuracy."""
+    """Resamples behind each 95 % interval."""
+    compare: str | None = None
+    """Another run to compare with, on the images that both have scored."""
+    robustness_images: int = 100
+    """Images that are also scored blurred, noisy, badly compressed, darker, turned and covered; 0 leaves it out."""
+    attacks: bool = False
+    """Score them under attack too (FGSM and PGD)."""
 
 
 @dataclass(frozen=True)
-class ErrorAnalysisConfig(RunConfig, ComputeConfig, GalleryConfig):
+class ExplainConfig(Checked):
+    explain_with: str = "gradcam"
+    """How decisions on photos are explained: gradcam, occlusion, integrated_gradients; several with commas."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        explanation_methods(self.explain_with)
+
+
+@dataclass(frozen=True)
+class ErrorAnalysisConfig(RunConfig, ComputeConfig, GalleryConfig, ExplainConfig):
     folds: int = 5
     """Folds of the logistic regression that looks for wrong labels."""
+    fine_tuned_folds: int = 0
+    """Folds of fine-tuned networks that look for wrong labels as well; each costs a training. 0 leaves them out."""
 
 
 @dataclass(frozen=True)
-class PredictConfig(RunConfig, ComputeConfig):
+class PredictConfig(RunConfig, ComputeConfig, ExplainConfig):
+    explain: bool = False
+    """Write an overlay beside the predictions for each image: where in it the model looks."""
     top_k: int = 1
     """Labels listed for each image, most probable first."""
     format: Literal["csv", "jsonl", "txt"] = "csv"
     """txt: one label a line, in input order; refused files give an empty line."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.explain and not self.galleries:
+            raise UserError("--explain writes pictures, which --no_galleries forbids: leave one of them out.")
 
 
 @dataclass(frozen=True)
@@ -293,35 +287,3 @@ class PipelineConfig(DatasetConfig, ExploreConfig, TrainConfig, EvaluateConfig, 
 class BenchmarkConfig(DatasetConfig, TrainConfig, EvaluateConfig):
     backbones: str | None = None
     """Backbones to compare, separated by commas; each takes --backbone's place in turn. Default: that one alone."""
-
-
-def seconds(text: str) -> float:
-    """'90s', '10m', '1h' or a plain number of seconds. Raises UserError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text.strip())
-    if not match or float(match[1]) <= 0:
-        raise UserError(f"--time_budget {text!r} is no time: write 90s, 10m or 1h.")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
-
-
-@cache
-def help_texts(config_class: type) -> dict[str, str]:
-    """field -> the docstring under it, own and inherited. Needs the source, like every traceback does."""
-    texts: dict[str, str] = {}
-    for base in reversed([c for c in config_class.__mro__ if c is not object]):
-        tree = ast.parse(dedent(inspect.getsource(base))).body[0]
-        assert isinstance(tree, ast.ClassDef)
-        for statement, following in pairwise(tree.body):
-            match statement, following:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    texts[name] = text
-    return texts
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """The config as YAML- and JSON-ready values, in the order of its fields."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
-
-
-def select(config: Any, config_class: type) -> Any:
-    """The part of a larger config that `config_class` knows."""
-    return config_class(**{f.name: getattr(config, f.name) for f in fields(config_class)})

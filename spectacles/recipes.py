@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from spectacles import backbones
-from spectacles.config import TrainConfig
+from spectacles.config import ModelConfig, TrainConfig
 from spectacles.errors import UserError
 
 
@@ -46,6 +46,14 @@ def resolve(config: TrainConfig, recipe: Recipe | None = None) -> TrainConfig:
         batch_norm=config.batch_norm if config.batch_norm != "auto" else "train" if scratch else "fold",
         fine_tune="always" if scratch and config.fine_tune == "auto" else config.fine_tune,
     )
+
+
+def image_size(config: ModelConfig) -> int:
+    """The side that --image_size, or else the recipe, gives. Raises UserError for an unknown backbone."""
+    native = backbones.native_size(config.backbone)
+    rigid = backbones.fixed_size(config.backbone) or config.backbone == "simple_cnn"
+    size = 1.0 if config.no_pretrained else RECIPES[config.recipe].size
+    return config.image_size or (native if rigid else round_size(size * native))
 
 
 def round_size(side: float) -> int:

@@ -12,18 +12,9 @@ import yaml
 
 import run_pipeline
 from spectacles import cli, config, run_dir
-from spectacles.config import (
-    DatasetConfig,
-    ExploreConfig,
-    PipelineConfig,
-    PredictCommand,
-    PredictConfig,
-    TrainConfig,
-    help_texts,
-    select,
-    to_plain,
-)
+from spectacles.config import DatasetConfig, ExploreConfig, PipelineConfig, PredictCommand, PredictConfig, TrainConfig
 from spectacles.errors import UserError
+from spectacles.settings import help_texts, select, to_plain
 
 GROUPS = [
     member

@@ -95,7 +95,7 @@ def test_light_modules_stay_without_torch(tmp_path):
 SIDE_EFFECTS = """
 import importlib, json, logging, os, random, signal, sys, threading, warnings
 import captum.attr, cleanlab.filter, fastapi, jinja2, jsonargparse, numpy, pandas, pydantic, scipy.ndimage, sklearn
-import timm, timm.data.mixup, torch, torchvision.transforms.v2, uvicorn, yaml, imagehash, tqdm, PIL.Image
+import timm, timm.data.mixup, torch, torchvision.transforms.v2, uvicorn, yaml, tqdm, PIL.Image
 import matplotlib.figure
 
 def state():

@@ -1,0 +1,40 @@
+"""Features of the backbone as it was before training: they have seen no label of the person's data."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from spectacles import backbones, embeddings, preprocess, recipes
+from spectacles.config import ComputeConfig, ModelConfig
+from spectacles.pixels import Pixels
+from spectacles.preprocess import Preprocessing
+
+
+def load(config: ModelConfig) -> tuple[nn.Module, Preprocessing]:
+    """The pretrained backbone and its preprocessing. Raises UserError where its weights cannot be had; with
+    --no_pretrained there is nothing to ask for."""
+    backbone: Any = backbones.build_pretrained(
+        config.backbone, config.in_chans, recipes.image_size(config), config.weights
+    )
+    return backbone, preprocess.resolve(
+        backbone.pretrained_cfg, recipes.image_size(config), config.resize, config.in_chans
+    )
+
+
+def features(
+    rows: pd.DataFrame,
+    backbone: nn.Module,
+    name: str,
+    preprocessing: Preprocessing,
+    cache: Path,
+    device: torch.device,
+    config: ComputeConfig,
+    num_workers: int | None,
+) -> np.ndarray:
+    """(N, D) float32 for `rows` (columns path, sha256); from the cache where another stage or run computed them."""
+    with Pixels(rows, preprocessing, cache / "pixels", 0, num_workers) as pixels:
+        return embeddings.embed(backbone, name, pixels, cache / "embeddings", device, config.batch_size, config.engine)
