@@ -1,72 +1,123 @@
 """Index -> check every file once -> ledger and splits."""
 
 import hashlib
+import logging
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
-from spectacles import cli, tracking
+from spectacles import backbones, cli, duplicates, frozen, label_fixes, leaks, recipes, runtime, tracking
 from spectacles.config import DatasetConfig
-from spectacles.duplicates import clusters, equal_groups, near_pairs, pairs_within
 from spectacles.errors import UserError
 from spectacles.index import look_at_all
+from spectacles.preprocess import Preprocessing
 from spectacles.records import DatasetReport, Ledger
 from spectacles.run_dir import RunDir, write_csv
-from spectacles.runtime import cpu_count
-from spectacles.sources import Rows, natural_sort, read_rows
-from spectacles.splits import stratified_split
+from spectacles.sources import SLICE, Rows, natural_sort, read_rows
+from spectacles.splits import kept_splits, stratified_split
+
+log = logging.getLogger("spectacles")
 
 SPLITS = ("train", "val", "test")
-SPLIT_COLUMNS = [
-    "file",
-    "path",
-    "label",
-    "split",
-    "group",
-    "cluster",
-    "id",
-    "sha256",
-    "brightness",
-    "contrast",
-    "sharpness",
-]
+MEASURES = ["brightness", "contrast", "sharpness", "red", "green", "blue", "border_red", "border_green", "border_blue",
+            "saturation", "quantisation", "width", "height", "bytes", "format"]  # fmt: skip
+SPLIT_COLUMNS = ["file", "path", "label", "split", "group", "cluster", "id", "sha256", *MEASURES]
+"""Of splits.csv; a column slice_<name> for each of --slice_columns follows."""
 TEXT = {"file": str, "path": str, "label": str, "group": str, "id": str, "reason": str, "phash": str, "sha256": str,
-        "source": str, "given_split": str, "split": str, "status": str, "format": str, "mode": str}  # fmt: skip
+        "phash_mirrored": str, "source": str, "given_split": str, "split": str, "status": str, "format": str,
+        "mode": str}  # fmt: skip
+Frozen = tuple[nn.Module, Preprocessing]
 
 
 def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
     """Writes index.csv (every row given, with its fate), splits.csv, duplicates.csv and issues.csv."""
     _check_fractions(config)
+    backbone, notes = load_frozen(config)
     rows = read_rows(config)
-    index = check_files(rows, config)
+    frame, reviewed_run = rows.frame.assign(review=""), ""
+    if config.label_fixes is not None:
+        frame, reviewed_run = label_fixes.apply(frame, config.label_fixes)
+        notes.append(label_fixes.summarise(frame["review"]))
+    index = check_files(frame, config)
     refuse_contradictions(index)
     classes = _classes(index)
     used = index[index["status"] != "refused"]
-    pairs, groups = find_duplicates(used, config.duplicate_distance)
-    cluster = clusters(len(used), [*groups, *_named_groups(used["group"])])
+    pairs = find_duplicates(used, backbone, config, run_dir)
+    cluster = duplicates.clusters(len(used), [pairs[["a", "b"]].to_numpy(), duplicates.links(used["group"])])
+    pairs[["a", "b"]] = used.index.to_numpy()[pairs[["a", "b"]].to_numpy()]
+    kept = pd.Series("", index=used.index)
+    if config.label_fixes is not None:
+        kept, note = kept_splits(used["sha256"], reviewed_run, config.output_dir)
+        notes.append(note)
     index.loc[used.index, "cluster"] = cluster
-    index.loc[used.index, "split"] = assign_splits(used, cluster, classes, config)
-    pairs = _describe_pairs(pairs, index)
-    issues = _list_issues(index, pairs)
+    index.loc[used.index, "split"] = assign_splits(used, cluster, kept, classes, config)
+    pairs = leaks.describe_pairs(pairs, index)
+    issues = leaks.list_issues(index, pairs)
     _save(index, pairs, issues, run_dir)
     for split, part in index[index["split"] != ""].groupby("split"):
         source = str(config.train_csv or config.image_dir)
         tracking.log_dataset(part[["file", "label", "split"]], source, f"{run_dir.name}-{split}", str(split))
-    return _report(index, pairs, issues, classes, rows, run_dir)
+    return _report(index, pairs, issues, classes, rows, notes, run_dir)
 
 
-def check_files(rows: Rows, config: DatasetConfig) -> pd.DataFrame:
-    """The rows with each file's facts; a file that several rows name is looked at once."""
-    frame = rows.frame
+def load_frozen(config: DatasetConfig) -> tuple[Frozen | None, list[str]]:
+    """The pretrained backbone whose features are compared; None where there is none, and a sentence that says so.
+
+    Raises UserError, before any file is looked at, for a backbone or weights that are named but cannot be.
+    """
+    size, alone = recipes.image_size(config), "near duplicates are found by perceptual hash alone"
+    if config.duplicate_similarity >= 1:
+        return None, [f"{alone} (--duplicate_similarity 1)"]
+    if config.no_pretrained:
+        return None, [f"{alone}: with --no_pretrained there are no features to compare"]
+    try:
+        backbone, preprocessing = frozen.load(config)
+    except UserError as error:
+        if config.weights is not None:
+            raise
+        return None, [f"{alone}: {error}"]
+    try:
+        backbones.feature_dim(backbone, config.in_chans, size)
+    except (AssertionError, RuntimeError) as error:  # patches that do not fit, or a picture smaller than a kernel
+        raise UserError(f"--backbone {config.backbone} cannot take --image_size {size}: {error}") from error
+    return (backbone, preprocessing), []
+
+
+def find_duplicates(
+    used: pd.DataFrame, backbone: Frozen | None, config: DatasetConfig, run_dir: RunDir
+) -> pd.DataFrame:
+    """Pairs of positions in `used`, as duplicates.find gives them; by hash alone without a backbone."""
+    features = None
+    if backbone is not None:
+        device = runtime.prepare(runtime.resolve_device(config.device))
+        log.info("  comparing %d images by features of %s", len(used), config.backbone)
+        network, preprocessing = backbone
+        # Test rows too; training finds its own in the cache.
+        features = frozen.features(
+            used, network, config.backbone, preprocessing, run_dir.cache, device, config, config.num_workers
+        )
+    return duplicates.find(used, features, config.duplicate_distance, config.duplicate_similarity)
+
+
+def check_files(frame: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
+    """The rows with each file's facts and fate; a file that several rows name is looked at once."""
     paths = frame["path"].unique()
-    facts = look_at_all(paths, config.num_workers or cpu_count())
+    facts = look_at_all(paths, config.num_workers or runtime.cpu_count())
     facts.insert(0, "path", paths)
     index = frame.merge(facts, on="path", how="left", validate="many_to_one")
     index.loc[index["file"] == "", ["status", "reason"]] = ["refused", "no file name"]
     unlabelled = (index["source"] == "train") & (index["label"] == "") & (index["given_split"] != "test")
     _refuse(index, unlabelled, "no label")
-    return index.assign(split="", cluster=-1)
+    removed = index["review"] == label_fixes.REMOVED
+    _refuse(index, removed, label_fixes.REMOVED)
+    changed = (index["review"] != "") & (index["status"] != "refused")
+    reasons = index.loc[changed, "reason"]
+    index.loc[changed, "reason"] = reasons.where(reasons == "", reasons + "; ") + index.loc[changed, "review"]
+    index.loc[changed, "status"] = "repaired"
+    return index.drop(columns="review").assign(split="", cluster=-1)
 
 
 def refuse_contradictions(index: pd.DataFrame) -> None:
@@ -98,35 +149,22 @@ def _classes(index: pd.DataFrame) -> list[str]:
     return classes
 
 
-def find_duplicates(used: pd.DataFrame, distance: int) -> tuple[pd.DataFrame, list[list[int]]]:
-    """Duplicate pairs for people (a, b, kind, distance; positions in `used`), and the groups behind them."""
-    exact = equal_groups(used["sha256"].to_numpy(dtype=str))
-    hashes = np.array([int(text, 16) for text in used["phash"]], dtype=np.uint64)
-    alike = equal_groups(hashes)
-    near = list(near_pairs(hashes, distance))
-    rows = [(a, b, "exact", 0) for a, b in pairs_within(exact)]
-    rows += [(a, b, "near", 0) for a, b in pairs_within(alike)]
-    rows += [(a, b, "near", int(np.bitwise_count(hashes[a] ^ hashes[b]))) for a, b in near]
-    pairs = pd.DataFrame(rows, columns=["a", "b", "kind", "distance"]).drop_duplicates(["a", "b"], ignore_index=True)
-    pairs[["a", "b"]] = used.index.to_numpy()[pairs[["a", "b"]].to_numpy(dtype=np.int64)]
-    return pairs, [*exact, *alike, *map(list, near)]
-
-
-def _named_groups(names: "pd.Series[str]") -> list[list[int]]:
-    """Positions of the rows that share a group; rows without one stand alone."""
-    values = names.to_numpy(dtype=str)
-    return [group for group in equal_groups(values) if values[group[0]]]
-
-
 def assign_splits(
-    used: pd.DataFrame, cluster: np.ndarray, classes: list[str], config: DatasetConfig
+    used: pd.DataFrame, cluster: np.ndarray, kept: "pd.Series[str]", classes: list[str], config: DatasetConfig
 ) -> "pd.Series[str]":
-    """Given splits stay; what is missing is divided off so that clusters stay whole and classes keep their shares."""
+    """Given splits stay, then those that are kept from another run; what is missing is divided off so that clusters
+    stay whole and classes keep their shares."""
     split = used["given_split"].copy()
     given = set(split)
     val_fraction = 0.0 if "val" in given else config.val_fraction
     test_fraction = config.test_fraction if config.test_fraction is not None else 0.0 if "test" in given else 0.15
-    open_rows = split.isin(["", "train"]).to_numpy()
+    divided = split.isin(["", "train"])
+    split = split.mask(divided, kept)
+    member = pd.Series(cluster, index=used.index)
+    settled = split[divided & (split != "")].groupby(member).first()
+    beside = (split == "") & member.isin(settled.index)
+    split[beside] = settled.reindex(member[beside]).to_numpy()
+    open_rows = (split == "").to_numpy()
     codes = pd.Categorical(used.loc[open_rows, "label"], categories=classes).codes.astype(np.int64)
     fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     # By content, not by row: the same images are split the same way in whatever order they are listed.
@@ -141,43 +179,22 @@ def assign_splits(
     return split
 
 
-def _describe_pairs(pairs: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
-    """Row numbers become files, labels and splits; `conflict` marks pairs whose labels differ."""
-    described = pairs[["kind", "distance"]].copy()
-    for side in ("a", "b"):
-        for column in ("file", "label", "split", "path"):
-            described[f"{column}_{side}"] = index.loc[pairs[side], column].to_numpy()
-    labelled = (described["label_a"] != "") & (described["label_b"] != "")
-    described["conflict"] = labelled & (described["label_a"] != described["label_b"])
-    described["crosses_border"] = described["split_a"] != described["split_b"]
-    return described
-
-
-def _list_issues(index: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """One line a problem: file, kind, detail, most serious kind first."""
-    refused = index[index["status"] == "refused"].assign(kind="refused")
-    repaired = index[index["status"] == "repaired"].assign(kind="repaired")
-    files = pd.concat([refused, repaired]).rename(columns={"reason": "detail"})[["file", "kind", "detail"]]
-    named = index[(index["split"] != "") & (index["group"] != "")]
-    torn = named[named.groupby("group")["split"].transform("nunique") > 1]
-    torn = torn.assign(kind="group across splits", detail="group " + torn["group"] + " is also in another split")
-    doubles = pairs.rename(columns={"file_a": "file"})
-    kind = np.where(doubles["conflict"], "duplicate with another label", "duplicate")
-    kind = np.where(doubles["crosses_border"], "duplicate across splits", kind)
-    doubles = doubles.assign(kind=kind, detail=doubles["kind"] + " duplicate of " + doubles["file_b"])
-    parts = [files, *(part[["file", "kind", "detail"]] for part in (doubles, torn))]
-    return pd.concat(parts, ignore_index=True)
-
-
 def _save(index: pd.DataFrame, pairs: pd.DataFrame, issues: pd.DataFrame, run_dir: RunDir) -> None:
-    splits = index.loc[index["split"] != "", SPLIT_COLUMNS]
+    slices = [column for column in index.columns if column.startswith(SLICE)]
+    splits = index.loc[index["split"] != "", [*SPLIT_COLUMNS, *slices]]
     tables = {run_dir.index: index, run_dir.splits: splits, run_dir.duplicates: pairs, run_dir.issues: issues}
     for path, table in tables.items():
         write_csv(path, table)
 
 
 def _report(
-    index: pd.DataFrame, pairs: pd.DataFrame, issues: pd.DataFrame, classes: list[str], rows: Rows, run_dir: RunDir
+    index: pd.DataFrame,
+    pairs: pd.DataFrame,
+    issues: pd.DataFrame,
+    classes: list[str],
+    rows: Rows,
+    notes: list[str],
+    run_dir: RunDir,
 ) -> DatasetReport:
     ledger = _ledger(index)
     labelled = index[(index["split"] != "") & (index["label"] != "")]
@@ -191,19 +208,13 @@ def _report(
         f"{ledger.rows} rows = {ledger.used} used + {ledger.repaired} repaired + {ledger.refused} refused",
         f"classes: {', '.join(classes[:20])}{' ...' if len(classes) > 20 else ''} (column {rows.label_column!r})",
         f"images: {sizes}" + (f", unlabelled test {unlabelled}" if unlabelled else ""),
+        *leaks.summarise(pairs, issues),
+        *(f"refused {count}: {reason}" for reason, count in ledger.refusals.items()),
+        *notes,
     ]
-    summary += [f"refused {count}: {reason}" for reason, count in ledger.refusals.items()]
-    conflicts, crossing = int(pairs["conflict"].sum()), int(pairs["crosses_border"].sum())
-    summary.append(
-        f"duplicate pairs: {len(pairs)}, {conflicts} of them with different labels, {crossing} across splits"
-    )
-    torn = int((issues["kind"] == "group across splits").sum())
-    if torn:
-        summary.append(
-            f"{torn} images belong to a group that is on both sides of the given test border: see issues.csv"
-        )
     metrics = {f"images_{split}": float(sum(counts[split].values())) for split in SPLITS}
     metrics |= {"rows": float(ledger.rows), "refused": float(ledger.refused), "duplicate_pairs": float(len(pairs))}
+    metrics["crossing_pairs"] = float(pairs["crosses_border"].sum())
     return DatasetReport(
         summary=summary,
         metrics=metrics,
@@ -250,19 +261,24 @@ def _check_fractions(config: DatasetConfig) -> None:
 def load_index(run_dir: RunDir) -> pd.DataFrame:
     """Every row given, refused ones too. Text columns hold '' where nothing is known."""
     run_dir.load_result("dataset", DatasetReport)
-    return pd.read_csv(run_dir.index, dtype=TEXT, keep_default_na=False)
+    return _read(run_dir.index)
 
 
 def load_split(run_dir: RunDir, *splits: str) -> pd.DataFrame:
-    """Used rows of the splits with SPLIT_COLUMNS.
+    """Used rows of the splits with SPLIT_COLUMNS, and slice_<name> for each of --slice_columns.
 
     The test split is closed to the train stage: asking for it there is a programming error (PermissionError).
     """
     if run_dir.stage == "train" and "test" in splits:
         raise PermissionError("training must not see the test split")
     run_dir.load_result("dataset", DatasetReport)
-    frame = pd.read_csv(run_dir.splits, dtype=TEXT, keep_default_na=False)
+    frame = _read(run_dir.splits)
     return frame[frame["split"].isin(splits)].reset_index(drop=True)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    slices = [column for column in pd.read_csv(path, nrows=0).columns if column.startswith(SLICE)]
+    return pd.read_csv(path, dtype={**TEXT, **dict.fromkeys(slices, str)}, keep_default_na=False)
 
 
 def class_indices(labels: "pd.Series[str]", classes: list[str]) -> list[int]:

@@ -137,9 +137,11 @@ def write_table(run_dir: RunDir, rows: int, chunk: int = 100_000) -> None:
             "cluster": numbers // 2,
             "id": numbers,
             "sha256": [f"{number:064x}" for number in numbers],
-            "brightness": 0.5,
-            "contrast": 0.2,
-            "sharpness": 0.1,
+            **dict.fromkeys(dataset.MEASURES, 127.5),
+            "width": 640,
+            "height": 480,
+            "bytes": 54321,
+            "format": "JPEG",
         }
         part = pd.DataFrame(values)[dataset.SPLIT_COLUMNS]
         part.to_csv(run_dir.splits, mode="a", header=start == 0, index=False)

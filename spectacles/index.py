@@ -3,19 +3,29 @@
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.fft import dctn
 
 from spectacles.images import ImageRefused, decode, read_file
 from spectacles.progress import progress
 
 MEASURE_SIZE = 256
 """Brightness, contrast and blur are measured on grey copies of at most this side, so that sizes compare."""
+LEVELS = np.arange(256)
+HASH_SIZE = 32
+"""Side of the grey copy that the perceptual hash is made of."""
+MIRROR = np.array([1, -1] * 4)
+GRID = 50
+"""Colours are measured on the means of so many cells a side, up to twice as many."""
+BORDER = 0.04
+"""Share of each side that counts as border."""
+COLOURS = ("red", "green", "blue", "border_red", "border_green", "border_blue", "saturation")
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,8 @@ class FileFacts:
     sha256: str = ""
     phash: str = ""
     """64-bit DCT hash in hex (Zauner 2010), insensitive to size, compression and slight changes of light."""
+    phash_mirrored: str = ""
+    """The hash of the mirrored picture."""
     format: str = ""
     mode: str = ""
     width: int = 0
@@ -41,6 +53,18 @@ class FileFacts:
     """Standard deviation of luma."""
     sharpness: float = 0.0
     """Variance of the Laplacian (Pech-Pacheco et al. 2000); small means blurred."""
+    red: float = 0.0
+    green: float = 0.0
+    blue: float = 0.0
+    """Mean of each channel, 0..255."""
+    border_red: float = 0.0
+    border_green: float = 0.0
+    border_blue: float = 0.0
+    """Mean colour of the outermost 4 % of each side."""
+    saturation: float = 0.0
+    """Mean of the largest minus the smallest channel, 0..255, of such means."""
+    quantisation: float = 0.0
+    """Mean of the JPEG luminance quantisation table, larger means more compressed; 0 where there is none."""
 
 
 def look_at(path: Path) -> FileFacts:
@@ -51,37 +75,74 @@ def look_at(path: Path) -> FileFacts:
     except ImageRefused as error:
         return FileFacts("refused", str(error))
     grey = decoded.image.convert("L")
+    phash, phash_mirrored = _hashes(grey)
     return FileFacts(
         status="repaired" if decoded.repairs else "used",
         reason="; ".join(decoded.repairs),
         sha256=hashlib.sha256(content).hexdigest(),
-        phash=str(imagehash.phash(grey)),
+        phash=phash,
+        phash_mirrored=phash_mirrored,
         format=decoded.format,
         mode=decoded.mode,
         width=decoded.width,
         height=decoded.height,
         bytes=len(content),
+        quantisation=_quantisation(content) if decoded.format in ("JPEG", "MPO") else 0.0,
         **_measure(grey),
+        **_measure_colours(decoded.image),
     )
 
 
+def _hashes(grey: Image.Image) -> tuple[str, str]:
+    """Perceptual hashes of the picture and of its mirror image, bit for bit those of imagehash.phash, in half the time
+    of one: mirroring turns the sign of every second column of the cosine transform."""
+    small = grey.resize((HASH_SIZE, HASH_SIZE), Image.Resampling.LANCZOS)
+    waves = dctn(np.asarray(small, dtype=np.float64))[:8, :8]
+    return _above_median(waves), _above_median(waves * MIRROR)
+
+
+def _above_median(values: np.ndarray) -> str:
+    ranked = np.sort(values, axis=None)
+    return np.packbits(values > (ranked[31] + ranked[32]) / 2).tobytes().hex()
+
+
+def _measure_colours(image: Image.Image) -> dict[str, float]:
+    factors = (max(1, image.width // GRID), max(1, image.height // GRID))
+    cells = np.asarray(image.reduce(factors)).transpose(2, 0, 1).astype(np.float32, order="C")
+    rows, columns = (max(1, round(BORDER * side)) for side in cells.shape[1:])
+    inner = cells[:, rows:-rows, columns:-columns]
+    total, pixels = cells.sum(axis=(1, 2)), cells[0].size
+    border = (total - inner.sum(axis=(1, 2))) / (pixels - inner[0].size)
+    values = [*total / pixels, *border, (cells.max(axis=0) - cells.min(axis=0)).mean()]
+    return dict(zip(COLOURS, map(float, values), strict=True))
+
+
+def _quantisation(content: bytes) -> float:
+    """Of a JPEG that could be decoded; only its header is read."""
+    with Image.open(BytesIO(content), formats=("JPEG",)) as opened:
+        tables: dict[int, list[int]] = getattr(opened, "quantization", {})
+        return sum(tables[min(tables)]) / len(tables[min(tables)]) if tables else 0.0
+
+
 def _measure(grey: Image.Image) -> dict[str, float]:
-    small = grey.copy()
-    small.thumbnail((MEASURE_SIZE, MEASURE_SIZE), Image.Resampling.BILINEAR)
-    pixels = np.asarray(small, dtype=np.float32)
-    middle = pixels[1:-1, 1:-1]
-    neighbours = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:]
-    sharpness = float(np.var(neighbours - 4 * middle)) if middle.size else 0.0
-    return {
-        "brightness": round(float(pixels.mean()), 2),
-        "contrast": round(float(pixels.std()), 2),
-        "sharpness": round(sharpness, 2),
-    }
+    """Shrinks the picture in place."""
+    grey.thumbnail((MEASURE_SIZE, MEASURE_SIZE), Image.Resampling.BILINEAR)
+    counts = np.array(grey.histogram())
+    brightness = counts @ LEVELS / counts.sum()
+    contrast = np.sqrt(counts @ (LEVELS - brightness) ** 2 / counts.sum())
+    pixels = np.asarray(grey, dtype=np.float32)
+    laplacian = pixels[1:-1, 1:-1] * -4
+    for neighbours in (pixels[:-2, 1:-1], pixels[2:, 1:-1], pixels[1:-1, :-2], pixels[1:-1, 2:]):
+        laplacian += neighbours
+    size = max(1, laplacian.size)
+    sharpness = np.einsum("ij,ij", laplacian, laplacian) / size - (laplacian.sum() / size) ** 2
+    return {"brightness": float(brightness), "contrast": float(contrast), "sharpness": max(0.0, float(sharpness))}
 
 
 def look_at_all(paths: Sequence[str], num_workers: int) -> pd.DataFrame:
-    """FileFacts as columns, one row a path, in order. Threads suffice: decoding and hashing release the GIL."""
+    """FileFacts as columns, one row a path, in order; measures to two digits. Threads suffice: decoding and hashing
+    release the GIL."""
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         looks = pool.map(look_at, map(Path, paths))
-        facts = [asdict(fact) for fact in progress(looks, "checking files", len(paths))]
-    return pd.DataFrame(facts, columns=list(FileFacts.__dataclass_fields__))
+        facts = [vars(fact) for fact in progress(looks, "checking files", len(paths))]
+    return pd.DataFrame(facts, columns=list(FileFacts.__dataclass_fields__)).round(2)

@@ -1,8 +1,15 @@
-"""Stratified, seeded splitting that never tears a cluster (a person, near-duplicates) apart."""
+"""Stratified, seeded splitting that never tears a cluster (a person, near-duplicates) apart; and splits of before."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+
+from spectacles import run_dir as runs
+from spectacles.errors import UserError
+
+RANK = {"train": 0, "val": 1, "test": 2}
 
 
 def stratified_split(labels: np.ndarray, clusters: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
@@ -37,3 +44,22 @@ def _cluster_counts(labels: np.ndarray, clusters: np.ndarray) -> tuple[list[np.n
     counts = np.zeros((len(members), int(labels.max(initial=0)) + 1), dtype=np.int64)
     np.add.at(counts, (numbers, labels), 1)
     return members, counts
+
+
+def kept_splits(digests: "pd.Series[str]", name: str, output_dir: Path) -> tuple["pd.Series[str]", str]:
+    """The split that each content had in the run of that name, '' where it was not there, and a sentence about it."""
+    try:
+        before = runs.find(output_dir, name).splits if name else None
+    except UserError:
+        before = None
+    if before is None or not before.is_file():
+        unknown = f"{name!r} is no run below {output_dir}" if name else "the label fixes name no run"
+        sentence = f"splits are drawn anew, because {unknown}: scores before and after are of other images"
+        return pd.Series("", index=digests.index), sentence
+    table = pd.read_csv(before, dtype=str, usecols=["sha256", "split"], keep_default_na=False)
+    # A content in two splits stood on both sides of a given border: what could be divided was not in test.
+    ranked = table.sort_values("split", key=lambda split: split.map(RANK), kind="stable")
+    known = ranked.drop_duplicates("sha256").set_index("sha256")["split"]
+    kept = known.reindex(digests, fill_value="").set_axis(digests.index)
+    fresh = int((kept == "").sum())
+    return kept, f"splits are those of the run {name}" + (f", but for {fresh} new images" if fresh else "")

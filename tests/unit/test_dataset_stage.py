@@ -6,50 +6,17 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from pictures import noise, odd_files, write_csv, write_noise
+from dataset_runs import fates, make_rows, run, run_table, split_of
+from pictures import encoded, exif, frames, noise, odd_files, photo, png_header, write_csv, write_noise
 from PIL import Image
 
 import dataset
-from spectacles.config import DatasetConfig
 from spectacles.errors import UserError
 from spectacles.records import DatasetReport
 from spectacles.run_dir import RunDir
-
-PER_CLASS = 10
-
-
-def run(folder: Path, **flags: object) -> tuple[DatasetReport, RunDir]:
-    """The stage on a fresh run folder beside the data, finished as the command line would finish it."""
-    run_dir = RunDir(folder / "outputs" / "run", "dataset")
-    report = dataset.run(DatasetConfig(num_workers=1, **flags), run_dir)
-    run_dir.save_result("dataset", report)
-    return report, run_dir
-
-
-def make_rows(folder: Path, count: int = 2 * PER_CLASS) -> list[str]:
-    """Different pictures, two classes in turn."""
-    names = write_noise(folder, [f"{number}.png" for number in range(count)])
-    return [f"{name},{('no', 'yes')[number % 2]}" for number, name in enumerate(names)]
-
-
-def run_table(folder: Path, *rows: str, header: str = "file,label", **flags: object) -> tuple[DatasetReport, RunDir]:
-    return run(folder, train_csv=write_csv(folder / "train.csv", header, *rows), **flags)
-
-
-def fates(run_dir: RunDir) -> dict[str, list[tuple[str, str]]]:
-    """File -> (status, reason) of each of its rows."""
-    index = dataset.load_index(run_dir)
-    result: dict[str, list[tuple[str, str]]] = {}
-    for file, status, reason in zip(index["file"], index["status"], index["reason"], strict=True):
-        result.setdefault(file, []).append((status, reason))
-    return result
-
-
-def split_of(run_dir: RunDir) -> dict[str, str]:
-    frame = dataset.load_split(run_dir, "train", "val", "test")
-    return dict(zip(frame["file"], frame["split"], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +63,62 @@ def test_classes_are_in_natural_order(tmp_path):
     assert report.classes == ["1", "9", "10"]
 
 
+DAMAGES = {
+    "empty.jpg": (b"", "refused", "empty file"),
+    "text.jpg": (b"no picture", "refused", "not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF)"),
+    "truncated.jpg": (encoded(noise(70, 200, 200), "JPEG")[:1500], "refused", "truncated"),
+    "large.png": (png_header(9000, 9500), "refused", "9000 x 9500 pixels is more than 80 million"),
+    "bomb.png": (png_header(30000, 30000), "refused", "too many pixels"),
+    "print.jpg": (encoded(noise(71).convert("CMYK"), "JPEG"), "repaired", "CMYK converted to RGB"),
+    "scan.png": (encoded(Image.fromarray(np.full((9, 9), 999, dtype=np.uint16))), "repaired", "16 bits reduced to 8"),
+    "palette.png": (encoded(noise(72).convert("P")), "used", ""),
+    "alpha.png": (encoded(Image.new("RGBA", (9, 9), (9, 99, 199, 99))), "repaired", "transparency put on white"),
+    "film.gif": (encoded(noise(73), "GIF", **frames()), "repaired", "first of 3 frames"),
+    "turned.jpg": (encoded(photo(74, 64, 48), "JPEG", exif=exif(6)), "repaired", "EXIF orientation applied"),
+}  # fmt: skip
+
+
+def test_the_ledger_counts_every_kind_of_damage_and_every_decision(tmp_path):
+    rows = make_rows(tmp_path, 40)
+    for name, (content, _, _) in DAMAGES.items():
+        (tmp_path / name).write_bytes(content)
+    write_noise(tmp_path / "exam", ["x.png", "y.png", "z.png"], 500)
+    given = [*rows, *(f"{name},yes" for name in DAMAGES), "gone.png,no", ",no", "0.png,no", "1.png,no", "2.png,"]
+    fixes = write_csv(
+        tmp_path / "fixes.csv", "file,given_label,fixed_label,decision,run",
+        "4.png,no,yes,changed,r", "print.jpg,yes,no,changed,r", "6.png,no,,removed,r", "text.jpg,yes,,removed,r",
+        "8.png,no,no,confirmed,r",
+    )  # fmt: skip
+    test_csv = write_csv(tmp_path / "test.csv", "file,label", "x.png,no", "y.png,zebra", "z.png,", "x.png,no")
+    report, run_dir = run_table(
+        tmp_path, *given, test_csv=test_csv, test_dir=tmp_path / "exam", label_fixes=fixes
+    )  # fmt: skip
+    refusals = Counter(reason for _, status, reason in DAMAGES.values() if status == "refused")
+    refusals += Counter({
+        "file not found": 1, "no file name": 1, "listed more than once": 1, "listed with different labels": 2,
+        "no label": 1, "its label does not occur in the training data": 1, "removed by review": 1,
+    })  # fmt: skip
+    repairs = Counter(reason for _, status, reason in DAMAGES.values() if status == "repaired")
+    repairs -= Counter(["CMYK converted to RGB"])
+    repairs += Counter({
+        "label changed from no to yes by review": 1,
+        "CMYK converted to RGB; label changed from yes to no by review": 1,
+    })  # fmt: skip
+    ledger = report.ledger
+    assert ledger.refusals == refusals and ledger.repairs == repairs
+    assert (ledger.refused, ledger.repaired) == (sum(refusals.values()), sum(repairs.values()))
+    assert ledger.rows == len(given) + 4 == ledger.used + ledger.repaired + ledger.refused
+    fate = fates(run_dir)
+    assert {name: fate[name] for name in DAMAGES if name != "print.jpg"} == {
+        name: [(status, reason)] for name, (_, status, reason) in DAMAGES.items() if name != "print.jpg"
+    }
+    assert len(split_of(run_dir)) == ledger.used + ledger.repaired - 1  # x.png is asked about twice
+    issues = pd.read_csv(run_dir.issues)["kind"]
+    assert Counter(issues[issues.isin(["refused", "repaired"])]) == {
+        "refused": ledger.refused, "repaired": ledger.repaired,
+    }  # fmt: skip
+
+
 def test_every_row_has_its_fate_and_the_ledger_adds_up(tmp_path):
     rows = make_rows(tmp_path)
     (tmp_path / "corrupt.png").write_bytes(b"no picture")
@@ -132,42 +155,18 @@ def test_issues_name_every_refused_and_repaired_file(tmp_path):
     assert issues.loc["0.png"].tolist() == ["duplicate with another label", "exact duplicate of copy.png"]
 
 
-def test_copies_and_near_copies_stay_on_one_side(tmp_path):
-    rows = make_rows(tmp_path, 30)
-    for number in range(30):
-        shutil.copy(tmp_path / f"{number}.png", tmp_path / f"copy{number}.png")
-        picture = noise(number).resize((80, 80))
-        picture.save(tmp_path / f"small{number}.jpg", quality=90)
-    rows += [f"{kind},{('no', 'yes')[n % 2]}" for n in range(30) for kind in (f"copy{n}.png", f"small{n}.jpg")]
-    report, run_dir = run_table(tmp_path, *rows)
-    split = split_of(run_dir)
-    for number in range(30):
-        assert len({split[f"{number}.png"], split[f"copy{number}.png"], split[f"small{number}.jpg"]}) == 1
-    assert set(split.values()) == {"train", "val", "test"}
-    duplicates = pd.read_csv(run_dir.duplicates)
-    assert Counter(duplicates["kind"])["exact"] == 30
-    assert not duplicates["crosses_border"].any()
-    assert report.metrics["duplicate_pairs"] == len(duplicates)
-
-
-def test_a_photo_of_megapixels_and_its_small_copy_are_near_duplicates(tmp_path):
-    rows = make_rows(tmp_path)
-    noise(77, 2400, 1600).save(tmp_path / "large.jpg", quality=90)
-    noise(77, 300, 200).save(tmp_path / "small.png")
-    _, run_dir = run_table(tmp_path, *rows, "large.jpg,no", "small.png,no")
-    index = dataset.load_index(run_dir).set_index("file")
-    assert index.loc["large.jpg", ["width", "height"]].tolist() == [2400, 1600]
-    assert index.loc["large.jpg", "brightness"] == pytest.approx(index.loc["small.png", "brightness"], abs=2)
-    pair = pd.read_csv(run_dir.duplicates).iloc[0]
-    assert {pair["file_a"], pair["file_b"]} == {"large.jpg", "small.png"} and pair["kind"] == "near"
-
-
-def test_duplicates_with_different_labels_are_told(tmp_path):
-    rows = make_rows(tmp_path)
-    shutil.copy(tmp_path / "0.png", tmp_path / "copy.png")
-    _, run_dir = run_table(tmp_path, *rows, "copy.png,yes")
-    pair = pd.read_csv(run_dir.duplicates).iloc[0]
-    assert (pair["file_a"], pair["file_b"], pair["kind"], pair["conflict"]) == ("0.png", "copy.png", "exact", True)
+def test_slice_columns_are_carried_along_as_text(tmp_path):
+    rows = [f"{row},{('f', 'm', '')[n % 3]},00{n}" for n, row in enumerate(make_rows(tmp_path, 40))]
+    write_noise(tmp_path / "exam", ["x.png", "y.png"], 500)
+    test_csv = write_csv(tmp_path / "test.csv", "file,sex", "x.png, m ", "y.png,")
+    _, run_dir = run_table(
+        tmp_path, *rows, header="file,label,sex,light", slice_columns="sex, light,sex", test_csv=test_csv,
+        test_dir=tmp_path / "exam", label_column="label",
+    )  # fmt: skip
+    for table in (dataset.load_index(run_dir), dataset.load_split(run_dir, *dataset.SPLITS)):
+        by_file = table.set_index("file")[["slice_sex", "slice_light"]]
+        assert by_file.loc["0.png"].tolist() == ["f", "000"] and by_file.loc["2.png"].tolist() == ["", "002"]
+        assert by_file.loc["x.png"].tolist() == ["m", ""] and by_file.loc["y.png"].tolist() == ["", ""]
 
 
 def test_groups_are_not_torn_apart(tmp_path):

@@ -11,7 +11,8 @@ from pictures import write_noise
 
 from spectacles.config import DatasetConfig
 from spectacles.errors import UserError
-from spectacles.sources import Rows, natural_sort, read_rows, read_table
+from spectacles.sources import Rows, natural_sort, read_rows
+from spectacles.tables import read_table
 
 LABELS = ["0", "1", "0"]
 NAMES = ["a.png", "b.png", "c.png"]
@@ -433,3 +434,39 @@ def test_a_table_without_a_header_does_not_lose_its_first_row(tmp_path):
     (tmp_path / "train.csv").write_text("a.png,cat\nb.png,dog\n")
     with pytest.raises(UserError, match="not a header"):
         read_rows(DatasetConfig(train_csv=tmp_path / "train.csv"))
+
+
+SLICED = "file,label,sex,light\na.png,0, f ,1.50\nb.png,1,,007\nc.png,0,NA,\n"
+
+
+def test_slice_columns_come_along_as_they_stand(photos):
+    frame = rows_of(SLICED, photos, slice_columns=" sex,light,,sex ").frame
+    assert frame["slice_sex"].tolist() == ["f", "", "NA"]
+    assert frame["slice_light"].tolist() == ["1.50", "007", ""]
+    assert [column for column in frame.columns if column.startswith("slice_")] == ["slice_sex", "slice_light"]
+    assert not any(column.startswith("slice_") for column in rows_of(SLICED, photos, label_column="label").frame)
+
+
+def test_a_slice_column_is_not_taken_for_the_label(photos):
+    content = "file,glasses,sex\na.png,0,1\nb.png,1,0\nc.png,0,1\n"
+    assert rows_of(content, photos, slice_columns="sex").label_column == "glasses"
+
+
+def test_a_missing_slice_column_is_named_with_file_and_columns(photos):
+    text = mistake(SLICED, photos, slice_columns="sex,age", label_column="label")
+    assert "train.csv has no column 'age' (--slice_columns)" in text and "'sex', 'light'" in text
+
+
+def test_test_data_may_lack_slice_columns(photos):
+    test = photos.parent / "test.csv"
+    test.write_text("file,light\na.png,dim\n")
+    frame = rows_of(SLICED, photos, slice_columns="sex,light", test_csv=test, label_column="label").frame
+    assert frame.loc[3, ["slice_sex", "slice_light"]].tolist() == ["", "dim"]
+    folder = make_files(photos.parent / "exam", "x.png")
+    frame = rows_of(SLICED, photos, slice_columns="sex", test_dir=folder, label_column="label").frame
+    assert frame.loc[3, "slice_sex"] == ""
+
+
+def test_folders_have_no_slice_columns(photos):
+    with pytest.raises(UserError, match="--slice_columns speaks of a table"):
+        read_rows(DatasetConfig(image_dir=photos, slice_columns="sex"))
