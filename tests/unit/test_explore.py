@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image, ImageEnhance, ImageFilter
+from safetensors.torch import save_file
 
 import dataset
 import explore
-from spectacles import exploration, run_dir, sample_data
+from spectacles import backbones, exploration, run_dir, sample_data, sheets, unusual
 from spectacles.config import DatasetConfig, ExploreConfig
 from spectacles.errors import UserError
 from spectacles.records import ExploreReport
 
-ALWAYS = [
+CHARTS = [
     "class_distribution.png", "class_distribution.csv", "sizes.png", "aspect_ratios.png", "brightness.png",
-    "contrast.png", "sharpness.png", "modes.csv", "mean_images.png", "duplicates.png", "outliers.png", "outliers.csv",
-    "conflicting_duplicates.csv", "warnings.txt",
+    "contrast.png", "sharpness.png", "modes.csv", "outliers.csv", "conflicting_duplicates.csv", "shortcuts.csv",
+    "warnings.txt", "suggestions.txt",
 ]  # fmt: skip
+GALLERIES = ["mean_images.png", "duplicates.png", "outliers.png"]
+SCRATCH = {"no_pretrained": True}
 
 
 def photo(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
@@ -32,9 +37,14 @@ def photo(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
     return Image.blend(coarse, fine, 0.3)
 
 
-def explored(tmp_path: Path, rows: list[tuple[str, str, Image.Image | bytes]], **config) -> tuple[ExploreReport, Path]:
-    """Writes (file, label, content) below images/, runs both stages, and returns the report and the explore folder."""
-    images = tmp_path / "images"
+def explored(
+    tmp_path: Path, rows: list[tuple[str, str, Image.Image | bytes]], shared: dict | None = None, **config
+) -> tuple[ExploreReport, Path]:
+    """Writes (file, label, content) below images/, runs both stages, and returns the report and the explore folder.
+
+    `shared` are settings of both stages, `config` of explore's.
+    """
+    images, shared = tmp_path / "images", SCRATCH if shared is None else shared
     for file, _, content in rows:
         path = images / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,13 +59,18 @@ def explored(tmp_path: Path, rows: list[tuple[str, str, Image.Image | bytes]], *
     if test_csv:
         pd.DataFrame({"file": unlabelled}).to_csv(test_csv, index=False)
     run = run_dir.create(tmp_path / "outputs", "r")
-    given = DatasetConfig(train_csv=tmp_path / "train.csv", image_dir=images, test_csv=test_csv)
+    given = DatasetConfig(train_csv=tmp_path / "train.csv", image_dir=images, test_csv=test_csv, **shared)
     run.save_result("dataset", dataset.run(given, run))
-    (run.folder("explore") / "contact_07_stale.png").touch()
+    for stale in ("contact_07_stale.png", "unlike_others.png", "shortcuts.png", "reachable.json"):
+        (run.folder("explore") / stale).touch()
+    return explored_again(run, **shared, **config), run.folder("explore")
+
+
+def explored_again(run: run_dir.RunDir, **config) -> ExploreReport:
     report = explore.run(ExploreConfig(**config), run)
     run.save_result("explore", report)
     assert run.load_result("explore", ExploreReport) == report
-    return report, run.folder("explore")
+    return report
 
 
 def plain(count: int, label: str, first: int = 0) -> list[tuple[str, str, Image.Image]]:
@@ -93,7 +108,7 @@ def uniform(tmp_path_factory):
 def test_everything_is_written_and_nothing_is_left_over(faulty):
     report, folder = faulty
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*ALWAYS, "contact_01_cat.png", "contact_02_dog.png", "result.json"]
+        [*CHARTS, *GALLERIES, "contact_01_cat.png", "contact_02_dog.png", "result.json"]
     )
     for name in report.artifacts:
         assert (folder.parent / name).is_file()
@@ -128,7 +143,7 @@ def test_tables_add_up(faulty):
     assert conflicts[["label_a", "label_b"]].to_numpy().tolist() == [["cat", "dog"]]
 
 
-def test_report_counts_and_warns(faulty):
+def test_report_counts_warns_and_suggests(faulty):
     report, folder = faulty
     assert report.metrics["outliers"] == 6
     assert report.metrics["conflicting_duplicates"] == 1
@@ -136,40 +151,51 @@ def test_report_counts_and_warns(faulty):
     assert mentions(report.warnings, "1 of 37 rows cannot be used")
     assert mentions(report.warnings, "1 pair of duplicates carries different labels", "conflicting_duplicates.csv")
     assert mentions(report.warnings, "class 'dog' has only", "training images")
-    assert mentions(report.warnings, "--image_size above 48")
     assert mentions(report.warnings, "no labelled test image")
+    assert mentions(report.suggestions, "look at 6 unusual images", "explore/outliers.png")
+    assert mentions(report.suggestions, "collect images of class 'dog'")
+    assert mentions(report.suggestions, "--image_size", "48 x 40 pixels")
     assert (folder / "warnings.txt").read_text().splitlines() == report.warnings
-    assert report.summary[-len(report.warnings) :] == [f"warning: {warning}" for warning in report.warnings]
-    assert any(f"{len(report.warnings)} warnings" in line for line in report.summary)
+    assert (folder / "suggestions.txt").read_text().splitlines() == report.suggestions
+    told = [f"warning: {line}" for line in report.warnings] + [f"suggestion: {line}" for line in report.suggestions]
+    assert report.summary[-len(told) :] == told
+    assert any(f"{len(report.warnings)} warnings, {len(report.suggestions)} suggestions" in x for x in report.summary)
 
 
 def test_a_uniform_data_set_without_faults_stays_quiet(uniform):
     report, folder = uniform
-    assert len(pd.read_csv(folder / "outliers.csv")) == 0
-    assert len(pd.read_csv(folder / "conflicting_duplicates.csv")) == 0
+    for name in ("outliers", "conflicting_duplicates", "shortcuts"):
+        assert len(pd.read_csv(folder / f"{name}.csv")) == 0
     assert report.metrics["duplicate_pairs"] == 0
-    assert not mentions(report.warnings, "unusual")
+    assert not mentions(report.suggestions, "unusual")
     assert not mentions(report.warnings, "may learn")
     assert not mentions(report.warnings, "carry over")
 
 
+def test_without_pretrained_weights_it_says_what_is_left_out(uniform):
+    report, folder = uniform
+    assert mentions(report.summary, "within reach was not measured", "--no_pretrained")
+    assert "reachable_honest" not in report.metrics
+    assert not (folder / "reachable.json").exists()
+    assert not (folder / "unlike_others.png").exists()
+
+
 def test_the_seed_picks_the_contact_sheet(uniform, tmp_path):
     used = dataset.load_index(run_dir.RunDir(uniform[1].parent))
-    sheets = []
+    pictures = []
     with ThreadPoolExecutor(2) as pool:
         for seed in (1, 1, 2):
-            [first, _], _ = explore.draw_classes(used, ExploreConfig(gallery_size=2, seed=seed), pool, tmp_path)
-            sheets.append(first.read_bytes())
-    assert sheets[0] == sheets[1] != sheets[2]
+            [first, _], _ = sheets.draw_classes(used, 2, seed, pool, tmp_path)
+            pictures.append(first.read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
 
 
 def test_many_classes_with_awkward_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(explore, "MAX_CONTACT_SHEETS", 4)
+    monkeypatch.setattr(sheets, "MAX_CONTACT_SHEETS", 4)
     names = ["cats/dogs", "größe ü", "日本語", "日本", "$x$ _", "..", *(f"class {i}" for i in range(14))]
     rows = [(f"{i}.jpg", names[i % len(names)], photo(i, (24, 24))) for i in range(4 * len(names))]
     report, folder = explored(tmp_path, rows, gallery_size=2)
-    sheets = [path.name for path in folder.glob("contact_*.png")]
-    assert len(sheets) == 4
+    assert len(list(folder.glob("contact_*.png"))) == 4
     assert any("the 4 largest of 20 classes" in line for line in report.summary)
     assert mentions(report.warnings, "20 classes have fewer than 20 training images")
     assert set(pd.read_csv(folder / "class_distribution.csv")["class"]) == set(names)
@@ -180,21 +206,40 @@ def test_many_classes_with_awkward_names(tmp_path, monkeypatch):
     [("cats/dogs", "cats_dogs"), ("..", "class"), ("日本", "class"), ("größe ü", "gr_e"), ("1" * 99, "1" * 40)],
 )
 def test_class_names_in_file_names(name, safe):
-    assert explore.safe_name(name) == safe
+    assert sheets.safe_name(name) == safe
 
 
-def test_colour_that_gives_the_class_away():
-    assert not explore.is_grey(photo(0))
-    assert explore.is_grey(photo(0).convert("L").convert("RGB"))
-    shares = {"a": (0.0, 20), "b": (1.0, 20)}
-    [warning] = exploration.check_shortcuts(index_of(split=["train"] * 40), shares)
-    assert warning.startswith("class 'b' is 100 % grey, class 'a' 0 %")
-    assert "--in_chans 1" in warning
+def test_pairs_that_leak_come_first_and_say_how_they_were_found(tmp_path, monkeypatch):
+    rows = [
+        ("near", 3, "", "train", "train", "a", "b"),
+        ("exact", 0, "", "train", "train", "a", "a"),
+        ("mirrored", 2, "", "train", "test", "a", "a"),
+        ("similar", "", 0.971, "val", "train", "a", "b"),
+    ]
+    table = pd.DataFrame(rows, columns=["kind", "distance", "similarity", "split_a", "split_b", "label_a", "label_b"])
+    photo(0).save(tmp_path / "p.png")
+    names = {f"{column}_{side}": value for side in "ab" for column, value in
+             (("file", "p.png"), ("path", str(tmp_path / "p.png")))}  # fmt: skip
+    table = table.assign(**names, conflict=table["label_a"] != table["label_b"])
+    table = table.assign(crosses_border=table["split_a"] != table["split_b"])
+    run = run_dir.RunDir(tmp_path)
+    run_dir.write_csv(run.duplicates, table)
+    shown: list[str] = []
+    monkeypatch.setattr(sheets, "image_grid", lambda pictures, captions, path, **_: shown.extend(captions))
+    with ThreadPoolExecutor(1) as pool:
+        sheets.draw_pairs(explore.load_pairs(run), 24, pool, tmp_path / "duplicates.png")
+    said = [caption.splitlines()[:2] for caption in shown[::2]]
+    assert said == [
+        ["1a similar (0.971)", "labels differ, across splits"],
+        ["2a mirrored (2 bits)", "across splits"],
+        ["3a near (3 bits)", "labels differ"],
+        ["4a exact", "p.png"],
+    ]
 
 
 def test_a_file_that_vanished_since_is_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match=r"3\.jpg.*run dataset\.py again"):
-        explore.thumbnail(str(tmp_path / "3.jpg"))
+        sheets.thumbnail(str(tmp_path / "3.jpg"))
 
 
 def test_gallery_size_is_checked(tmp_path):
@@ -206,9 +251,9 @@ def test_recall_and_precision_on_the_sample_data(tmp_path):
     images = 120
     sample = sample_data.draw(tmp_path / "sample", images=images, seed=3)
     run = run_dir.RunDir(tmp_path)
-    dataset.run(DatasetConfig(train_csv=sample / "train.csv", image_dir=sample / "dataset"), run)
+    dataset.run(DatasetConfig(train_csv=sample / "train.csv", image_dir=sample / "dataset", **SCRATCH), run)
     index = pd.read_csv(run.index, dtype=dataset.TEXT, keep_default_na=False)
-    outliers = exploration.find_outliers(index[index["status"] != "refused"])
+    outliers = unusual.find_outliers(index[index["status"] != "refused"])
     planted = pd.read_csv(sample / "planted.csv")
     for kind, what in (("dark", "dark"), ("blurred", "blurred"), ("odd_aspect", "odd aspect ratio")):
         expected = set(planted.loc[planted["kind"] == kind, "file"])
@@ -249,41 +294,22 @@ def test_shift_between_splits():
     assert "--color_jitter" in warning
 
 
-def test_shortcuts():
-    label = np.repeat(["a", "b"], 100)
-    plain_index = index_of(label=label)
-    assert exploration.check_shortcuts(plain_index, {}) == []
-    bright = plain_index.assign(brightness=plain_index["brightness"] + 60 * (label == "b"))
-    assert mentions(exploration.check_shortcuts(bright, {}), "brightness alone tells class")
-    formats = plain_index.assign(format=np.where(label == "a", "PNG", "JPEG"))
-    assert mentions(exploration.check_shortcuts(formats, {}), "class 'a' is 100 % PNG files, class 'b' 0 %")
-    barely = plain_index.assign(width=np.where(label == "a", 400, 401))
-    assert exploration.check_shortcuts(barely, {}) == []
-
-
-def test_auc_agrees_with_counting_pairs():
-    index = index_of(label=np.repeat(["a", "b", "c"], 30))
-    measures = (4 * exploration.measure(index)["contrast"] / exploration.LEAST_SPREAD["contrast"]).round()
-    own, rest = (measures[is_a].to_numpy() for is_a in (index["label"] == "a", index["label"] != "a"))
-    pairs = np.sign(own[:, None] - rest[None, :])
-    assert exploration.class_auc(index)["contrast"]["a"] == pytest.approx((pairs.mean() + 1) / 2)
-
-
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        ({"a": 80, "b": 20}, ["class 'b' is 20 % of the training images, 'a' 80 %", "--class_weights balanced"]),
         ({"a": 30, "b": 7}, ["class 'b' has only 7 training images"]),
         ({"a": 30, "b": 0}, ["class 'b' has only 0 training images"]),
+        ({"a": 30, "b": 1}, ["class 'b' has only 1 training image"]),
+        ({"a": 30, "b": 4, "c": 3}, ["2 classes have fewer than 20 training images, 'c' only 3"]),
     ],
 )
-def test_balance(train, words):
+def test_classes_with_few_images(train, words):
     enough = dict.fromkeys(train, 100)
     assert mentions(exploration.check_classes({"train": train, "val": enough, "test": enough}), *words)
 
 
-def test_balanced_classes_need_no_warning():
-    enough = {"a": 100, "b": 90}
+def test_enough_images_need_no_warning():
+    enough = {"a": 400, "b": 90}
     assert exploration.check_classes({"train": enough, "val": enough, "test": enough}) == []
 
 
@@ -293,10 +319,6 @@ def test_scoring_data_that_is_missing():
     assert mentions(warnings, "no validation image of class 'b'", "--val_fraction")
     assert mentions(warnings, "only 30 validation images", "uncertain by 11 points")
     assert mentions(warnings, "no labelled test image", "--test_fraction")
-
-
-def test_large_images_need_no_size_warning():
-    assert exploration.check_sizes(index_of(split=["train"] * 5)) == []
 
 
 def test_an_honest_wide_spread_is_no_outlier():
@@ -309,4 +331,59 @@ def test_an_honest_wide_spread_is_no_outlier():
         contrast=rng.uniform(15, 90, size),
         sharpness=np.exp(rng.normal(6, 1, size)),
     ).assign(file="x.jpg", path="x.jpg")
-    assert len(exploration.find_outliers(index)) < 0.01 * size
+    assert len(unusual.find_outliers(index)) < 0.01 * size
+
+
+@pytest.fixture(scope="module")
+def featured(tmp_path_factory):
+    """30 JPEGs of class a, 30 PNGs of class b, brighter copies of those, 3 unlabelled; features of random filters."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("featured")
+    save_file(backbones.build("simple_cnn", 3, 32).state_dict(), folder / "net.safetensors")
+    rows = [*plain(30, "a"), *((f"{i}.png", "b", photo(100 + i)) for i in range(30))]
+    rows += [(f"again{i}.png", "b", ImageEnhance.Brightness(photo(100 + i)).enhance(1.04)) for i in range(30)]
+    rows += [(f"test{i}.jpg", "", photo(200 + i)) for i in range(3)]
+    shared = {"backbone": "simple_cnn", "weights": folder / "net.safetensors", "image_size": 32, "device": "cpu"}
+    return explored(folder, rows, shared, gallery_size=4), shared
+
+
+def test_what_is_within_reach_is_measured_on_training_and_validation_data(featured):
+    (report, folder), _ = featured
+    measured = json.loads((folder / "reachable.json").read_text())
+    assert measured["images"] == sum(report_counts(folder, "train", "val"))
+    assert measured["groups"] < measured["images"]
+    low, high = measured["honest"]["interval"]
+    assert low <= measured["honest"]["accuracy"] <= high
+    assert set(measured["nearest_neighbour"]) == {"honest", "naive"}
+    assert report.metrics["reachable_honest"] == measured["honest"]["accuracy"]
+    assert mentions(report.summary, "reachable before fine-tuning")
+    assert mentions(report.summary, "the score if split naively")
+    assert "explore/reachable.json" in report.artifacts
+
+
+def report_counts(folder: Path, *splits: str) -> list[int]:
+    return [len(dataset.load_split(run_dir.RunDir(folder.parent), split)) for split in splits]
+
+
+def test_a_shortcut_is_warned_of_and_shown(featured):
+    (report, folder), _ = featured
+    assert mentions(report.warnings, "class", "may learn")
+    assert len(pd.read_csv(folder / "shortcuts.csv")) == 1
+    assert report.artifacts.count("explore/shortcuts.png") == 1
+    assert report.metrics["shortcut_balanced_accuracy"] > 0.7
+
+
+def test_without_galleries_no_photo_is_opened_or_shown(featured, tmp_path, monkeypatch):
+    (_, folder), shared = featured
+    assert [path.name for path in folder.glob("contact_*.png")]
+
+    def opened(*_: object) -> None:
+        raise AssertionError("a photo was opened")
+
+    monkeypatch.setattr(sheets, "decode", opened)
+    run = run_dir.RunDir(folder.parent)
+    report = explored_again(run, **shared, galleries=False)
+    found = {path.name for path in folder.iterdir()}
+    assert found == {*CHARTS, "reachable.json", "result.json"}
+    assert not mentions([*report.warnings, *report.suggestions], ".png")
+    assert {Path(name).name for name in report.artifacts} <= found

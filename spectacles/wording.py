@@ -1,0 +1,47 @@
+"""Numbers in words, alike in the report and in the model card."""
+
+from collections.abc import Sequence
+
+UNKNOWN = "–"
+
+
+def percent(share: float | None) -> str:
+    """0.9615 -> '96.2 %'; what is below 1 never reads '100.0 %'."""
+    if share is None:
+        return UNKNOWN
+    text = f"{100 * share:.1f}"
+    return f"{100 * share:.2f} %" if text == "100.0" and share < 1 else f"{text} %"
+
+
+def percents(interval: Sequence[float] | None) -> str:
+    """(0.91, 1.0) -> '91.0 to 100.0 %'."""
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %" if interval else UNKNOWN
+
+
+def number(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.4f}"
+
+
+def numbers(interval: Sequence[float] | None) -> str:
+    return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
+
+
+def thousands(count: float) -> str:
+    return f"{int(count):,}"
+
+
+def count_of(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """'0.4 s', '42 s', '3 min 12 s', '1 h 5 min'."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def energy(joules: float) -> str:
+    return f"{joules / 3600:.2f} Wh"
