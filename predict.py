@@ -7,7 +7,9 @@ import csv
 import glob
 import json
 import logging
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,13 +23,15 @@ import dataset
 from spectacles import cli, runtime, sources
 from spectacles import run_dir as runs
 from spectacles.bundle import BundleInfo
-from spectacles.config import ImageDirConfig, PredictCommand, PredictConfig, help_texts, select
+from spectacles.config import ImageDirConfig, PredictCommand, PredictConfig
 from spectacles.errors import UserError
-from spectacles.inference import Prediction, Predictor
+from spectacles.inference import UNSURE, Prediction, Predictor
+from spectacles.overlays import FOLDER, write_overlays
 from spectacles.predictions import PREFIX
 from spectacles.progress import progress
 from spectacles.records import DatasetReport, PredictReport
 from spectacles.run_dir import RunDir, atomic_path
+from spectacles.settings import explanation_methods, help_texts, select
 
 log = logging.getLogger("spectacles")
 
@@ -53,6 +57,7 @@ def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
     id_column = run_dir.load_result("dataset", DatasetReport).id_column
     inputs = Inputs(test["path"].tolist(), test["file"].tolist(), ids, id_column)
     folder = run_dir.folder("predict")
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)  # of an earlier run, whose rows may have been others
     output, submission = folder / f"predictions.{config.format}", folder / "submission.csv"
     return predict(inputs, run_dir.bundle, config, output, submission)
 
@@ -65,42 +70,63 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
         raise UserError(
             f"--top_k {config.top_k} is out of range: the model knows {len(predictor.info.classes)} classes."
         )
-    outcomes = predictor.predict(map(Path, inputs.paths), config.num_workers)
-    rows = refused = 0
+    outcomes = explained(
+        predictor.predict(map(Path, inputs.paths), config.num_workers), inputs, predictor, config, output
+    )
+    fates: Counter[str] = Counter()
     with ExitStack() as stack:
         write = _open_writer(stack, output, predictor.info, config, bool(inputs.ids))
         submit = _open_submission(stack, submission, inputs, predictor.info.label_column)
-        for number, outcome in enumerate(progress(outcomes, "predicting", len(inputs.paths))):
+        for number, (outcome, overlay) in enumerate(progress(outcomes, "predicting", len(inputs.paths))):
             identity = inputs.ids[number] if inputs.ids else ""
-            write(inputs.names[number], identity, outcome)
+            write(inputs.names[number], identity, outcome, overlay)
             submit(identity, outcome)
-            rows, refused = rows + 1, refused + bool(outcome.reason)
+            fates["refused" if outcome.reason else outcome.verdict] += 1
     written = [output, submission] if inputs.ids else [output]
-    return _report(rows, refused, written, predictor.model_id)
+    report = _report(fates, written, predictor.model_id)
+    if config.explain:
+        report.summary.append(f"wrote {report.predicted} overlays to {output.with_name(FOLDER)}")
+    return report
 
 
-Write = Callable[[str, str, Prediction], None]
+def explained(
+    outcomes: Iterator[Prediction], inputs: Inputs, predictor: Predictor, config: PredictConfig, output: Path
+) -> Iterator[tuple[Prediction, str]]:
+    """Each outcome with its overlay, '' where it has none; a path that starts from the folder of `output`."""
+    if not config.explain:
+        return ((outcome, "") for outcome in outcomes)
+    methods, folder = explanation_methods(config.explain_with), output.with_name(FOLDER)
+    overlays = write_overlays(outcomes, inputs.names, predictor, methods, folder)
+    return ((outcome, f"{FOLDER}/{file}" if file else "") for outcome, file in overlays)
+
+
+Write = Callable[[str, str, Prediction, str], None]
+"""Of the name, the id, what was predicted, and the overlay."""
 
 
 def _open_writer(stack: ExitStack, output: Path, info: BundleInfo, config: PredictConfig, with_ids: bool) -> Write:
     file = stack.enter_context(stack.enter_context(atomic_path(output)).open("w", newline="", encoding="utf-8"))
     if config.format == "txt":
-        return lambda name, identity, outcome: print(outcome.label, file=file)
+        return lambda name, identity, outcome, overlay: print(outcome.answer, file=file)
     if config.format == "jsonl":
-        return lambda name, identity, outcome: print(
-            json.dumps(_record(name, identity, outcome, info, config.top_k), ensure_ascii=False), file=file
+        return lambda name, identity, outcome, overlay: print(
+            json.dumps(_record(name, identity, outcome, info, config.top_k, overlay), ensure_ascii=False), file=file
         )
     ranks = range(2, config.top_k + 1)
-    header = ["file", "label", "confidence", *[PREFIX + name for name in info.classes], "status"]
+    header = ["file", "label", "guess", "confidence", *[PREFIX + name for name in info.classes]]
+    header += ["familiarity", "verdict", "status"]
     header += [column for rank in ranks for column in (f"label_{rank}", f"confidence_{rank}")]
+    header += ["explanation"] if config.explain else []
     writer = csv.writer(file)
     writer.writerow((["id"] if with_ids else []) + header)
 
-    def write_row(name: str, identity: str, outcome: Prediction) -> None:
+    def write_row(name: str, identity: str, outcome: Prediction, overlay: str) -> None:
         values = outcome.probabilities or ("",) * len(info.classes)
         confidence = "" if outcome.reason else outcome.confidence
         ranked = [cell for pair in _ranked(outcome, info, config.top_k)[1:] for cell in pair]
-        row = [name, outcome.label, confidence, *values, _status(outcome), *ranked]
+        row = [name, outcome.answer, outcome.label, confidence, *values]
+        row += [outcome.familiarity, outcome.verdict, _status(outcome), *ranked]
+        row += [overlay] if config.explain else []
         writer.writerow(([identity] if with_ids else []) + row)
 
     return write_row
@@ -131,23 +157,36 @@ def _ranked(outcome: Prediction, info: BundleInfo, top_k: int) -> list[tuple[str
     return (decided + [pair for pair in ranked if pair[0] != outcome.label])[:top_k]
 
 
-def _record(name: str, identity: str, outcome: Prediction, info: BundleInfo, top_k: int) -> dict[str, Any]:
+def _record(
+    name: str, identity: str, outcome: Prediction, info: BundleInfo, top_k: int, overlay: str
+) -> dict[str, Any]:
     record: dict[str, Any] = {"id": identity} if identity else {}
     record |= {"file": name, "status": _status(outcome)}
     if not outcome.reason:
-        record |= {"label": outcome.label, "confidence": outcome.confidence}
+        record |= {"label": outcome.answer, "guess": outcome.label, "confidence": outcome.confidence}
+        record |= {"familiarity": outcome.familiarity, "verdict": outcome.verdict}
         record["probabilities"] = dict(zip(info.classes, outcome.probabilities, strict=True))
         if top_k > 1:
             record["top"] = [{"label": label, "confidence": p} for label, p in _ranked(outcome, info, top_k)]
+    if overlay:
+        record["explanation"] = overlay
     return record
 
 
-def _report(rows: int, refused: int, written: list[Path], model_id: str) -> PredictReport:
+def _report(fates: Counter[str], written: list[Path], model_id: str) -> PredictReport:
+    """`fates`: how many were refused, and how many have each verdict."""
+    rows, refused = fates.total(), fates["refused"]
+    doubtful = {verdict: fates[verdict] for verdict in ("unsure", "unfamiliar")}
     summary = [f"{rows} rows = {rows - refused} predicted + {refused} refused, by model {model_id}"]
+    if any(doubtful.values()):
+        summary.append(
+            f"{sum(doubtful.values())} of the predicted are called {UNSURE}: {doubtful['unsure']} too uncertain, "
+            f"{doubtful['unfamiliar']} unlike the training photos; the column guess has the class all the same"
+        )
     summary += [f"wrote {path}" for path in written]
     return PredictReport(
         summary=summary,
-        metrics={"rows": float(rows), "refused": float(refused)},
+        metrics={"rows": float(rows), "refused": float(refused)} | {k: float(v) for k, v in doubtful.items()},
         artifacts=[f"predict/{path.name}" for path in written],
         rows=rows,
         predicted=rows - refused,
@@ -193,8 +232,7 @@ def predict_inputs(arguments: list[str], config: PredictCommand) -> None:
     if len(arguments) == 1 and inputs.paths == arguments and config.output is None:
         _print_single(inputs, bundle, config)
         return
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    output = config.output or config.output_dir / f"predictions-{stamp}" / f"predictions.{config.format}"
+    output = config.output or _new_output(config)
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file in it.")
     if output.suffix in (".csv", ".jsonl", ".txt") and output.suffix != f".{config.format}":
@@ -206,6 +244,11 @@ def predict_inputs(arguments: list[str], config: PredictCommand) -> None:
         log.info(line)
 
 
+def _new_output(config: PredictCommand) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return config.output_dir / f"predictions-{stamp}" / f"predictions.{config.format}"
+
+
 def _bundle_of(config: PredictCommand) -> Path:
     named = config.run_name not in (None, runs.LATEST)
     return runs.find(config.output_dir, str(config.run_name)).bundle if named else runs.newest_bundle(config.output_dir)
@@ -214,11 +257,16 @@ def _bundle_of(config: PredictCommand) -> Path:
 def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
     device = runtime.prepare(runtime.resolve_device(config.device))
     predictor = Predictor(bundle, device, 1, config.engine, images=1)
-    outcome = next(predictor.predict([Path(inputs.paths[0])], 1))
+    output = _new_output(config)
+    [(outcome, overlay)] = explained(predictor.predict([Path(inputs.paths[0])], 1), inputs, predictor, config, output)
     if outcome.reason:
         raise UserError(f"{inputs.names[0]} was refused: {outcome.reason}.")
     ranked = _ranked(outcome, predictor.info, max(1, config.top_k))
-    print(f"{inputs.names[0]}: " + ", ".join(f"{label} ({probability:.1%})" for label, probability in ranked))
+    doubt = {"unsure": "unsure, perhaps ", "unfamiliar": "unsure, unlike the training photos; if anything "}
+    guesses = ", ".join(f"{label} ({probability:.1%})" for label, probability in ranked)
+    print(f"{inputs.names[0]}: {doubt.get(outcome.verdict, '')}{guesses}")
+    if overlay:
+        print(f"what speaks for it: {output.parent / overlay}")
 
 
 def main() -> None:

@@ -11,10 +11,12 @@ import torch
 
 from spectacles import backbones, epochs, folding, recipes, stages
 from spectacles.classifier import Classifier
-from spectacles.config import TrainConfig, seconds
+from spectacles.config import TrainConfig
 from spectacles.decoding import decoded_batches
+from spectacles.familiarity import REFERENCES
 from spectacles.preprocess import Preprocessing
 from spectacles.recipes import Recipe
+from spectacles.settings import seconds
 from spectacles.training_log import readable
 
 CHOSEN = ("image_size", "unfreeze", "epochs", "fine_tune")
@@ -101,7 +103,7 @@ def estimate(config: TrainConfig, rates: Rates, decoding: float, train_images: i
     total = OVERHEAD + images * (decoding + rates.inference)
     if config.fine_tune != "never":
         total += config.epochs * (train_images * rates.training * AUGMENTING + val_images * rates.inference)
-    return total + val_images * rates.inference
+    return total + (val_images + min(REFERENCES, train_images)) * rates.inference
 
 
 def decoding_seconds(paths: Sequence[str], config: TrainConfig) -> float:

@@ -11,12 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
+from spectacles.calibration import Calibration
 from spectacles.environment import package_versions
 from spectacles.errors import UserError
 from spectacles.preprocess import Preprocessing
 from spectacles.run_dir import atomic_path, write_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "bundle.json"
 ENGINE_FILE = "engine.json"
 """Which engine was the fastest for this model on this machine; no part of the bundle, may be deleted at any time."""
@@ -36,7 +37,7 @@ class BundleInfo:
     threshold: float | None
     """Two classes: probability from which an image is called the second class. None: the most probable class wins."""
     temperature: float
-    """Logits are divided by it before softmax (Guo et al. 2017); fitted on validation data."""
+    """Logits are divided by it before softmax (Guo et al. 2017); fitted on validation data, as what follows."""
     data_fingerprint: str
     training_profile: dict[str, Any]
     """What training data looked like: images a class, and mean and spread of brightness, contrast and blur."""
@@ -45,11 +46,25 @@ class BundleInfo:
     """Of the validation data, at the epoch that was kept."""
     epoch: int
     phase: str
+    class_scales: tuple[float, ...] = ()
+    """More than two classes: logits are multiplied by them after the temperature; none where that is not better."""
+    class_biases: tuple[float, ...] = ()
+    """Added to the scaled logits."""
+    sure_from: float | None = None
+    """Confidence, the probability of the label, below which it is unsure. None: every label is given."""
+    familiar_from: float = 0.0
+    """Familiarity (`familiarity.Familiarity`) below which a photo is unfamiliar. 0: none is."""
+
+    @property
+    def calibration(self) -> Calibration:
+        return Calibration(self.temperature, self.class_scales, self.class_biases)
 
 
 def save(folder: Path, info: BundleInfo, state: dict[str, torch.Tensor]) -> str:
-    """Returns the model id. The weights file is named by its content and the manifest, which names it, is written
-    after it: a crash in between leaves the old bundle whole."""
+    """Returns the model id. `state` holds the network's weights and, if any, the tensors of its familiarity.
+
+    The file of weights is named by its content and the manifest, which names it, is written after it: a crash in
+    between leaves the old bundle whole."""
     content = to_bytes({key: value.detach().cpu().contiguous() for key, value in state.items()})
     digest = hashlib.sha256(content).hexdigest()
     weights = folder / f"model-{digest[:16]}.safetensors"
@@ -98,7 +113,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise UserError(f"{path} has format {manifest['format']}; this version reads format {FORMAT}.")
+            raise UserError(
+                f"{path} has format {manifest['format']}; this version reads format {FORMAT}: train the model again, "
+                "or use the version that wrote it."
+            )
         unchanged = _model_id(manifest) == manifest["model_id"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -121,6 +139,7 @@ def _to_json(info: BundleInfo) -> dict[str, Any]:
 
 def _from_json(manifest: dict[str, Any]) -> BundleInfo:
     values = {field.name: manifest[field.name] for field in fields(BundleInfo)}
-    values["classes"] = tuple(values["classes"])
+    for name in ("classes", "class_scales", "class_biases"):
+        values[name] = tuple(values[name])
     values["preprocessing"] = Preprocessing.from_json(values["preprocessing"])
     return BundleInfo(**values)

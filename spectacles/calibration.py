@@ -1,12 +1,43 @@
-"""From logits to probabilities that mean what they say (Guo et al. 2017), in plain numpy."""
+"""From logits to probabilities that mean what they say (Guo et al. 2017): temperature and vector scaling."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize
 
 from spectacles.metrics import Float64s, Floats, Ints
+
+ENOUGH = 50
+"""Validation images below which a fitted temperature is noise (it overfits to 0 or infinity) and 1 is kept."""
+ENOUGH_A_CLASS = 10
+"""Validation images a class, on average, below which vector scaling is not tried: it has two numbers a class."""
+FOLDS = 5
+MARGIN = 2.0
+"""Standard errors by which vector scaling must be better than the temperature alone on images it was not fitted to."""
+SPREAD = 0.5
+"""Standard deviation of the normal prior that holds scales near 1 and biases near 0."""
+LARGEST = 2_000_000
+"""Logits that vector scaling is fitted to at most; of more images every second, third ... is taken."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """logits z (N, K) -> softmax(scales * z / temperature + biases); without scales the temperature alone."""
+
+    temperature: float = 1.0
+    scales: tuple[float, ...] = ()
+    """One a class, or none."""
+    biases: tuple[float, ...] = ()
+
+    def probabilities(self, logits: Floats) -> Float64s:
+        """(N, K) -> (N, K) float64."""
+        if not self.scales:
+            return softmax(logits, self.temperature)
+        return softmax(_scaled(np.asarray(logits, dtype=np.float64) / self.temperature, self.scales, self.biases))
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Float64s:
@@ -17,8 +48,21 @@ def softmax(logits: Floats, temperature: float = 1.0) -> Float64s:
     return probabilities
 
 
-ENOUGH = 50
-"""Validation images below which a fitted temperature is noise (it overfits to 0 or infinity) and 1 is kept."""
+def fit(logits: Floats, labels: Ints) -> Calibration:
+    """What to serve with, from validation logits `(N, K)`: the temperature, and where that is better, vector scaling.
+
+    Vector scaling is kept where it has the lower log loss in a FOLDS-fold cross-validation, by more than MARGIN
+    standard errors of the difference. With two classes it is never tried: the temperature and a threshold say the same.
+    """
+    temperature = temperature_for(logits, labels)
+    if len(labels) < max(ENOUGH, ENOUGH_A_CLASS * logits.shape[1]) or logits.shape[1] == 2:
+        return Calibration(temperature)
+    step = -(-logits.size // LARGEST)
+    logits, labels = np.asarray(logits, dtype=np.float64)[::step], np.asarray(labels)[::step]
+    gain = np.concatenate([_gain(logits, labels, fold) for fold in _folds(labels)])
+    if gain.mean() <= MARGIN * gain.std(ddof=1) / math.sqrt(len(gain)):
+        return Calibration(temperature)
+    return fit_vector(logits, labels, temperature)
 
 
 def temperature_for(logits: Floats, labels: Ints) -> float:
@@ -62,3 +106,52 @@ def fit_temperature(logits: Floats, labels: Ints, smoothing: float = 0.0) -> flo
         else:
             high = middle
     return math.exp((low + high) / 2)
+
+
+def fit_vector(logits: Floats, labels: Ints, temperature: float) -> Calibration:
+    """Vector scaling (Guo et al. 2017) of finite logits `(N, K)`: the temperature, and a scale and a bias a class.
+
+    Maximum a posteriori: the NLL, with targets smoothed as in `temperature_for`, plus normal priors of standard
+    deviation SPREAD around scale 1 and bias 0, which are the temperature alone. Scales stay positive.
+    """
+    tempered = np.asarray(logits, dtype=np.float64) / temperature
+    count, classes = tempered.shape
+    smoothing = 1 / (count + 2)
+    targets = np.full((count, classes), smoothing / (classes - 1))
+    targets[np.arange(count), labels] = 1 - smoothing
+    neutral = np.concatenate([np.ones(classes), np.zeros(classes)])
+
+    def loss(parameters: Float64s) -> tuple[float, Float64s]:
+        scaled = _scaled(tempered, parameters[:classes], parameters[classes:])
+        scaled -= scaled.max(axis=1, keepdims=True)
+        log_probabilities = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+        slopes = (np.exp(log_probabilities) - targets) / count
+        away = (parameters - neutral) / (count * SPREAD**2)
+        value = -(targets * log_probabilities).sum() / count + away @ (parameters - neutral) / 2
+        return float(value), np.concatenate([(slopes * tempered).sum(axis=0), slopes.sum(axis=0)]) + away
+
+    bounds = [(0.05, None)] * classes + [(None, None)] * classes
+    found = minimize(loss, neutral, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 100}).x.tolist()
+    return Calibration(temperature, tuple(found[:classes]), tuple(found[classes:]))
+
+
+def _scaled(tempered: Float64s, scales: Float64s | tuple[float, ...], biases: Float64s | tuple[float, ...]) -> Float64s:
+    scaled: Float64s = tempered * np.asarray(scales) + np.asarray(biases)
+    return scaled
+
+
+def _folds(labels: Ints) -> Iterator[np.ndarray]:
+    """(N,) bool a fold, where it is held out; every class is spread over all of them."""
+    fold = np.empty(len(labels), dtype=np.int64)
+    fold[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % FOLDS
+    return (fold == number for number in range(FOLDS))
+
+
+def _gain(logits: Float64s, labels: Ints, held_out: np.ndarray) -> Float64s:
+    """How much lower the log loss of each held-out image is with vector scaling than with the temperature alone."""
+    temperature = temperature_for(logits[~held_out], labels[~held_out])
+    ways = Calibration(temperature), fit_vector(logits[~held_out], labels[~held_out], temperature)
+    own = labels[held_out]
+    plain, vector = (np.log(way.probabilities(logits[held_out])[np.arange(len(own)), own].clip(1e-300)) for way in ways)
+    gain: Float64s = vector - plain
+    return gain

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from spectacles import backbones, bundle
+from spectacles import backbones, bundle, familiarity
 from spectacles.bundle import BundleInfo
 from spectacles.errors import UserError
 
@@ -33,12 +33,22 @@ class Classifier(nn.Module):
 def load(folder: Path) -> tuple[Classifier, BundleInfo, str]:
     """A bundle's (classifier in evaluation mode on the CPU, info, model id). UserError for a damaged bundle."""
     info, state, model_id = bundle.load(folder)
+    return build(info, state, folder), info, model_id
+
+
+def build(info: BundleInfo, state: dict[str, torch.Tensor], folder: Path) -> Classifier:
+    """The classifier of what `bundle.load` read in `folder`. Raises UserError where they do not fit each other."""
     backbone = backbones.build(info.backbone, info.preprocessing.in_chans, info.preprocessing.image_size)
     classifier = Classifier(backbone, info.feature_dim, len(info.classes), info.dropout)
     try:
-        classifier.load_state_dict(state)
+        classifier.load_state_dict(network_state(state))
     except RuntimeError as error:
         raise UserError(
             f"the weights in {folder} do not fit its {info.backbone}: use the timm that wrote it."
         ) from error
-    return classifier.eval(), info, model_id
+    return classifier.eval()
+
+
+def network_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The network's part of a bundle's tensors."""
+    return {name: value for name, value in state.items() if not name.startswith(familiarity.PREFIX)}

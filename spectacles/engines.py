@@ -121,9 +121,20 @@ def relative_difference(outputs: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(outputs - reference).max() / max(float(reference.std()), 1e-12))
 
 
-def probability_difference(logits: np.ndarray, reference: np.ndarray, temperature: float = 1.0) -> float:
-    """Of logits (B, K): the largest difference of a probability at this temperature."""
-    return float(np.abs(softmax(logits, temperature) - softmax(reference, temperature)).max())
+def probability_difference(logits: np.ndarray, reference: np.ndarray) -> float:
+    """Of logits (B, K): the largest difference of a probability."""
+    return float(np.abs(softmax(logits) - softmax(reference)).max())
+
+
+def linear(layer: nn.Linear) -> Callable[[np.ndarray], np.ndarray]:
+    """The layer as a function on the CPU, (B, D) -> (B, K) float32: bit for bit what torch makes of it there."""
+    weight, bias = (tensor.detach().cpu().clone() for tensor in (layer.weight, layer.bias))
+
+    def run(features: np.ndarray) -> np.ndarray:
+        outputs: np.ndarray = nn.functional.linear(torch.from_numpy(features), weight, bias).numpy()
+        return outputs
+
+    return run
 
 
 def _build(name: str, network: nn.Module, preprocessing: Preprocessing) -> Engine:

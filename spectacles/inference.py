@@ -1,29 +1,34 @@
-"""From files to probabilities: the one path that evaluate, predict, error analysis and the server take."""
+"""From files to decisions: the one path that evaluate, predict, error analysis and the server take."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from spectacles import bundle as bundles
 from spectacles import classifier as classifiers
-from spectacles import engines
+from spectacles import engines, familiarity, thresholds
 from spectacles.bundle import ENGINE_FILE
-from spectacles.calibration import softmax
 from spectacles.decoding import Decoded, decoded_batches
+from spectacles.familiarity import WithLastMap
 from spectacles.images import MAX_PIXELS
 from spectacles.metrics import decide
+from spectacles.thresholds import Verdict
+
+UNSURE = "unsure"
+"""Stands in the place of a label wherever the verdict is not ''."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One file's outcome. A refused file has a reason and no probabilities."""
+    """One file's outcome. A refused file has a reason, and neither label nor numbers."""
 
     path: str
     label: str
+    """The best guess, whatever the verdict."""
     confidence: float
     """Probability of `label`, 0..1 (calibrated); 0 for a refused file."""
     probabilities: tuple[float, ...]
@@ -31,6 +36,18 @@ class Prediction:
     repairs: tuple[str, ...]
     reason: str
     """Why the file was refused; empty otherwise."""
+    logits: tuple[float, ...] = ()
+    """As the network gives them, in the order of the classes."""
+    familiarity: float | None = None
+    """The share of the validation photos that are less like the training photos, 0..1; None where the bundle cannot
+    tell."""
+    verdict: Verdict = ""
+    """'', 'unsure' (its confidence is too low for --sure) or 'unfamiliar' (unlike the training photos)."""
+
+    @property
+    def answer(self) -> str:
+        """What people are told: the label, or that it is unsure; '' for a refused file."""
+        return UNSURE if self.verdict else self.label
 
 
 class Predictor:
@@ -45,16 +62,28 @@ class Predictor:
         images: float = math.inf,
     ) -> None:
         """`images`: how many are to be expected; for few of them no engine is measured."""
-        self.classifier, self.info, self.model_id = classifiers.load(bundle)
+        self.info, state, self.model_id = bundles.load(bundle)
+        self.classifier = classifiers.build(self.info, state, bundle)
+        self.familiarity = familiarity.from_state(state)
         self.device, self.batch_size = device, batch_size
-        difference = partial(engines.probability_difference, temperature=self.info.temperature)
+        self._head = engines.linear(self.classifier.head)
+        network = WithLastMap(self.classifier.backbone)
         self.engine, self._run = engines.choose(
-            self.classifier, self.info.preprocessing, device, bundle / ENGINE_FILE, engine, difference, images=images
+            network, self.info.preprocessing, device, bundle / ENGINE_FILE, engine, self._difference, images=images
         )
+        self.classifier.to(device)
+
+    def embed(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (B, S, S, C), as `info.preprocessing` gives them -> features (B, D) and last maps (B, E), float32."""
+        return self._split(self._run(pixels))
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(B, D) -> (B, K) float32."""
+        return self._head(features)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (B, S, S, C), as `info.preprocessing` gives them -> calibrated probabilities (B, K), float64."""
-        return softmax(self._run(pixels), self.info.temperature)
+        """uint8 (B, S, S, C) -> calibrated probabilities (B, K), float64."""
+        return self.info.calibration.probabilities(self.logits(self.embed(pixels)[0]))
 
     def predict(
         self, sources: Iterable[Path | bytes], num_workers: int | None = None, max_pixels: int = MAX_PIXELS
@@ -65,17 +94,45 @@ class Predictor:
             yield from self._predict_batch(batch)
 
     def _predict_batch(self, batch: Sequence[Decoded]) -> Iterator[Prediction]:
-        pixels = [item.pixels for item in batch if item.pixels is not None]
-        rows = iter(self.probabilities(np.stack(pixels)) if pixels else [])
+        readable = [item for item in batch if item.pixels is not None]
+        decided = iter(self._decide(readable) if readable else [])
         for item in batch:
-            if item.pixels is None:
-                yield Prediction(item.name, "", 0.0, (), (), item.reason)
-            else:
-                yield self._to_prediction(item, next(rows))
+            yield Prediction(item.name, "", 0.0, (), (), item.reason) if item.pixels is None else next(decided)
 
-    def _to_prediction(self, item: Decoded, probabilities: np.ndarray) -> Prediction:
-        index = int(decide(probabilities[None], self.info.threshold)[0])
-        confidence = float(probabilities[index])
-        return Prediction(
-            item.name, self.info.classes[index], confidence, tuple(probabilities.tolist()), item.repairs, ""
-        )
+    def _decide(self, items: Sequence[Decoded]) -> list[Prediction]:
+        features, maps = self.embed(np.stack([item.pixels for item in items if item.pixels is not None]))
+        logits = self.logits(features)
+        probabilities = self.info.calibration.probabilities(logits)
+        chosen = decide(probabilities, self.info.threshold)
+        confidence = thresholds.certainty(probabilities, self.info.threshold).tolist()
+        familiar = [None] * len(items) if self.familiarity is None else self.familiarity(maps).tolist()
+        return [
+            Prediction(
+                path=item.name,
+                label=self.info.classes[chosen[row]],
+                confidence=confidence[row],
+                probabilities=tuple(probabilities[row].tolist()),
+                repairs=item.repairs,
+                reason="",
+                logits=tuple(logits[row].tolist()),
+                familiarity=familiar[row],
+                verdict=thresholds.verdict(
+                    confidence[row], self.info.sure_from, familiar[row], self.info.familiar_from
+                ),
+            )
+            for row, item in enumerate(items)
+        ]
+
+    def _split(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features, maps = np.split(outputs, [self.info.feature_dim], axis=1)
+        return np.ascontiguousarray(features), maps
+
+    def _difference(self, outputs: np.ndarray, reference: np.ndarray) -> float:
+        """The largest one between two engines' outputs, of a probability or of a distance to what is familiar."""
+        (features, maps), (features_there, maps_there) = self._split(outputs), self._split(reference)
+        here, there = (self.info.calibration.probabilities(self.logits(each)) for each in (features, features_there))
+        apart = np.abs(here - there).max()
+        if self.familiarity is None:
+            return float(apart)
+        strange, strange_there = self.familiarity.distance(maps), self.familiarity.distance(maps_there)
+        return float(np.maximum(apart, np.abs(strange - strange_there).max()))

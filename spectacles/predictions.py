@@ -8,14 +8,16 @@ import pandas as pd
 from spectacles.inference import Predictor
 from spectacles.progress import progress
 
-PREFIX = "p_"
-TEXT = ("file", "path", "split", "label", "predicted", "status", "cluster")
+PREFIX, LOGIT_PREFIX = "p_", "z_"
+TEXT = ("file", "path", "split", "label", "predicted", "status", "cluster", "verdict")
 
 
 def predict_rows(predictor: Predictor, rows: pd.DataFrame, num_workers: int | None) -> pd.DataFrame:
-    """`rows` (file, path, split, label, cluster) with predicted, confidence, status, correct and p_<class> columns.
+    """`rows` (file, path, split, label, cluster) with predicted, confidence, correct, status, familiarity, verdict, and
+    for each class its probability p_<class> and its logit z_<class>.
 
-    A file that became unreadable keeps its row: status says why, its probabilities are NaN.
+    `predicted` is the best guess, also where the verdict is not ''. A file that became unreadable keeps its row: status
+    says why, its numbers are NaN.
     """
     outcomes = predictor.predict((Path(path) for path in rows["path"]), num_workers)
     outcomes_list = list(progress(outcomes, "predicting", len(rows)))
@@ -25,10 +27,14 @@ def predict_rows(predictor: Predictor, rows: pd.DataFrame, num_workers: int | No
     table["confidence"] = [p.confidence for p in outcomes_list]
     table["correct"] = table["predicted"] == table["label"]
     table["status"] = ["refused: " + p.reason if p.reason else "predicted" for p in outcomes_list]
+    table["familiarity"] = np.array([p.familiarity for p in outcomes_list], dtype=np.float64)
+    table["verdict"] = [p.verdict for p in outcomes_list]
     missing = (float("nan"),) * len(classes)
-    probabilities = np.array([p.probabilities or missing for p in outcomes_list], dtype=np.float64)
-    columns = pd.DataFrame(probabilities.reshape(-1, len(classes)), columns=[PREFIX + name for name in classes])
-    return pd.concat([table, columns], axis=1)
+    numbers = np.array(
+        [(p.probabilities or missing) + (p.logits or missing) for p in outcomes_list], dtype=np.float64
+    ).reshape(-1, 2 * len(classes))
+    names = [prefix + name for prefix in (PREFIX, LOGIT_PREFIX) for name in classes]
+    return pd.concat([table, pd.DataFrame(numbers, columns=names)], axis=1)
 
 
 def load(path: Path) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """Settings for all tests."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -9,6 +11,9 @@ from hypothesis import settings
 # The machine may be busy: how long an example takes says nothing about the code.
 settings.register_profile("spectacles", deadline=None)
 settings.load_profile("spectacles")
+
+if TYPE_CHECKING:
+    from spectacles.familiarity import Familiarity
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,7 +34,8 @@ def _torch_engine() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes the bundle of a tiny net with random weights for these classes, 32 px, and returns its folder."""
+    """Writes the bundle of a tiny net with random weights for these classes, 32 px, and returns its folder. `facts`
+    are what its BundleInfo says otherwise."""
     import torch
 
     from spectacles import backbones, bundle
@@ -37,7 +43,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     from spectacles.classifier import Classifier
     from spectacles.preprocess import Preprocessing
 
-    def make(*classes: str, threshold: float | None = None, temperature: float = 1.0) -> Path:
+    def make(*classes: str, familiarity: "Familiarity | None" = None, **facts: object) -> Path:
         torch.manual_seed(0)
         classifier = Classifier(backbones.build("simple_cnn", 3, 32), 128, len(classes), dropout=0.0)
         info = BundleInfo(
@@ -47,8 +53,8 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             preprocessing=Preprocessing(32, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3),
             feature_dim=128,
             dropout=0.0,
-            threshold=threshold,
-            temperature=temperature,
+            threshold=None,
+            temperature=1.0,
             data_fingerprint="f" * 64,
             training_profile={},
             metric="accuracy",
@@ -57,7 +63,8 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             phase="head",
         )
         folder = tmp_path_factory.mktemp("bundle")
-        bundle.save(folder, info, classifier.state_dict())
+        known = familiarity.tensors() if familiarity else {}
+        bundle.save(folder, replace(info, **facts), classifier.state_dict() | known)
         return folder
 
     return make

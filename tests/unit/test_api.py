@@ -16,9 +16,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import api
-from spectacles import bundle
+from spectacles import bundle, familiarity
 from spectacles.inference import Predictor
 from spectacles.serving import MAX_BODY_BYTES, MAX_FILES, page_headers
+from spectacles.thresholds import NEVER
 
 CLASSES = ("cat", "dog", "<b>other</b>")
 
@@ -118,7 +119,8 @@ def test_a_file_gets_the_probabilities_that_batch_prediction_gives_it(
     response = send(client, READABLE[name])
     assert response.status_code == 200
     answer = response.json()
-    assert answer["label"] == expected.label
+    assert (answer["label"], answer["guess"], answer["verdict"]) == (expected.answer, expected.label, expected.verdict)
+    assert answer["familiarity"] == expected.familiarity
     assert answer["confidence"] == pytest.approx(expected.confidence, abs=1e-9)
     assert list(answer["probabilities"]) == list(CLASSES)
     assert list(answer["probabilities"].values()) == pytest.approx(expected.probabilities, abs=1e-9)
@@ -278,6 +280,25 @@ def test_the_documentation_describes_answers_and_refusals(client: TestClient) ->
 
 def test_the_model_card_says_which_engine_runs(client: TestClient) -> None:
     assert client.get("/model").json()["engine"] == "torch"
+
+
+@pytest.mark.parametrize(
+    ("facts", "verdict"), [({"sure_from": NEVER}, "unsure"), ({"familiar_from": 0.005}, "unfamiliar")]
+)
+def test_an_unsure_answer_says_why_and_what_it_would_guess(
+    make_bundle: Callable[..., Path], facts: dict[str, float], verdict: str
+) -> None:
+    maps = np.random.default_rng(0).normal(size=(50, 128)).astype(np.float32)  # nothing like what a network gives
+    folder = make_bundle(*CLASSES, familiarity=familiarity.fit(maps, maps), **facts)
+    with serve(SPECTACLES_BUNDLE=str(folder)) as client:
+        answer, card = send(client, READABLE["jpeg"]).json(), client.get("/model").json()
+        several = send(client, READABLE["jpeg"], READABLE["alpha"]).json()["predictions"]
+    assert (answer["label"], answer["verdict"]) == ("unsure", verdict)
+    assert answer["guess"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert answer["confidence"] == answer["probabilities"][answer["guess"]]
+    assert 0 <= answer["familiarity"] < 0.005
+    assert [each["verdict"] for each in several] == [verdict, verdict]
+    assert {name: card[name] for name in facts} == facts
 
 
 def test_an_engine_that_is_unknown_is_named_as_the_reason_for_not_being_ready(bundle_dir: Path) -> None:

@@ -11,8 +11,9 @@ from PIL import Image
 from spectacles import backbones, budget, decoding
 from spectacles.budget import Rates
 from spectacles.classifier import Classifier
-from spectacles.config import TrainConfig, seconds
+from spectacles.config import TrainConfig
 from spectacles.errors import UserError
+from spectacles.settings import seconds
 
 CPU = torch.device("cpu")
 DECODING = 0.001

@@ -7,12 +7,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from spectacles import backbones, bundle
+from spectacles import backbones, bundle, familiarity
 from spectacles import classifier as classifiers
 from spectacles.bundle import BundleInfo
+from spectacles.calibration import Calibration
 from spectacles.classifier import Classifier
 from spectacles.errors import UserError
 from spectacles.preprocess import Preprocessing
@@ -33,6 +35,10 @@ INFO = BundleInfo(
     metric_value=0.75,
     epoch=3,
     phase="head",
+    class_scales=(0.5, 1.0, 1.5),
+    class_biases=(0.1, 0.0, -0.1),
+    sure_from=0.75,
+    familiar_from=0.005,
 )
 
 
@@ -85,7 +91,7 @@ def test_a_loaded_bundle_answers_bit_for_bit_as_the_network_saved(network, saved
 
 
 def test_numbers_survive_to_the_last_bit(network, tmp_path):
-    odd = replace(INFO, temperature=0.1 + 0.2, metric_value=1e-300, threshold=1 / 3)
+    odd = replace(INFO, temperature=0.1 + 0.2, metric_value=1e-300, threshold=1 / 3, class_biases=(0.1 + 0.7,) * 3)
     bundle.save(tmp_path, odd, network.state_dict())
     assert bundle.read_info(tmp_path)[0] == odd
 
@@ -167,13 +173,14 @@ def test_a_folder_that_does_not_exist_is_no_bundle(tmp_path):
         classifiers.load(tmp_path / "missing")
 
 
-def test_another_format_version_is_named(folder):
-    sign(folder, format=2)
-    with pytest.raises(UserError, match="format 2"):
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_format_version_is_named(folder, version):
+    sign(folder, format=version)
+    with pytest.raises(UserError, match=f"format {version}.* train the model again"):
         classifiers.load(folder)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "{}", '{"format": 1}'])
+@pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "{}", '{"format": 2}'])
 def test_json_that_is_no_manifest_is_refused(folder, text):
     (folder / "bundle.json").write_text(text)
     with pytest.raises(UserError, match=r"bundle\.json"):
@@ -222,11 +229,27 @@ def test_weights_outside_the_folder_are_not_read(folder, tmp_path):
         classifiers.load(folder)
 
 
-# fails until fixed: load_state_dict's RuntimeError
 def test_weights_of_another_network_are_the_users_mistake(folder):
     sign(folder, classes=["no", "yes"])
     with pytest.raises(UserError):
         classifiers.load(folder)
+
+
+def test_what_is_familiar_travels_with_the_weights_and_is_no_part_of_the_network(network, tmp_path):
+    maps = np.random.default_rng(0).normal(size=(50, 128)).astype(np.float32)
+    known = familiarity.fit(maps, maps)
+    bundle.save(tmp_path, INFO, network.state_dict() | known.tensors())
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(classifiers.load(tmp_path)[0](images), network(images))
+    kept = familiarity.from_state(bundle.load(tmp_path)[1])
+    np.testing.assert_array_equal(kept(maps), known(maps))
+    other = bundle.save(tmp_path, INFO, network.state_dict())
+    assert other != bundle.save(tmp_path, INFO, network.state_dict() | known.tensors())
+
+
+def test_the_calibration_of_a_bundle_is_one_object(saved):
+    info, _ = bundle.read_info(saved)
+    assert info.calibration == Calibration(1.25, (0.5, 1.0, 1.5), (0.1, 0.0, -0.1))
 
 
 def test_a_new_model_forgets_which_engine_was_fastest_for_the_one_before(folder: Path, network: Classifier) -> None:

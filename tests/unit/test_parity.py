@@ -17,7 +17,6 @@ from PIL import Image
 import api
 import predict
 from spectacles import epochs, predictions
-from spectacles.calibration import softmax
 from spectacles.config import PredictConfig, TrainConfig
 from spectacles.epochs import Examples, Settings
 from spectacles.inference import Predictor
@@ -51,13 +50,13 @@ def photos(tmp_path: Path) -> list[Path]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """Every batch that reaches a network from here on."""
     batches: list[np.ndarray] = []
-    answer = Predictor.probabilities
+    answer = Predictor.embed
 
-    def record(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
+    def record(predictor: Predictor, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         batches.append(pixels.copy())
         return answer(predictor, pixels)
 
-    monkeypatch.setattr(Predictor, "probabilities", record)
+    monkeypatch.setattr(Predictor, "embed", record)
     return batches
 
 
@@ -71,7 +70,7 @@ def validated(predictor: Predictor, photos: list[Path], folder: Path) -> tuple[n
         with Pixels(rows, predictor.info.preprocessing, folder, 2**20, 1) as pixels:
             logits = epochs.validate(predictor.classifier, Examples(pixels, places, 0 * places), settings)
             batch = pixels.batch(places)
-    return batch, softmax(logits, predictor.info.temperature)
+    return batch, predictor.info.calibration.probabilities(logits)
 
 
 def test_all_paths_agree_bit_for_bit(
@@ -81,7 +80,8 @@ def test_all_paths_agree_bit_for_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bundle_dir = make_bundle("cat", "dog", "other", temperature=0.01)
+    scales, biases = (0.8, 1.0, 1.2), (0.5, 0.0, -0.5)
+    bundle_dir = make_bundle("cat", "dog", "other", temperature=0.01, class_scales=scales, class_biases=biases)
     predictor = Predictor(bundle_dir, CPU, batch_size=1, engine="torch")
     classes = list(predictor.info.classes)
     expected, answers = validated(predictor, photos, tmp_path / "cache")

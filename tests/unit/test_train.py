@@ -27,6 +27,7 @@ from spectacles.errors import UserError
 from spectacles.history import Epoch
 from spectacles.images import decode
 from spectacles.run_dir import RunDir
+from spectacles.training import Training
 
 TINY = TrainConfig(
     backbone="simple_cnn", no_pretrained=True, image_size=32, epochs=4, head="sgd", head_epochs=2, batch_size=8,
@@ -52,7 +53,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new_run(photos: Path, tmp_path: Path) -> Callable[[str], RunDir]:
     def make(name: str) -> RunDir:
         made = run_dir.create(tmp_path, name)
-        made.save_result("dataset", dataset.run(DatasetConfig(image_dir=photos), made))
+        made.save_result("dataset", dataset.run(DatasetConfig(image_dir=photos, no_pretrained=True), made))
         return made.for_stage("train")
 
     return make
@@ -120,15 +121,15 @@ def test_a_crash_between_checkpoint_and_bundle_changes_nothing(
 ) -> None:
     whole, parted = new_run("whole"), new_run("parted")
     train.run(TINY, whole)
-    save = train._save_bundle
+    save = Training.save_bundle
 
-    def crash(training: train.Training, epoch: Epoch, *more: float) -> str:
+    def crash(training: Training, epoch: Epoch) -> None:
         if epoch.phase == "fine_tune":
             raise KeyboardInterrupt
-        return save(training, epoch, *more)
+        save(training, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_save_bundle", crash)
+        patch.setattr(Training, "save_bundle", crash)
         with pytest.raises(KeyboardInterrupt):
             train.run(TINY, parted)
     train.run(replace(TINY, resume=True), parted)
@@ -150,7 +151,7 @@ def test_resuming_with_other_settings_is_refused_by_name(
 def test_a_model_is_never_scored_on_another_split_than_its_own(new_run: Callable[[str], RunDir], photos: Path) -> None:
     run = new_run("resplit")
     train.run(TINY, run)
-    run.save_result("dataset", dataset.run(DatasetConfig(image_dir=photos, seed=8), run))
+    run.save_result("dataset", dataset.run(DatasetConfig(image_dir=photos, seed=8, no_pretrained=True), run))
     with pytest.raises(UserError, match="another split"):
         evaluate.run(EvaluateConfig(device="cpu"), run)
 

@@ -1,9 +1,6 @@
-"""The parts of training that can be checked without training: schedule, history, phases, epochs, checkpoint."""
+"""One epoch: what it shows, what it computes, and how it is scored."""
 
-import math
 from collections.abc import Iterator
-from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,220 +13,17 @@ from sklearn import metrics
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-import train
-from spectacles import backbones, checkpoint, epochs, history, recipes, stages
+from spectacles import epochs
 from spectacles.augment import Augmentation, draws
 from spectacles.calibration import softmax
-from spectacles.classifier import Classifier
 from spectacles.config import AugmentConfig, TrainConfig
 from spectacles.epochs import Examples, Settings
 from spectacles.errors import UserError
-from spectacles.history import Epoch
 from spectacles.pixels import Pixels
 from spectacles.preprocess import Preprocessing
-from spectacles.run_dir import RunDir
-from spectacles.schedule import factor
 
-SCHEDULERS = ["cosine", "step", "plateau"]
 PREPROCESSING = Preprocessing(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 CPU = torch.device("cpu")
-
-
-# schedule
-
-
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_the_rate_rises_in_equal_steps_during_warm_up(scheduler):
-    rates = [factor(scheduler, step, 100, 9) for step in range(10)]
-    np.testing.assert_allclose(rates, np.arange(1, 11) / 10)
-
-
-@pytest.mark.parametrize("warmup", [0, 10])
-def test_cosine_falls_from_one_to_almost_nothing(warmup):
-    rates = [factor("cosine", step, 1000, warmup) for step in range(warmup, 1000)]
-    assert rates[0] == 1 and 0 < rates[-1] < 1e-4
-    assert all(later < earlier for earlier, later in pairwise(rates))
-    assert factor("cosine", (1000 + warmup) // 2, 1000, warmup) == pytest.approx(0.5)
-
-
-def test_step_takes_a_tenth_after_each_third():
-    rates = [factor("step", step, 9, 0) for step in range(9)]
-    np.testing.assert_allclose(rates, [1] * 3 + [0.1] * 3 + [0.01] * 3)
-
-
-@pytest.mark.parametrize(
-    ("gains", "tenths"),
-    [
-        ("", 0),
-        ("+", 0),
-        ("+-", 0),
-        ("+--", 1),
-        ("+-+-", 0),
-        ("+---", 1),
-        ("+----", 2),
-        ("+--+-", 1),
-        ("+--+--", 2),
-        ("--", 1),
-    ],
-)
-def test_plateau_takes_a_tenth_after_two_epochs_without_gain(gains, tenths):
-    assert factor("plateau", 50, 100, 0, [gain == "+" for gain in gains]) == pytest.approx(0.1**tenths)
-
-
-@given(st.sampled_from(SCHEDULERS), st.integers(1, 50), st.integers(0, 60), st.lists(st.booleans(), max_size=8))
-def test_the_rate_is_always_a_share_of_the_base_rate(scheduler, total, warmup, gains):
-    assert all(0 < factor(scheduler, step, total, warmup, gains) <= 1 for step in range(total))
-
-
-# history
-
-
-def make_history(
-    values: list[float], phases: str | None = None, metric: str = "accuracy", losses: list[float] | None = None
-) -> list[Epoch]:
-    """One epoch a value; phases is a letter an epoch: h(ead) or f(ine-tuning)."""
-    names, count = {"h": "head", "f": "fine_tune"}, len(values)
-    return [
-        Epoch(number, names[phase], 0.5, loss, metric, value, 0.5, 0.5, 0.001, 1.0)
-        for number, (value, phase, loss) in enumerate(
-            zip(values, phases or "h" * count, losses or [0.5] * count, strict=True), start=1
-        )
-    ]
-
-
-coarse = st.integers(0, 5).map(lambda value: value / 5)
-runs = st.lists(coarse, min_size=1, max_size=12)
-with_losses = st.lists(st.tuples(coarse, st.integers(0, 2).map(float)), min_size=1, max_size=12)
-
-
-def is_better(one: tuple[float, float], other: tuple[float, float], metric: str) -> bool:
-    """(value, loss): the value counts, and of equal ones the loss."""
-    if one[0] == other[0]:
-        return one[1] < other[1]
-    return one[0] < other[0] if metric == "log_loss" else one[0] > other[0]
-
-
-@given(with_losses, st.sampled_from(["accuracy", "log_loss"]))
-def test_a_gain_is_better_than_all_before_it(pairs, metric):
-    expected = [all(is_better(pair, before, metric) for before in pairs[:number]) for number, pair in enumerate(pairs)]
-    values, losses = map(list, zip(*pairs, strict=True))
-    assert history.gains(make_history(values, metric=metric, losses=losses)) == expected
-
-
-@given(with_losses, st.sampled_from(["accuracy", "log_loss"]))
-def test_the_best_epoch_is_the_earliest_of_the_best(pairs, metric):
-    values, losses = map(list, zip(*pairs, strict=True))
-    found = history.best(make_history(values, metric=metric, losses=losses)).epoch - 1
-    assert not any(is_better(pair, pairs[found], metric) for pair in pairs)
-    assert pairs.index(pairs[found]) == found
-
-
-def test_of_epochs_that_make_the_same_errors_the_surer_one_is_better():
-    epochs_of = make_history([0.8, 0.9, 0.9, 0.9], losses=[0.1, 0.5, 0.4, 0.4])
-    assert history.gains(epochs_of) == [True, True, True, False]
-    assert history.best(epochs_of).epoch == 3
-
-
-@given(runs, st.integers(1, 12), st.integers(1, 5))
-def test_a_phase_ends_when_its_epochs_or_its_patience_are_used_up(values, epochs, patience):
-    since_best = len(values) - 1 - values.index(max(values))
-    expected = len(values) >= epochs or since_best >= patience
-    assert history.phase_over(make_history(values), "head", epochs, patience) == expected
-
-
-def test_a_phase_counts_its_own_epochs_only():
-    both = make_history([0.9, 0.1, 0.2, 0.3], "hfff")
-    assert not history.phase_over(both, "fine_tune", epochs=10, patience=2)
-    assert history.phase_over(both, "head", epochs=1, patience=5)
-    assert [epoch.epoch for epoch in history.of_phase(both, "fine_tune")] == [2, 3, 4]
-    assert history.best(both).epoch == 1
-
-
-def test_a_phase_that_has_not_begun_is_not_over():
-    assert not history.phase_over([], "head", epochs=1, patience=1)
-
-
-def test_history_survives_json_and_becomes_a_table():
-    both = make_history([0.5, 0.7], "hf")
-    assert history.from_json([asdict(epoch) for epoch in both]) == both
-    table = history.to_frame(both)
-    assert table["epoch"].tolist() == [1, 2]
-    assert table["phase"].tolist() == ["head", "fine_tune"]
-
-
-@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"])
-def test_the_table_has_a_column_for_whatever_metric_chose(metric):
-    table = history.to_frame(make_history([0.25], metric=metric))
-    own = {"accuracy", "balanced_accuracy"} - {metric}
-    assert len(table.columns) == len(set(table.columns)) and {f"val_{name}" for name in own} <= set(table.columns)
-    assert table[f"val_{metric}"].tolist() == [0.25]
-
-
-# phases and settings
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"epochs": 4}, [("head", 1), ("fine_tune", 4)]),
-        ({"epochs": 4, "no_pretrained": True}, [("fine_tune", 4)]),
-        ({"epochs": 4, "head_epochs": 3}, [("head", 1), ("fine_tune", 4)]),
-        ({"head": "sgd", "epochs": 10}, [("head", 2), ("fine_tune", 8)]),
-        ({"head": "sgd", "epochs": 4}, [("head", 1), ("fine_tune", 3)]),
-        ({"head": "sgd", "epochs": 1}, [("head", 1)]),
-        ({"head": "sgd", "epochs": 10, "no_pretrained": True}, [("fine_tune", 10)]),
-        ({"head": "sgd", "epochs": 10, "head_epochs": 0}, [("fine_tune", 10)]),
-        ({"head": "sgd", "epochs": 10, "head_epochs": 3}, [("head", 3), ("fine_tune", 7)]),
-        ({"head": "sgd", "epochs": 10, "head_epochs": 99}, [("head", 10)]),
-        ({"head": "sgd", "epochs": 10, "head_epochs": 3, "no_pretrained": True}, [("head", 3), ("fine_tune", 7)]),
-    ],
-)
-def test_a_probe_is_one_epoch_more_and_gradient_descent_shares_them(settings, expected):
-    assert train.phases(recipes.resolve(TrainConfig(**settings))) == expected
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("epochs", 0),
-        ("batch_size", 0),
-        ("image_size", 15),
-        ("lr", 0.0),
-        ("lr", math.nan),
-        ("head_lr", 0.0),
-        ("layer_decay", 0.0),
-        ("layer_decay", 1.5),
-        ("head_epochs", -1),
-        ("views", 0),
-        ("cached_views", -1),
-        ("patience", 0),
-        ("num_workers", -1),
-        ("dropout", 1.5),
-        ("crop_scale", 0.0),
-        ("crop_scale", 1.5),
-        ("zoom_out", 1.5),
-        ("rotation", 181.0),
-        ("color_jitter", -0.1),
-        ("grayscale", -0.1),
-        ("blur", 1.1),
-        ("jpeg", 1.1),
-        ("randaugment", 31),
-        ("random_erasing", 2.0),
-        ("mixup", -1.0),
-        ("cutmix", -1.0),
-        ("label_smoothing", 1.5),
-        ("weight_decay", -1.0),
-        ("clip_grad_norm", -1.0),
-        ("warmup_epochs", -1.0),
-        ("pixel_cache_gb", -1.0),
-        ("unfreeze", "last"),
-        ("unfreeze", "last:0"),
-        ("time_budget", "soon"),
-    ],
-)
-def test_a_setting_out_of_range_is_named(tmp_path, field, value):
-    with pytest.raises(UserError, match=f"--{field}"):
-        train.run(TrainConfig(**{field: value}), RunDir(tmp_path, "train"))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60))
@@ -242,9 +36,6 @@ def test_balanced_weights_are_scikit_learns(labels):
 
 def test_a_class_without_images_weighs_nothing():
     np.testing.assert_allclose(epochs.balanced_weights(np.array([0, 0, 2]), 3), [0.5, 0, 1])
-
-
-# one epoch
 
 
 @given(st.integers(0, 2**32), st.integers(1, 20), st.integers(1, 70), st.integers(1, 40))
@@ -502,53 +293,3 @@ def test_every_group_keeps_its_base_rate(optimizer, expected):
 @pytest.mark.parametrize("mixed_precision", ["auto", "off", "bf16", "fp16"])
 def test_the_cpu_trains_in_float32(mixed_precision):
     assert epochs.precision(TrainConfig(mixed_precision=mixed_precision), CPU) == torch.float32
-
-
-# checkpoint
-
-
-def make_classifier() -> Classifier:
-    torch.manual_seed(0)
-    backbone = backbones.build("simple_cnn", 3, 32)
-    return Classifier(backbone, 128, 2, 0.5).to(memory_format=torch.channels_last)
-
-
-def make_optimizer(classifier: Classifier, name: str) -> torch.optim.Optimizer:
-    groups = stages.parameter_groups(classifier, stages.stage_modules(classifier), 0.1, 0.01, 0.5)
-    return epochs.make_optimizer(TrainConfig(optimizer=name), groups, CPU)
-
-
-def learn(classifier: Classifier, optimizer: torch.optim.Optimizer, seed: int) -> None:
-    torch.manual_seed(seed)
-    optimizer.zero_grad()
-    classifier(torch.randn(4, 3, 32, 32)).square().mean().backward()
-    optimizer.step()
-
-
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_a_restored_checkpoint_goes_on_bit_for_bit(tmp_path: Path, name):
-    path = tmp_path / "checkpoint.safetensors"
-    first = make_classifier()
-    optimizer = make_optimizer(first, name)
-    for seed in range(2):
-        learn(first, optimizer, seed)
-    checkpoint.save(path, first.state_dict(), optimizer.state_dict(), {"history": [1, "ü", None]})
-
-    second = make_classifier()
-    other = make_optimizer(second, name)
-    state, slots = checkpoint.load(path)
-    second.load_state_dict(state)
-    other.load_state_dict({"state": slots, "param_groups": other.state_dict()["param_groups"]})
-    for network, own in ((first, optimizer), (second, other)):
-        learn(network, own, seed=9)
-    for key, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[key]), key
-    assert checkpoint.load_facts(path) == {"history": [1, "ü", None]}
-
-
-def test_saving_a_checkpoint_replaces_the_one_before(tmp_path):
-    path = tmp_path / "checkpoint.safetensors"
-    for number in (1, 2):
-        checkpoint.save(path, {"x": torch.full((2,), float(number))}, {"state": {}}, {"epoch": number})
-    assert checkpoint.load(path)[0]["x"].tolist() == [2, 2] and checkpoint.load_facts(path) == {"epoch": 2}
-    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,133 @@
+"""Is a photo like those that the model was trained on? The share of validation photos that are less so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import nn
+
+REFERENCES = 500
+"""Training photos that say what is familiar; four times as many separated other photos no better."""
+COMPONENTS = 32
+ENOUGH = 20
+"""Photos, of training as well as of validation, below which nothing can be said."""
+TAIL, IN_THE_TAIL = 0.1, 10
+"""Share of the least familiar validation photos that the tail is fitted to, and how many it takes at least."""
+QUANTILES = 101
+"""Of the validation photos' distances that are kept."""
+PREFIX = "familiarity."
+"""Of its tensors in the bundle's file of weights."""
+
+
+class WithLastMap(nn.Module):
+    """images (B, C, S, S) -> (B, D + E): the backbone's features (D) and, beside them, its last feature map, averaged
+    over the image (E); where it has none that timm knows of, the features again.
+
+    What stands before a network's last layers still tells apart what training has taught those to treat alike.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        seen: list[object] = []
+        layer, channels = _last_map(self.backbone)
+        handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        try:
+            features: torch.Tensor = self.backbone(images)
+        finally:
+            handle.remove()
+        last = seen[0] if len(seen) == 1 else features
+        return torch.cat([features, _averaged(last, channels) if isinstance(last, torch.Tensor) else features], dim=1)
+
+
+def _last_map(backbone: nn.Module) -> tuple[nn.Module, int]:
+    """(the module whose output it is, its channels)."""
+    known = getattr(backbone, "feature_info", None)
+    try:
+        return backbone.get_submodule(known[-1]["module"]), int(known[-1]["num_chs"])  # type: ignore[index]
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return backbone, 0
+
+
+def _averaged(output: torch.Tensor, channels: int) -> torch.Tensor:
+    """(B, C, h, w), (B, h, w, C), tokens (B, N, C) or (B, C) -> (B, C)."""
+    if output.ndim == 4 and output.shape[1] == channels:
+        return output.mean(dim=(2, 3))
+    return output.flatten(1, -2).mean(dim=1) if output.ndim > 2 else output
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """How far maps of length one lie from the principal subspace of the training photos' (Moghaddam & Pentland 1997;
+    Wang et al. 2022), and how far those of the validation photos do."""
+
+    mean: np.ndarray
+    """(E,) float32."""
+    components: np.ndarray
+    """(k, E) float32, orthonormal rows."""
+    distances: np.ndarray
+    """(P,) float32, rising: quantiles of the validation photos' distances at evenly spaced shares from 0 up to where
+    the tail begins."""
+    tail: np.ndarray
+    """(2,) float32: the share of validation photos in the tail, and how far beyond its beginning the average one is."""
+
+    def distance(self, maps: np.ndarray) -> np.ndarray:
+        """(B, E) -> (B,) float32, 0..1 or little more."""
+        return _distance(maps, self.mean, self.components)
+
+    def __call__(self, maps: np.ndarray) -> np.ndarray:
+        """(B, E) -> (B,) float64 in 0..1: the share of the validation photos that are less familiar.
+
+        In the tail, where those are few, it falls exponentially with the distance, as excesses over a high threshold
+        do (Pickands 1975), so that it also tells how unfamiliar a photo is that is farther away than all of them.
+        """
+        distance, (share, scale) = self.distance(maps).astype(np.float64), self.tail.tolist()
+        begins = float(self.distances[-1])
+        inside = np.interp(distance, self.distances, np.linspace(1, share, len(self.distances)))
+        beyond = share * np.exp(-np.maximum(distance - begins, 0) / scale)
+        familiar: np.ndarray = np.where(distance > begins, beyond, inside)
+        return familiar
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """As they are stored beside the network's weights."""
+        return {PREFIX + name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in vars(self).items()}
+
+
+def fit(references: np.ndarray, validation: np.ndarray) -> Familiarity | None:
+    """From the maps (R, E) of training photos and (V, E) of validation photos; None for fewer than ENOUGH of either."""
+    if min(len(references), len(validation)) < ENOUGH:
+        return None
+    known = _unit(references).astype(np.float64)
+    mean = known.mean(axis=0)
+    count = min(COMPONENTS, len(known) // 2, known.shape[1] // 4)
+    with threadpool_limits(1):  # beside other busy processes, threads that wait for each other are slower than one
+        components = np.linalg.svd(known - mean, full_matrices=False)[2][:count].astype(np.float32)
+    found = _distance(validation, mean.astype(np.float32), components)
+    share = max(TAIL, min(0.5, IN_THE_TAIL / len(found)))
+    distances = np.quantile(found, np.linspace(0, 1 - share, QUANTILES)).astype(np.float32)
+    excesses = found[found > distances[-1]] - distances[-1]
+    # Photos that are all alike must not make the smallest difference an outsider.
+    scale = max(float(excesses.mean()) if len(excesses) else 0.0, 1e-3 * float(distances[-1]), 1e-4)
+    return Familiarity(mean.astype(np.float32), components, distances, np.array([share, scale], dtype=np.float32))
+
+
+def from_state(state: dict[str, torch.Tensor]) -> Familiarity | None:
+    """What `tensors` put into a bundle; None where there is nothing of it."""
+    parts = {name.removeprefix(PREFIX): value.numpy() for name, value in state.items() if name.startswith(PREFIX)}
+    return Familiarity(**parts) if parts else None
+
+
+def _distance(maps: np.ndarray, mean: np.ndarray, components: np.ndarray) -> np.ndarray:
+    centred = _unit(maps) - mean
+    distance: np.ndarray = np.linalg.norm(centred - centred @ components.T @ components, axis=1)
+    return distance
+
+
+def _unit(maps: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = maps / np.maximum(np.linalg.norm(maps, axis=1, keepdims=True), 1e-12)
+    return unit
