@@ -8,17 +8,31 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from io import BytesIO
+from typing import Annotated, Any, Literal
 
 import uvicorn
-from fastapi import Depends, FastAPI, File, HTTPException, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from PIL import Image
 
-from spectacles import __version__, serving
+from spectacles import __version__, explanations, overlays, serving
 from spectacles.errors import UserError
+from spectacles.galleries import overlay_heatmap
 from spectacles.inference import Prediction, Predictor
-from spectacles.serving import ModelCard, PredictionList, Problem, RefusedImage, SinglePrediction, Status
+from spectacles.layouts import NoFeatureMap
+from spectacles.serving import (
+    Explanation,
+    ImagePrediction,
+    ModelCard,
+    PredictionList,
+    Problem,
+    RefusedImage,
+    SinglePrediction,
+    Status,
+)
+from spectacles.settings import EXPLANATIONS
 
 
 @asynccontextmanager
@@ -54,10 +68,15 @@ async def name_request(request: Request, call_next: Callable[[Request], Awaitabl
 
 
 @app.exception_handler(RequestValidationError)
-async def explain_form(_: Request, __: RequestValidationError) -> JSONResponse:
-    """The form's file field is all that a request can get wrong."""
-    example = "curl -F file=@photo.jpg http://localhost:8000/predict"
-    detail = f"Send one to {serving.MAX_FILES} images as multipart/form-data in the field 'file': {example}"
+async def explain_form(request: Request, error: RequestValidationError) -> JSONResponse:
+    """A request can get the form's file field wrong, and for /explain the words in the others."""
+    wrong = next((problem for problem in error.errors() if problem["type"] == "literal_error"), None)
+    if wrong:
+        detail = f"{wrong['loc'][-1]} {str(wrong['input'])[:40]!r} is unknown: use {wrong['ctx']['expected']}."
+        return JSONResponse({"detail": detail}, status_code=422)
+    count = "one image" if request.url.path == "/explain" else f"one to {serving.MAX_FILES} images"
+    example = f"curl -F file=@photo.jpg http://localhost:8000{request.url.path}"
+    detail = f"Send {count} as multipart/form-data in the field 'file': {example}"
     return JSONResponse({"detail": detail}, status_code=422)
 
 
@@ -107,6 +126,74 @@ def classify(predictor: Predictor, uploads: list[UploadFile]) -> list[Prediction
     """Reads each upload when its turn comes, so that waiting requests hold no second copy."""
     contents = (upload.file.read() for upload in uploads)
     return list(predictor.predict(contents, max_pixels=serving.MAX_PIXELS))
+
+
+EXPLAINED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The overlay; with format=json the numbers.",
+        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+        "model": Explanation,
+    }
+}
+
+
+@app.post("/explain", responses=EXPLAINED | REFUSALS | NOT_READY, response_class=Response)
+async def explain(
+    request: Request,
+    file: Annotated[list[UploadFile], File(description="One photo.", max_length=1)],
+    predictor: Ready,
+    method: Annotated[Literal[EXPLANATIONS], Form(description="How it is found out.")] = EXPLANATIONS[0],
+    label: Annotated[str, Form(description="The class to explain. Default: the one that the photo is taken for.")] = "",
+    format: Annotated[Literal["png", "json"], Form(description="A picture, or numbers.")] = "png",
+) -> Response:
+    """What in a photo speaks for a class: a PNG of the square that the model sees of it, the hottest spots red.
+
+    occlusion and integrated_gradients take about a second."""
+    classes = predictor.info.classes
+    if request.query_params:
+        raise HTTPException(422, "Send method, label and format as form fields, like the file: -F method=occlusion")
+    if label and label not in classes:
+        raise HTTPException(422, f"label {label[:40]!r} is none of the model's classes; GET /model lists them.")
+    started = time.perf_counter()
+    loop = asyncio.get_running_loop()
+    try:
+        outcome, facts, picture = await loop.run_in_executor(
+            request.state.worker, explain_photo, predictor, file[0], method, label
+        )
+    except NoFeatureMap as reason:
+        detail = f"{method} does not work with {predictor.info.backbone}: {reason}; {explanations.REMEDY}."
+        raise HTTPException(422, detail) from reason
+    milliseconds = round((time.perf_counter() - started) * 1000, 1)
+    request_id = request.state.request_id
+    serving.log_inference(request_id, milliseconds, file[0].size or 0, outcome, file[0].filename)
+    if isinstance(outcome, RefusedImage):
+        raise HTTPException(outcome.status, outcome.error)
+    if format == "png":
+        return Response(picture, media_type="image/png")
+    answer = Explanation(
+        method=method, **facts, model_id=predictor.model_id, milliseconds=milliseconds, request_id=request_id
+    )
+    return JSONResponse(answer.model_dump())
+
+
+def explain_photo(
+    predictor: Predictor, upload: UploadFile, method: str, label: str
+) -> tuple[ImagePrediction | RefusedImage, dict[str, Any], bytes]:
+    """(what /predict answers, label, probability and heat of what is explained, PNG); without the latter two where the
+    photo is refused. Raises NoFeatureMap."""
+    info, content = predictor.info, upload.file.read()
+    prediction = next(predictor.predict([content], max_pixels=serving.MAX_PIXELS))
+    outcome = serving.answer(prediction, info.classes)
+    if prediction.reason:
+        return outcome, {}, b""
+    index = info.classes.index(label or prediction.label)
+    pixels, picture = overlays.view(content, info.preprocessing, serving.MAX_PIXELS)
+    heat = explanations.explain(method, predictor.classifier, pixels[None], [index], info.preprocessing)[0]
+    buffer = BytesIO()
+    Image.fromarray(overlay_heatmap(picture, heat)).save(buffer, "PNG")
+    rows = heat.astype(float).round(3).tolist()
+    facts = {"label": info.classes[index], "probability": prediction.probabilities[index], "heat": rows}
+    return outcome, facts, buffer.getvalue()
 
 
 @app.get("/health/live")

@@ -24,7 +24,8 @@ from spectacles import __version__, engines, run_dir, runtime
 from spectacles.environment import package_versions
 from spectacles.errors import UserError
 from spectacles.images import UNKNOWN_FORMAT
-from spectacles.inference import Prediction, Predictor
+from spectacles.inference import UNSURE, Prediction, Predictor
+from spectacles.thresholds import Verdict
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_FILES = 16
@@ -37,8 +38,21 @@ log = logging.getLogger("spectacles.api")
 
 
 class ImagePrediction(BaseModel):
-    label: str = Field(description="The class that the image is taken for.", examples=["glasses"])
-    confidence: float = Field(description="Calibrated probability of the label, 0 to 1.", examples=[0.97])
+    label: str = Field(
+        description=f"The class that the image is taken for; {UNSURE!r} where the verdict says so.",
+        examples=["glasses"],
+    )
+    guess: str = Field(description="The class all the same.", examples=["glasses"])
+    confidence: float = Field(description="Calibrated probability of the guess, 0 to 1.", examples=[0.97])
+    verdict: Verdict = Field(
+        description="unsure: the confidence is lower than the model was asked to have. unfamiliar: the image is unlike "
+        "the training photos. Empty: the label stands."
+    )
+    familiarity: float | None = Field(
+        description="Share of the validation photos that are less like the training photos, 0 to 1; null where the "
+        "model cannot tell.",
+        examples=[0.43],
+    )
     probabilities: dict[str, float] = Field(examples=[{"no_glasses": 0.03, "glasses": 0.97}])
     repairs: list[str] = Field(
         description="What had to be decided to read the image; empty for an ordinary one.",
@@ -74,6 +88,19 @@ class PredictionList(Envelope):
     predictions: list[ImagePrediction | RefusedImage]
 
 
+class Explanation(Envelope):
+    """Where in a photo the model looks, in numbers."""
+
+    method: str = Field(examples=["gradcam"])
+    label: str = Field(description="The class that is explained.", examples=["glasses"])
+    probability: float = Field(description="Calibrated probability of that class, 0 to 1.", examples=[0.97])
+    heat: list[list[float]] = Field(
+        description="What speaks for the class, a value a cell, rows from the top, over the square that the model sees "
+        "of the photo: 0 nothing, 1 most. All 0 where nothing speaks for it.",
+        examples=[[[0.0, 0.2], [0.1, 1.0]]],
+    )
+
+
 class ModelCard(BaseModel):
     """What the server answers with. Names no path of the server."""
 
@@ -86,6 +113,12 @@ class ModelCard(BaseModel):
         description="Two classes: probability from which the second is the label. null: the most probable class wins."
     )
     temperature: float = Field(description="Logits are divided by it before the softmax.")
+    class_scales: list[float] = Field(description="Factors of the logits after that, one a class; empty: none.")
+    class_biases: list[float] = Field(description="Added to the scaled logits, one a class; empty: none.")
+    sure_from: float | None = Field(
+        description="Confidence below which a label is unsure, above 1: always. null: every label is given."
+    )
+    familiar_from: float = Field(description="Familiarity below which an image is unfamiliar; 0: none is.")
     metric: str
     metric_value: float = Field(description="Of the validation data.")
     data_fingerprint: str = Field(description="sha256 over the content, labels and splits of the training data.")
@@ -127,6 +160,10 @@ def model_card(predictor: Predictor) -> ModelCard:
         preprocessing=info.preprocessing.to_json(),
         threshold=info.threshold,
         temperature=info.temperature,
+        class_scales=list(info.class_scales),
+        class_biases=list(info.class_biases),
+        sure_from=info.sure_from,
+        familiar_from=info.familiar_from,
         metric=info.metric,
         metric_value=info.metric_value,
         data_fingerprint=info.data_fingerprint,
@@ -141,8 +178,11 @@ def answer(prediction: Prediction, classes: tuple[str, ...]) -> ImagePrediction 
         remedy = f"Send a complete image file of at most {MAX_PIXELS // 10**6} million pixels."
         return RefusedImage(error=f"The image is refused: {prediction.reason}. {remedy}", status=status)
     return ImagePrediction(
-        label=prediction.label,
+        label=prediction.answer,
+        guess=prediction.label,
         confidence=prediction.confidence,
+        verdict=prediction.verdict,
+        familiarity=prediction.familiarity,
         probabilities=dict(zip(classes, prediction.probabilities, strict=True)),
         repairs=list(prediction.repairs),
     )
@@ -209,7 +249,7 @@ def log_inference(
     if isinstance(outcome, RefusedImage):
         result: dict[str, Any] = {"status": outcome.status, "error": outcome.error}
     else:
-        result = {"label": outcome.label, "confidence": outcome.confidence}
+        result = {"label": outcome.label, "confidence": outcome.confidence, "verdict": outcome.verdict}
     log_event("inference", request_id=request_id, milliseconds=milliseconds, bytes=size, **name, **result)
 
 

@@ -7,7 +7,8 @@ from torch import nn
 
 from spectacles import backbones
 from spectacles.classifier import Classifier
-from spectacles.gradcam import NoFeatureMap, grad_cam
+from spectacles.gradcam import grad_cam
+from spectacles.layouts import NoFeatureMap
 
 SIZE, GRID = 32, 8
 
@@ -91,12 +92,14 @@ def test_nothing_that_speaks_for_a_class_gives_a_cold_map() -> None:
 @pytest.mark.parametrize(
     ("name", "side"),
     [
-        ("efficientnet_lite0", 2),
-        ("resnet18", 2),
-        ("mobilenetv3_small_050", 2),
-        ("convnext_atto", 2),
+        ("efficientnet_lite0", 4),
+        ("resnet18", 4),
+        ("mobilenetv3_small_050", 4),
+        ("convnext_atto", 4),
+        ("densenet121", 4),  # a stage without a module of its own
+        ("swin_tiny_patch4_window7_224", 4),
         ("vit_tiny_patch16_224", 4),
-        ("simple_cnn", 8),
+        ("simple_cnn", 16),
     ],
 )
 def test_architectures(name: str, side: int) -> None:
@@ -119,6 +122,20 @@ def test_architectures(name: str, side: int) -> None:
     assert heat.max() == 1
     with torch.no_grad():  # no hook is left behind
         torch.testing.assert_close(classifier(images), before)
+
+
+def test_the_heat_is_gradient_times_activation_before_the_last_reduction() -> None:
+    torch.manual_seed(0)
+    classifier = Classifier(backbones.build("resnet18", 3, 64), 512, 3, 0.2).eval()
+    images, targets = torch.randn(2, 3, 64, 64), torch.tensor([2, 0])
+    backbone = classifier.backbone
+    stem = backbone.maxpool(backbone.act1(backbone.bn1(backbone.conv1(images))))
+    middle = backbone.layer3(backbone.layer2(backbone.layer1(stem)))
+    logits = classifier.head(backbone.global_pool(backbone.layer4(middle)))
+    [gradients] = torch.autograd.grad(logits[[0, 1], targets].sum(), middle)
+    expected = (gradients * middle).sum(dim=1).clamp(min=0).detach()
+    expected /= expected.amax(dim=(1, 2), keepdim=True)
+    np.testing.assert_allclose(grad_cam(classifier, images, targets), expected.numpy(), atol=1e-5)
 
 
 def test_a_backbone_without_a_map_is_told() -> None:
