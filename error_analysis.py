@@ -7,21 +7,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 import dataset
-from spectacles import backbones, cli, embeddings, label_noise, predictions, runtime
+from spectacles import (
+    backbones,
+    cli,
+    error_galleries,
+    fold_training,
+    frozen,
+    label_noise,
+    neighbours,
+    predictions,
+    review,
+    reviewed,
+    runtime,
+    similar,
+)
 from spectacles import classifier as classifiers
 from spectacles.bundle import BundleInfo
 from spectacles.classifier import Classifier
 from spectacles.config import ErrorAnalysisConfig
-from spectacles.decoding import decoded_batches
 from spectacles.errors import UserError
-from spectacles.galleries import image_grid, overlay_heatmap
-from spectacles.gradcam import NoFeatureMap, grad_cam
-from spectacles.images import ImageRefused, decode
-from spectacles.pixels import Pixels
-from spectacles.preprocess import to_picture
+from spectacles.explaining import explain_decisions
 from spectacles.records import ErrorReport, EvaluateReport
 from spectacles.run_dir import RunDir, write_csv
 
@@ -31,7 +38,10 @@ SPLITS = ("train", "val", "test")
 
 
 def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
-    """Writes misclassified.csv, confused_pairs.csv and noisy_labels.csv, with galleries and Grad-CAM overlays."""
+    """Writes misclassified.csv, nearest.csv, confused_pairs.csv, noisy_labels.csv and review.html, with galleries and
+    checked explanations."""
+    if config.fine_tuned_folds == 1:
+        raise UserError("--fine_tuned_folds 1 leaves nothing to learn from: use 0, or at least 2.")
     scored_on = run_dir.load_result("evaluate", EvaluateReport).scored_on
     predicted = load_predictions(run_dir)
     scored = predicted[predicted["split"] == scored_on]
@@ -41,25 +51,27 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     folder = run_dir.folder("error_analysis")
 
     errors, pairs = find_errors(predicted), confused_pairs(scored)
-    noisy, notes = check_labels(config, run_dir, classifier, info, device)
+    rows, features, notes = labelled_features(config, run_dir, classifier, info, device)
+    noisy, unchecked = check_labels(config, run_dir, rows, features, info.classes, device)
+    units = similar.centred(features)
+    nearest = neighbours.nearest_training_images(errors, rows, units)
     write_csv(folder / "misclassified.csv", errors[["file", "split", "label", "predicted", "confidence"]])
     write_csv(folder / "confused_pairs.csv", pairs)
-    write_csv(folder / "noisy_labels.csv", noisy.drop(columns="path"))
+    write_csv(folder / "noisy_labels.csv", noisy.drop(columns=["path", "row"]))
+    write_csv(folder / "nearest.csv", nearest.drop(columns="neighbour_path"))
+    review.write(
+        folder / "review.html", run_dir, noisy, rows, units, info.classes, info.label_column,
+        reviewed.of_run(run_dir), config.galleries, config.num_workers,
+    )  # fmt: skip
 
     shown = errors[errors["split"] == scored_on].head(config.gallery_size)
-    galleries = [
-        show_errors(shown, folder / "misclassified.png", scored_on),
-        show_noisy_labels(noisy.head(config.gallery_size), folder / "noisy_labels.png"),
-    ]
-    hits = scored[scored["label"] == scored["predicted"]]
-    hits = hits.sample(min(config.gallery_size, len(hits)), random_state=config.seed)
-    try:
-        for part, name in ((shown, "errors"), (hits, "hits")):
-            path = folder / f"gradcam_{name}.png"
-            galleries.append(show_gradcam(part, classifier, info, config, path, f"Grad-CAM of {name} ({scored_on})"))
-    except NoFeatureMap as reason:
-        notes.append(f"no Grad-CAM for {info.backbone}: {reason}")
-    return _report(predicted, scored_on, errors, pairs, noisy, notes, galleries, run_dir)
+    galleries = []
+    if config.galleries:
+        doubtful = noisy.head(config.gallery_size)
+        galleries = error_galleries.draw(shown, nearest, doubtful, folder, scored_on, config.num_workers)
+    files, sentences, measured = explain_decisions(scored, shown, classifier, info, config, folder, scored_on)
+    galleries, notes = [*galleries, *files], [*sentences, *unchecked, *notes]
+    return _report(predicted, scored_on, errors, pairs, noisy, notes, galleries, measured, run_dir)
 
 
 def load_predictions(run_dir: RunDir) -> pd.DataFrame:
@@ -84,28 +96,49 @@ def confused_pairs(scored: pd.DataFrame) -> pd.DataFrame:
     return pairs.sort_values(["count", "share"], ascending=False, kind="stable", ignore_index=True)
 
 
-def check_labels(
+def labelled_features(
     config: ErrorAnalysisConfig, run_dir: RunDir, classifier: Classifier, info: BundleInfo, device: torch.device
-) -> tuple[pd.DataFrame, list[str]]:
-    """Every labelled image whose out-of-fold prediction is another class, the least credible label first; and notes.
-
-    Columns file, label, suggested_label, score, probability_given, probability_suggested, suspected, split, path.
-    """
+) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
+    """All labelled rows, their features (N, D), which have seen no label where such can be had, and notes."""
     rows = dataset.load_split(run_dir, *SPLITS)
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     backbone, notes = frozen_backbone(run_dir, classifier, info)
     log.info("  checking %d labels with features of %s", len(rows), info.backbone)
-    with Pixels(rows, info.preprocessing, run_dir.cache / "pixels", 0, config.num_workers) as pixels:
-        features = embeddings.embed(
-            backbone, info.backbone, pixels, run_dir.cache / "embeddings", device, config.batch_size, config.engine
-        )
-    labels = np.array(dataset.class_indices(rows["label"], list(info.classes)), dtype=np.int64)
+    features = frozen.features(
+        rows, backbone, info.backbone, info.preprocessing, run_dir.cache, device, config, config.num_workers
+    )
+    return rows, features, notes
+
+
+def check_labels(
+    config: ErrorAnalysisConfig,
+    run_dir: RunDir,
+    rows: pd.DataFrame,
+    features: np.ndarray,
+    classes: Sequence[str],
+    device: torch.device,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Every labelled image whose out-of-fold prediction is another class, the least credible label first; and notes.
+
+    Columns file, label, suggested_label, score, probability_given, probability_suggested, suspected, split, path and
+    row, the place in `rows`. What a person decided on in the fixes that the run was made with is not listed again.
+    """
+    labels = np.array(dataset.class_indices(rows["label"], list(classes)), dtype=np.int64)
     groups = rows["cluster"].to_numpy(dtype=np.int64)
     probabilities = label_noise.out_of_fold_probabilities(features, labels, config.folds, config.seed, groups)
+    if config.fine_tuned_folds:
+        folds = config.fine_tuned_folds
+        tuned = fold_training.out_of_fold_probabilities(rows, labels, run_dir, folds, config.seed, device)
+        probabilities = label_noise.average(probabilities, tuned)
+    notes = []
     unjudged = int(np.isnan(probabilities).any(axis=1).sum())
     if unjudged:
         notes.append(f"{unjudged} labels could not be checked: too few independent images of their class")
-    return _label_table(rows, label_noise.rank_label_issues(labels, probabilities), info.classes), notes
+    listed = _label_table(rows, label_noise.rank_label_issues(labels, probabilities), classes)
+    decided = listed["file"].isin(reviewed.of_run(run_dir)["file"])
+    if decided.any():
+        notes.append(f"{decided.sum()} labels that a person has decided on before are not listed again")
+    return listed[~decided].reset_index(drop=True), notes
 
 
 def _label_table(rows: pd.DataFrame, ranked: dict[str, np.ndarray], classes: Sequence[str]) -> pd.DataFrame:
@@ -118,6 +151,7 @@ def _label_table(rows: pd.DataFrame, ranked: dict[str, np.ndarray], classes: Seq
         suspected=ranked["suspected"],
         split=listed["split"],
         path=listed["path"],
+        row=ranked["row"],
     )
 
 
@@ -141,60 +175,6 @@ def frozen_backbone(run_dir: RunDir, classifier: Classifier, info: BundleInfo) -
     return classifier.backbone, [f"{note} ({reason})"]
 
 
-def show_errors(errors: pd.DataFrame, path: Path, split: str) -> Path:
-    title = f"Misclassified ({split})" if len(errors) else f"No misclassified images ({split})"
-    return image_grid([_photo(p) for p in errors["path"]], _captions(errors), path, title=title)
-
-
-def show_noisy_labels(noisy: pd.DataFrame, path: Path) -> Path:
-    title = "Labels to check, least credible first" if len(noisy) else "No label looks wrong"
-    captions = [
-        f"{row.file}\nlabel {row.label}, rather {row.suggested_label}\nscore {row.score:.3f} ({row.split})"
-        for row in noisy.itertuples()
-    ]
-    return image_grid([_photo(p) for p in noisy["path"]], captions, path, title=title)
-
-
-def show_gradcam(
-    rows: pd.DataFrame, classifier: Classifier, info: BundleInfo, config: ErrorAnalysisConfig, path: Path, title: str
-) -> Path:
-    """Each image as the model sees it, and beside it what spoke for the predicted class. Raises NoFeatureMap."""
-    device, preprocessing = next(classifier.parameters()).device, info.preprocessing
-    targets = iter(dataset.class_indices(rows["predicted"], list(info.classes)))
-    pictures: list[np.ndarray] = []
-    sources = [Path(name) for name in rows["path"]]
-    for batch in decoded_batches(sources, preprocessing, config.batch_size, config.num_workers):
-        pixels = np.stack([_readable(item.pixels, item.name, item.reason) for item in batch])
-        images = preprocessing.normalize(runtime.to_device(pixels, device))
-        heat = grad_cam(classifier, images, torch.tensor([next(targets) for _ in batch], device=device))
-        for picture, spots in zip(map(to_picture, pixels), heat, strict=True):
-            pictures += [picture, overlay_heatmap(picture, spots)]
-    captions = [text for caption, name in zip(_captions(rows), rows["predicted"], strict=True)
-                for text in (caption, f"speaks for {name}")]  # fmt: skip
-    return image_grid(pictures, captions, path, title=title if len(rows) else f"{title}: there are none")
-
-
-def _captions(rows: pd.DataFrame) -> list[str]:
-    return [f"{row.file}\n{row.label} -> {row.predicted}, {row.confidence:.3f}" for row in rows.itertuples()]
-
-
-def _photo(path: str) -> Image.Image:
-    try:
-        return decode(Path(path)).image
-    except ImageRefused as error:
-        raise _unreadable(path, str(error)) from error
-
-
-def _readable(pixels: np.ndarray | None, path: str, reason: str) -> np.ndarray:
-    if pixels is None:
-        raise _unreadable(path, reason)
-    return pixels
-
-
-def _unreadable(path: str, reason: str) -> UserError:
-    return UserError(f"{path} was readable when it was evaluated and is not any more ({reason}): restore it.")
-
-
 def _report(
     predicted: pd.DataFrame,
     scored_on: str,
@@ -203,6 +183,7 @@ def _report(
     noisy: pd.DataFrame,
     notes: Sequence[str],
     galleries: Sequence[Path],
+    measured: dict[str, float | None],
     run_dir: RunDir,
 ) -> ErrorReport:
     folder = run_dir.folder("error_analysis")
@@ -218,19 +199,22 @@ def _report(
             f"({100 * worst['share']:.1f} % of its images): {folder / 'confused_pairs.csv'}"
         )
     summary.append(
-        f"{suspected} labels are suspected to be wrong, {len(noisy)} are worth a look: {folder / 'noisy_labels.csv'}"
+        f"{len(noisy)} labels are worth a look, {suspected} of them probably wrong: {folder / 'noisy_labels.csv'}"
     )
+    if len(noisy):
+        summary.append(f"next: open {folder / 'review.html'} and decide on them, the least credible first")
     metrics: dict[str, float | None] = {f"{split}_errors": float(wrong.get(split, 0)) for split in images.index}
     metrics |= {"suspected_labels": float(suspected), "labels_to_check": float(len(noisy))}
-    tables = [folder / f"{name}.csv" for name in ("misclassified", "confused_pairs", "noisy_labels")]
+    metrics |= measured
+    tables = [folder / f"{name}.csv" for name in ("misclassified", "confused_pairs", "noisy_labels", "nearest")]
     return ErrorReport(
         summary=[*summary, *notes],
         metrics=metrics,
-        artifacts=run_dir.relative(*galleries, *tables),
+        artifacts=run_dir.relative(*galleries, folder / "review.html", *tables),
         errors=count,
         suspected_labels=suspected,
     )
 
 
 if __name__ == "__main__":
-    cli.main("error_analysis", run, ErrorAnalysisConfig, "Show misclassified images, doubtful labels, and Grad-CAM.")
+    cli.main("error_analysis", run, ErrorAnalysisConfig, "Show errors, labels to check, and why the model decides.")

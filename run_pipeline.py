@@ -1,9 +1,16 @@
-"""The whole way in one command: a table of stages, run as nested MLflow runs, and one report at the end."""
+"""The whole way in one command: a table of stages, run as nested MLflow runs, and one report at the end.
 
+With --label_fixes, the file that review.html saves, the run that it names is made again with mended labels.
+"""
+
+import json
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dataset
 import error_analysis
@@ -11,7 +18,7 @@ import evaluate
 import explore
 import predict
 import train
-from spectacles import cli, tracking
+from spectacles import cli, reviewed, tracking
 from spectacles import run_dir as runs
 from spectacles.config import (
     DatasetConfig,
@@ -21,12 +28,11 @@ from spectacles.config import (
     PipelineConfig,
     PredictConfig,
     TrainConfig,
-    select,
-    to_plain,
 )
 from spectacles.errors import UserError
 from spectacles.records import DatasetReport
 from spectacles.run_dir import RunDir
+from spectacles.settings import select, to_plain
 
 log = logging.getLogger("spectacles")
 
@@ -44,10 +50,13 @@ def run(config: PipelineConfig) -> RunDir:
     """Runs the chosen stages in order on one run folder; with --resume, only those that are not finished."""
     chosen = choose_stages(config.stages)
     cli.check_device(config)
+    before = _run_before(config)
     run_dir = _open(config, chosen)
+    if config.label_fixes is not None and before is not None:
+        config = replace(config, label_fixes=reviewed.keep(config.label_fixes, run_dir))
     # Whole and at once: a stage that a crash keeps from starting is resumed with its settings too.
     run_dir.write_config({**run_dir.load_config(), **to_plain(config)})
-    with tracking.parent_run(run_dir):
+    with tracking.parent_run(run_dir, before):
         tracking.log_params(to_plain(config))
         for stage in chosen:
             if config.resume and run_dir.done(stage):
@@ -60,7 +69,32 @@ def run(config: PipelineConfig) -> RunDir:
             cli.execute(stage, action, select(config, config_class), run_dir)
         cli.publish(run_dir)
     _announce(run_dir)
+    if config.label_fixes is not None:
+        _announce_difference(run_dir)
     return run_dir
+
+
+def parse(arguments: Sequence[str]) -> PipelineConfig:
+    """A resumed run takes its settings from its folder; one with --label_fixes from the run that they speak of, and it
+    is compared with that run. Raises UserError before anything is made."""
+
+    def parsed(defaults: dict[str, Any]) -> PipelineConfig:
+        return cli.parse(PipelineConfig, arguments, __doc__ or "", defaults)
+
+    config = parsed(cli.run_defaults(arguments, reopen="--resume" in arguments))
+    before = _run_before(config)
+    return config if before is None else parsed(before.load_config() | {"compare": before.name})
+
+
+def _run_before(config: PipelineConfig) -> RunDir | None:
+    """The run whose labels are mended by the run that `config` begins."""
+    if config.label_fixes is None or not _begins(config, choose_stages(config.stages)):
+        return None
+    return reviewed.run_before(config.label_fixes, config.output_dir)
+
+
+def _begins(config: PipelineConfig, chosen: list[str]) -> bool:
+    return chosen[0] == "dataset" and not config.resume
 
 
 def choose_stages(text: str) -> list[str]:
@@ -75,7 +109,7 @@ def choose_stages(text: str) -> list[str]:
 
 def _open(config: PipelineConfig, chosen: list[str]) -> RunDir:
     """A new folder when the run starts with the data set; otherwise the named (or latest) one goes on."""
-    if config.resume or chosen[0] != "dataset":
+    if not _begins(config, chosen):
         return runs.find(config.output_dir, config.run_name or runs.LATEST)
     name = config.run_name or cli.new_name(config)
     if (config.output_dir / name / "config.yaml").exists():
@@ -98,6 +132,9 @@ def _announce(run_dir: RunDir) -> None:
     script, folder = shlex.quote(str(here / "predict.py")), shlex.quote(str(here))
     log.info("")
     log.info("report      %s", run_dir.report)
+    review = run_dir.path / "error_analysis" / "review.html"
+    if review.is_file():
+        log.info("review      %s", review)
     log.info("runs        %s -m mlflow ui --backend-store-uri %s   then http://127.0.0.1:5000", python, database)
     if run_dir.bundle.is_dir():
         name = shlex.quote(run_dir.name)
@@ -106,12 +143,22 @@ def _announce(run_dir: RunDir) -> None:
         log.info("ask         curl -F file=@photo.jpg http://127.0.0.1:8000/predict")
 
 
+def _announce_difference(run_dir: RunDir) -> None:
+    """Before -> after in one line, where evaluate has compared the two."""
+    path = run_dir.path / "evaluate" / "comparison.json"
+    if not path.is_file():
+        return
+    comparison = json.loads(path.read_text(encoding="utf-8"))
+    accuracy = comparison["differences"]["accuracy"]
+    low, high = (100 * end for end in accuracy["interval"])
+    log.info("mended      %s -> %s: accuracy %.2f %% -> %.2f %% on %d %s images (difference %+.2f to %+.2f, 95 %%): %s",
+             comparison["other"], run_dir.name, 100 * accuracy["other"], 100 * accuracy["this"], comparison["images"],
+             comparison["split"], low, high, comparison["verdict"])  # fmt: skip
+
+
 def main() -> None:
     with cli.exit_codes():
-        arguments = sys.argv[1:]
-        resuming = "--resume" in arguments
-        config = cli.parse(PipelineConfig, arguments, __doc__ or "", cli.run_defaults(arguments, reopen=resuming))
-        run(config)
+        run(parse(sys.argv[1:]))
 
 
 if __name__ == "__main__":

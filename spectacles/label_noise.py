@@ -10,29 +10,45 @@ from spectacles.splits import stratified_split
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """scikit-learn's C, from strong to weak regularisation; which is best depends on images, features and classes."""
+REPEATS = 3
+"""Divisions into folds whose probabilities are averaged: chance puts a label with few that contradict it."""
 
 
 def out_of_fold_probabilities(
     features: np.ndarray, labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """Features (N, D) and class indices (N,) -> probabilities (N, K) float64, each row from a fit that left it out.
+    """Features (N, D) and class indices (N,) -> probabilities (N, K) float64, each row from fits that left it out.
 
     Standardised logistic regression in stratified folds; rows of one group (near duplicates, a person) are left out
     together. The regularisation is the strongest whose weaker neighbour does not lower the out-of-fold log loss. A row
     whose label occurs in no other fold cannot be judged: its probabilities are NaN.
     """
     groups = np.arange(len(labels)) if groups is None else groups
-    fold = stratified_split(labels, groups, [1 / folds] * folds, seed)
-    best, lowest = np.full((len(labels), int(labels.max(initial=0)) + 1), np.nan), np.inf
+    divisions = [
+        stratified_split(labels, groups, [1 / folds] * folds, seed * REPEATS + number) for number in range(REPEATS)
+    ]
+    features = evened(features)
     # Many small products: where other processes compete for the cores, BLAS threads waiting for each other cost 50x.
     with threadpool_limits(1):
-        for strength in STRENGTHS:
-            probabilities = _cross_fit(features, labels, fold, strength)
-            loss = _log_loss(labels, probabilities)
-            if not loss < lowest:
-                break
-            best, lowest = probabilities, loss
-    return best
+        strength, first = _best_strength(features, labels, divisions[0])
+        others = [_cross_fit(features, labels, fold, strength) for fold in divisions[1:]]
+    return np.asarray(np.mean([first, *others], axis=0))
+
+
+def evened(features: np.ndarray) -> np.ndarray:
+    """Square roots of features that are never negative, as behind a ReLU: a few large values do not rule then (power
+    normalisation, Perronnin et al. 2010). Others stay as they are."""
+    return features if features.min(initial=0) < 0 else np.asarray(np.sqrt(features))
+
+
+def _best_strength(features: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> tuple[float, np.ndarray]:
+    strength, best = STRENGTHS[0], _cross_fit(features, labels, fold, STRENGTHS[0])
+    for weaker in STRENGTHS[1:]:
+        probabilities = _cross_fit(features, labels, fold, weaker)
+        if not _log_loss(labels, probabilities) < _log_loss(labels, best):
+            break
+        strength, best = weaker, probabilities
+    return strength, best
 
 
 def _cross_fit(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, strength: float) -> np.ndarray:
@@ -54,13 +70,27 @@ def _log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(-np.log(np.maximum(given, 1e-12)).mean()) if len(given) else np.inf
 
 
+def average(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of two judges' probabilities (N, K); where one could not judge (NaN), the other's stand."""
+    mean = (one + other) / 2
+    return np.where(np.isnan(mean), np.where(np.isnan(one), other, one), mean)
+
+
+def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """(N,) in 0..1, 0 for the least credible label: the margin (p_given - p_other + 1) / 2 to the most probable other
+    class, each probability taken against what its class usually gets for its own images (Northcutt et al. 2021): a rare
+    class usually gets less, and should not be all doubt."""
+    scores = get_label_quality_scores(labels, probabilities, method="normalized_margin", adjust_pred_probs=True)
+    return np.asarray(scores, dtype=np.float64)
+
+
 def rank_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
     """Given labels (N,) and out-of-fold probabilities (N, K) -> columns of M rows, the most suspicious first.
 
     The rows are those for which another class is more probable than the given one:
 
     - `row`: index into `labels`; `suggested`: the most probable class.
-    - `score`: cleanlab's label quality, here the margin (p_given - p_suggested + 1) / 2: 0 is worst, 0.5 undecided.
+    - `score`: see `label_quality`.
     - `p_given`, `p_suggested`: probabilities.
     - `suspected`: True where confident learning counts the label as wrong: the other class is at least as probable as
       it usually is for its own images. The remaining rows are mostly hard images.
@@ -71,7 +101,7 @@ def rank_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> dict[str
     labels, probabilities = labels[rows], probabilities[rows]
     quality, suspected = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
     if len(rows):
-        quality = get_label_quality_scores(labels, probabilities, method="normalized_margin")
+        quality = label_quality(labels, probabilities)
     if len(np.unique(labels)) > 1:
         suspected = find_label_issues(labels, probabilities, filter_by="confident_learning", n_jobs=1)
     suggested = probabilities.argmax(axis=1)

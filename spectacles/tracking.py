@@ -22,6 +22,8 @@ log = logging.getLogger("spectacles")
 
 EXPERIMENT = "spectacles"
 MAX_PARAM = 500
+PARENT = "mlflow.parentRunId"
+"""MLflow's own tag, by which its pages nest runs."""
 
 _broken = False
 """Set by the first failure and cleared when the next parent run starts, so that a dead server is waited for once."""
@@ -119,8 +121,12 @@ def _run(run_id: str | None, name: str, tags: dict[str, str], nested: bool) -> I
 
 
 @contextmanager
-def parent_run(run_dir: RunDir) -> Iterator[None]:
-    """The run of the whole folder: begun once, reopened by every later stage. Inside another parent: does nothing."""
+def parent_run(run_dir: RunDir, before: RunDir | None = None) -> Iterator[None]:
+    """The run of the whole folder: begun once, reopened by every later stage. Inside another parent: does nothing.
+
+    `before`: the run that this one is made from again. Where that is tracked in the same store, this one is shown below
+    it; elsewhere a tag names it.
+    """
     global _broken, _inside
     if _inside:
         yield
@@ -129,6 +135,8 @@ def parent_run(run_dir: RunDir) -> Iterator[None]:
     try:
         _connect(run_dir.output_dir)
         tags = {"git_commit": git_commit(), "run_folder": str(run_dir.path)}
+        if before is not None:
+            tags |= {"run_before": before.name} | _below(_known_run(before))
         with _run(_known_run(run_dir), run_dir.name, tags, nested=False) as run:
             if run is not None:
                 write_json(run_dir.tracking, {"uri": uri(run_dir.output_dir), "run_id": run.info.run_id})
@@ -141,6 +149,22 @@ def _known_run(run_dir: RunDir) -> str | None:
     """The folder's run, if it was tracked where we track now."""
     known = json.loads(run_dir.tracking.read_text(encoding="utf-8")) if run_dir.tracking.is_file() else {}
     return known.get("run_id") if known.get("uri") == uri(run_dir.output_dir) else None
+
+
+@_safely
+def _exists(run_id: str) -> bool:
+    """Its store may have been made anew since, and a deleted run would hide what is below it."""
+    mlflow = _mlflow()
+    try:
+        return bool(mlflow.get_run(run_id).info.lifecycle_stage == "active")
+    except mlflow.exceptions.MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def _below(run_id: str | None) -> dict[str, str]:
+    return {PARENT: run_id} if run_id is not None and _exists(run_id) else {}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import dataset
 import error_analysis
-from spectacles import backbones, bundle, gradcam
+from spectacles import backbones, bundle, explanations, layouts
 from spectacles.bundle import BundleInfo
 from spectacles.classifier import Classifier
 from spectacles.config import DatasetConfig, ErrorAnalysisConfig
@@ -64,7 +64,7 @@ def prepared(tmp_path: Path) -> Prepared:
         rows.append(f"{number}.png,{CLASSES[bright ^ (f'{number}.png' in FLIPPED)]}")
     table = write_csv(tmp_path / "train.csv", "file,label", *rows)
     run_dir = RunDir(tmp_path / "outputs" / "run", "error_analysis")
-    config = DatasetConfig(train_csv=table, num_workers=1, val_fraction=0.2, test_fraction=0.2)
+    config = DatasetConfig(train_csv=table, num_workers=1, val_fraction=0.2, test_fraction=0.2, duplicate_similarity=1)
     run_dir.save_result("dataset", dataset.run(config, run_dir))
     save_model(run_dir, tmp_path)
     return Prepared(run_dir, right_predictions(run_dir))
@@ -113,7 +113,7 @@ def test_errors_of_both_splits_are_listed_and_those_of_test_counted(prepared: Pr
     for artifact in report.artifacts:
         assert (prepared.run_dir.path / artifact).is_file()
     # Two errors, each with its overlay, are wider than two errors alone.
-    assert prepared.image_size("gradcam_errors.png")[0] > prepared.image_size("misclassified.png")[0]
+    assert prepared.image_size("explained_errors.png")[0] > prepared.image_size("misclassified.png")[0]
 
 
 def test_wrong_labels_lead_the_list(prepared: Prepared) -> None:
@@ -135,9 +135,64 @@ def test_without_errors_everything_is_still_there(prepared: Prepared) -> None:
     assert report.errors == 0
     assert prepared.read("misclassified.csv").empty
     assert prepared.read("confused_pairs.csv").empty
-    for name in ("misclassified.png", "gradcam_errors.png", "gradcam_hits.png", "noisy_labels.png"):
+    assert prepared.read("nearest.csv").empty
+    for name in ("misclassified.png", "nearest.png", "explained_errors.png", "explained_hits.png", "noisy_labels.png"):
         assert f"error_analysis/{name}" in report.artifacts
         assert prepared.image_size(name)[1] > 50
+
+
+def test_the_next_step_is_the_review_page_by_its_full_path(prepared: Prepared) -> None:
+    report = prepared.run()
+    page = prepared.run_dir.path / "error_analysis" / "review.html"
+    listed = prepared.read("noisy_labels.csv")
+    assert any(f"{len(listed)} labels are worth a look" in line for line in report.summary)
+    assert any(line.startswith("next: ") and str(page) in line for line in report.summary)
+    assert "error_analysis/review.html" in report.artifacts
+    text = page.read_text(encoding="utf-8")
+    assert all(f'"{file}"' in text for file in listed["file"])
+    assert text.count("data:image/webp") > len(listed)
+
+
+def test_each_error_has_its_nearest_training_images(prepared: Prepared) -> None:
+    prepared.predict(0, {"0": "NA", "NA": "0"}[prepared.table["label"][0]], 0.6)
+    prepared.run()
+    nearest = prepared.read("nearest.csv")
+    assert nearest.columns.tolist() == ["file", "rank", "neighbour", "neighbour_label", "similarity"]
+    assert set(nearest["file"]) == {prepared.table["file"][0]}
+    assert nearest["rank"].tolist() == ["1", "2", "3", "4", "5"]
+    train = dataset.load_split(prepared.run_dir, "train").set_index("file")["label"]
+    assert nearest["neighbour_label"].tolist() == train[nearest["neighbour"]].tolist()
+    # The class is what brightness says, and so do the neighbours' names: even ones are dark.
+    assert len({int(name.split(".")[0]) % 2 for name in [*nearest["neighbour"], nearest["file"][0]]}) == 1
+
+
+def test_without_galleries_no_pixel_is_written(prepared: Prepared) -> None:
+    first = prepared.table.iloc[0]
+    prepared.predict(0, {"0": "NA", "NA": "0"}[first["label"]], 0.6)
+    report = prepared.run(galleries=False)
+    folder = prepared.run_dir.path / "error_analysis"
+    assert not [path for path in folder.rglob("*") if path.suffix in (".png", ".jpg", ".webp", ".npy")]
+    page = (folder / "review.html").read_text(encoding="utf-8")
+    assert "data:image" not in page
+    assert Path(first["path"]).parent.as_uri() in page
+    assert {f"error_analysis/{name}.csv" for name in ("nearest", "misclassified", "noisy_labels")} <= set(
+        report.artifacts
+    )
+
+
+def test_what_a_person_has_decided_is_not_asked_again(prepared: Prepared, tmp_path: Path) -> None:
+    before = prepared.run()
+    first, second = prepared.read("noisy_labels.csv")["file"][:2]
+    fixes = write_csv(tmp_path / "label_fixes.csv", "file,given_label,fixed_label,decision,run",
+                      f"{first},0,0,confirmed,older", f"{second},0,NA,changed,older")  # fmt: skip
+    prepared.run_dir.write_config({**prepared.run_dir.load_config(), "label_fixes": str(fixes)})
+    report = prepared.run()
+    listed = prepared.read("noisy_labels.csv")["file"].tolist()
+    assert not {first, second} & set(listed)
+    assert len(listed) == before.metrics["labels_to_check"] - 2
+    assert any(line.startswith("2 labels that a person has decided on") for line in report.summary)
+    page = (prepared.run_dir.path / "error_analysis" / "review.html").read_text(encoding="utf-8")
+    assert f'["{first}", "0", "0", "confirmed", "older"]' in page
 
 
 def test_without_test_labels_validation_errors_are_shown(prepared: Prepared) -> None:
@@ -160,18 +215,20 @@ def test_random_weights_are_replaced_by_the_trained_ones_and_said(prepared: Prep
 
 def test_an_architecture_without_a_map_costs_only_the_overlays(prepared: Prepared, monkeypatch) -> None:
     def refuse(*args: object) -> None:
-        raise gradcam.NoFeatureMap("it has no map")
+        raise layouts.NoFeatureMap("it has no map")
 
-    monkeypatch.setattr(error_analysis, "grad_cam", refuse)
+    monkeypatch.setitem(explanations.METHODS, "gradcam", refuse)
     report = prepared.run()
-    assert "no Grad-CAM for simple_cnn: it has no map" in report.summary
-    assert "error_analysis/gradcam_hits.png" not in report.artifacts
+    assert any(line.startswith("no gradcam for simple_cnn: it has no map") for line in report.summary)
+    assert "error_analysis/explained_hits.png" not in report.artifacts
 
 
 def test_mistakes_are_told(prepared: Prepared) -> None:
     config = ErrorAnalysisConfig(device="cpu")
     with pytest.raises(UserError, match=r"run `python evaluate\.py"):
         error_analysis.run(config, prepared.run_dir)
+    with pytest.raises(UserError, match="--fine_tuned_folds 1"):
+        error_analysis.run(ErrorAnalysisConfig(device="cpu", fine_tuned_folds=1), prepared.run_dir)
     with pytest.raises(UserError, match="--folds 1"):
         error_analysis.run(ErrorAnalysisConfig(device="cpu", folds=1), prepared.run_dir)
     prepared.run()

