@@ -20,11 +20,12 @@ import model
 import train
 from spectacles import budget, cli, profiling, recipes, runtime, tracking
 from spectacles import run_dir as runs
-from spectacles.config import BenchmarkConfig, DatasetConfig, EvaluateConfig, TrainConfig, select, to_plain
+from spectacles.config import BenchmarkConfig, DatasetConfig, EvaluateConfig, TrainConfig
 from spectacles.environment import describe_environment
 from spectacles.errors import UserError
 from spectacles.records import DatasetReport, EvaluateReport, TrainReport
 from spectacles.run_dir import RunDir, write_csv, write_json
+from spectacles.settings import select, to_plain
 
 log = logging.getLogger("spectacles")
 
@@ -165,7 +166,9 @@ def publish(rows: list[Row], benchmark: RunDir) -> None:
 def main() -> None:
     with cli.exit_codes():
         arguments, started = sys.argv[1:], time.monotonic()
-        run(cli.parse(BenchmarkConfig, arguments, __doc__ or "", cli.run_defaults(arguments, reopen=False)))
+        # Speed and accuracy are compared; robustness is scored where somebody asks for it.
+        defaults = {"robustness_images": 0} | cli.run_defaults(arguments, reopen=False)
+        run(cli.parse(BenchmarkConfig, arguments, __doc__ or "", defaults))
         log.info("done in %.0f s", time.monotonic() - started)
 
 

@@ -1,4 +1,4 @@
-"""One inference pass over validation and test data; every metric and plot comes from the predictions it writes."""
+"""One inference pass over validation and test data; metrics with intervals, slices and plots come from it."""
 
 import logging
 from pathlib import Path
@@ -6,22 +6,49 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 import dataset
-from spectacles import bundle, cli, evaluation_plots, metrics, predictions, runtime
+from spectacles import (
+    backbones,
+    bundle,
+    cli,
+    comparison,
+    confidence,
+    evaluation_plots,
+    frozen,
+    intervals,
+    metrics,
+    predictions,
+    robustness,
+    runtime,
+    slices,
+    thresholds,
+    trust_plots,
+)
+from spectacles.bundle import BundleInfo
+from spectacles.calibration import softmax
 from spectacles.config import EvaluateConfig
 from spectacles.errors import UserError
 from spectacles.inference import Predictor
+from spectacles.intervals import Scored
 from spectacles.records import DatasetReport, EvaluateReport
 from spectacles.run_dir import RunDir, write_csv, write_json
 
 log = logging.getLogger("spectacles")
 
 FEW = 100
+OPTIONAL = ("comparison.json", "robustness.json", "robustness.png", "slices.json", "slices.csv", "slices.png")
+"""Files that an earlier evaluation may have left and this one may not write."""
+TOLD = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "hter": "HTER", "roc_auc": "ROC-AUC",
+        "log_loss": "log loss", "brier": "Brier score", "ece": "ECE"}  # fmt: skip
 
 
 def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
-    """Writes predictions.csv, metrics.json and the plots. The test split is scored where it has labels."""
+    """Writes predictions.csv, metrics.json, slices.json, robustness.json, with --compare comparison.json, and plots.
+
+    The test split is opened here, and scored where it has labels.
+    """
     device = runtime.prepare(runtime.resolve_device(config.device))
     data = run_dir.load_result("dataset", DatasetReport)
     if bundle.read_info(run_dir.bundle)[0].data_fingerprint != data.fingerprint:
@@ -29,114 +56,234 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
             f"the bundle in {run_dir.bundle} was trained on other data or another split than {run_dir.splits} "
             "holds now, so test images may have been trained on: run train.py again."
         )
+    other = comparison.load(config.compare, run_dir, data.classes) if config.compare else None
+    folder = run_dir.folder("evaluate")
+    for name in OPTIONAL:
+        (folder / name).unlink(missing_ok=True)
     rows = dataset.load_split(run_dir, "val", "test")
-    rows = rows[rows["label"] != ""]
-    predictor = Predictor(run_dir.bundle, device, config.batch_size, config.engine, images=len(rows))
-    classes = list(predictor.info.classes)
+    rows = rows[rows["label"] != ""].reset_index(drop=True)
+    changed = robustness.passes(min(len(rows), config.robustness_images))
+    predictor = Predictor(run_dir.bundle, device, config.batch_size, config.engine, images=len(rows) + changed)
+    info = predictor.info
     table = predictions.predict_rows(predictor, rows, config.num_workers)
     write_csv(run_dir.predictions, table)
-    scored = {split: _score(table, split, classes, config) for split in ("val", "test")}
-    scored = {split: values for split, values in scored.items() if values}
-    if not scored:
+    scores = {split: _score(table, split, info, config) for split in ("val", "test")}
+    scores = {split: values for split, values in scores.items() if values}
+    if not scores:
         raise UserError(f"{run_dir.splits} has no readable labelled validation or test image: nothing can be scored.")
-    write_json(run_dir.folder("evaluate") / "metrics.json", scored)
-    headline = "test" if "test" in scored else "val"
-    plots = _draw(_readable(table, headline), classes, run_dir.folder("evaluate"))
-    return _report(table, scored, headline, classes, plots, predictor.model_id, run_dir)
+    write_json(folder / "metrics.json", scores)
+
+    headline = "test" if "test" in scores else "val"
+    part = _readable(table, headline)
+    own, scored = rows.loc[part.index], _scored(part, list(info.classes))
+    found: dict[str, Any] = {}
+    if other is not None:
+        found["comparison"] = comparison.compare(
+            scored, own["sha256"], other, run_dir, list(info.classes), config.seed, config.bootstrap_resamples, headline
+        )
+    features = frozen_features(own, run_dir, info, device, config)
+    found["slices"] = slices.score(
+        slices.find(own, features, config.seed), scored, config.seed, config.bootstrap_resamples
+    )
+    if config.robustness_images:
+        places = robustness.sample(own, config.robustness_images, config.seed)
+        found["robustness"] = robustness.measure(
+            predictor, own.iloc[places], scored.labels[places], config.seed, config.bootstrap_resamples,
+            config.attacks, config.num_workers,
+        )  # fmt: skip
+    for name, values in found.items():
+        write_json(folder / f"{name}.json", values)
+    write_csv(folder / "slices.csv", slices.to_table(found["slices"]))
+    plots = [*_draw(part, scored, scores[headline], info, folder), *_draw_found(found, scores[headline], folder)]
+    return _report(table, scores, headline, found, plots, predictor.model_id, run_dir)
 
 
 def _readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
     return table[(table["split"] == split) & (table["status"] == "predicted")]
 
 
-def _arrays(part: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(labels (N,), probabilities (N, K), predicted (N,)) as class indices."""
-    labels = np.array(dataset.class_indices(part["label"], classes), dtype=np.int64)
-    predicted = np.array(dataset.class_indices(part["predicted"], classes), dtype=np.int64)
-    return labels, predictions.probabilities(part, classes), predicted
+def _scored(part: pd.DataFrame, classes: list[str]) -> Scored:
+    return Scored(
+        labels=np.array(dataset.class_indices(part["label"], classes), dtype=np.int64),
+        probabilities=predictions.probabilities(part, classes),
+        predicted=np.array(dataset.class_indices(part["predicted"], classes), dtype=np.int64),
+        clusters=pd.factorize(part["cluster"])[0],
+    )
 
 
-def _score(table: pd.DataFrame, split: str, classes: list[str], config: EvaluateConfig) -> dict[str, Any]:
-    """All metrics of one split; empty where it has no labelled, readable image."""
-    part = _readable(table, split)
+def _raw_probabilities(part: pd.DataFrame, classes: list[str]) -> np.ndarray | None:
+    """(N, K) softmax of the raw logits: what calibration started from."""
+    columns = [predictions.LOGIT_PREFIX + name for name in classes]
+    return softmax(part[columns].to_numpy(dtype=np.float64)) if set(columns) <= set(part.columns) else None
+
+
+def _score(table: pd.DataFrame, split: str, info: BundleInfo, config: EvaluateConfig) -> dict[str, Any]:
+    """All numbers of one split; empty where it has no labelled, readable image."""
+    part, classes = _readable(table, split), list(info.classes)
     if part.empty:
         return {}
-    labels, probabilities, predicted = _arrays(part, classes)
+    scored = _scored(part, classes)
+    right = scored.labels == scored.predicted
     # Near duplicates and groups are not independent evidence: whole clusters are resampled.
-    clusters = pd.factorize(part["cluster"])[0]
-    interval = metrics.bootstrap_interval(
-        labels == predicted, config.seed, resamples=config.bootstrap_resamples, groups=clusters
-    )
-    return {
+    known = intervals.of_metrics(scored, config.seed, config.bootstrap_resamples)
+    values = {
         "images": len(part),
         "refused": int(((table["split"] == split) & (table["status"] != "predicted")).sum()),
-        **metrics.classification_metrics(labels, probabilities, predicted, len(classes)),
-        "accuracy_interval": list(interval),
-        "per_class": dict(zip(classes, metrics.per_class_metrics(labels, predicted, len(classes)), strict=True)),
-        "confusion_matrix": metrics.confusion_matrix(labels, predicted, len(classes)).tolist(),
+        **metrics.classification_metrics(scored.labels, scored.probabilities, scored.predicted, len(classes)),
+        "accuracy_interval": known["accuracy"],
+        "intervals": known,
+        "per_class": dict(
+            zip(classes, metrics.per_class_metrics(scored.labels, scored.predicted, len(classes)), strict=True)
+        ),
+        "confusion_matrix": metrics.confusion_matrix(scored.labels, scored.predicted, len(classes)).tolist(),
+        "selective": confidence.selective(right, thresholds.certainty(scored.probabilities, info.threshold)),
     }
+    raw = _raw_probabilities(part, classes)
+    if raw is not None:
+        values["calibration"] = {
+            "before": metrics.calibration_metrics(scored.labels, raw),
+            "after": metrics.calibration_metrics(scored.labels, scored.probabilities),
+        }
+    if "verdict" in part:
+        verdicts = part["verdict"].to_numpy(dtype=str)
+        values |= confidence.by_verdict(right, verdicts, scored.clusters, config.seed, config.bootstrap_resamples)
+    return values
 
 
-def _draw(part: pd.DataFrame, classes: list[str], folder: Path) -> list[Path]:
-    labels, probabilities, predicted = _arrays(part, classes)
-    matrix = metrics.confusion_matrix(labels, predicted, len(classes))
-    scores = metrics.per_class_metrics(labels, predicted, len(classes))
-    confidence = part["confidence"].to_numpy(dtype=np.float64)
-    return [
+def frozen_features(
+    rows: pd.DataFrame, run_dir: RunDir, info: BundleInfo, device: torch.device, config: EvaluateConfig
+) -> np.ndarray | None:
+    """(N, D) of the backbone before training, as a rule from the cache; None where it has no pretrained weights."""
+    saved, preprocessing = run_dir.load_config(), info.preprocessing
+    if saved.get("no_pretrained"):
+        return None
+    weights = Path(saved["weights"]) if saved.get("weights") else None
+    try:
+        backbone = backbones.build_pretrained(info.backbone, preprocessing.in_chans, preprocessing.image_size, weights)
+        return frozen.features(
+            rows, backbone, info.backbone, preprocessing, run_dir.cache, device, config, config.num_workers
+        )
+    except UserError as error:
+        log.info("  images are not grouped by their looks: %s", error)
+        return None
+
+
+def _draw(part: pd.DataFrame, scored: Scored, values: dict[str, Any], info: BundleInfo, folder: Path) -> list[Path]:
+    labels, probabilities, classes = scored.labels, scored.probabilities, list(info.classes)
+    matrix = np.array(values["confusion_matrix"])
+    surest = part["confidence"].to_numpy(dtype=np.float64)
+    plots = [
         evaluation_plots.confusion_matrix(matrix, classes, folder / "confusion_matrix.png"),
         evaluation_plots.roc_curves(labels, probabilities, classes, folder / "roc.png"),
         evaluation_plots.precision_recall_curves(labels, probabilities, classes, folder / "precision_recall.png"),
-        evaluation_plots.reliability(labels, probabilities, folder / "reliability.png"),
-        evaluation_plots.confidence_histograms(confidence, labels == predicted, folder / "confidence.png"),
-        evaluation_plots.per_class_accuracy(
-            classes, [s["recall"] for s in scores], [int(s["support"] or 0) for s in scores], folder / "per_class.png"
+        evaluation_plots.reliability(
+            labels, probabilities, folder / "reliability.png", _raw_probabilities(part, classes)
         ),
+        evaluation_plots.confidence_histograms(surest, labels == scored.predicted, folder / "confidence.png"),
+        trust_plots.coverage(values["selective"], values.get("labelled"), values["images"], folder / "coverage.png"),
     ]
+    if len(classes) == 2:
+        by_threshold = folder / "threshold.png"
+        plots.append(trust_plots.thresholds(labels, probabilities[:, 1], info.threshold, classes[1], by_threshold))
+    else:
+        recall = [score["recall"] for score in values["per_class"].values()]
+        support = [int(score["support"] or 0) for score in values["per_class"].values()]
+        plots.append(evaluation_plots.per_class_accuracy(classes, recall, support, folder / "per_class.png"))
+    return plots
+
+
+def _draw_found(found: dict[str, Any], values: dict[str, Any], folder: Path) -> list[Path]:
+    plots = []
+    if found["slices"]["slices"]:
+        plots.append(trust_plots.slices(found["slices"]["slices"], values["accuracy"], folder / "slices.png"))
+    if found.get("robustness", {}).get("corruptions"):
+        plots.append(trust_plots.robustness(found["robustness"], folder / "robustness.png"))
+    return plots
 
 
 def _report(
     table: pd.DataFrame,
-    scored: dict[str, dict[str, Any]],
+    scores: dict[str, dict[str, Any]],
     headline: str,
-    classes: list[str],
+    found: dict[str, Any],
     plots: list[Path],
     model_id: str,
     run_dir: RunDir,
 ) -> EvaluateReport:
-    values = scored[headline]
-    low, high = values["accuracy_interval"]
-    summary = [
-        f"{headline}: accuracy {values['accuracy']:.4f} ({low:.4f}-{high:.4f}, 95 %), {values['images']} images",
-        f"{headline}: balanced accuracy {values['balanced_accuracy']:.4f}, macro F1 {values['macro_f1']:.4f}, "
-        f"log loss {values['log_loss']:.4f}, ECE {values['ece']:.4f}",
-    ]
-    if len(classes) == 2 and values["hter"] is not None:
-        summary.append(f"{headline}: HTER {values['hter']:.4f}, ROC-AUC {values['roc_auc'] or 0:.4f}")
-    if headline == "val":
-        summary.append(
-            "validation data chose the best epoch: this is optimistic. Give labelled test data or --test_fraction"
-        )
-    if values["images"] < FEW:
-        summary.append(f"{values['images']} images are few: mind the interval")
+    values, folder = scores[headline], run_dir.folder("evaluate")
+    summary = [*_told(values, headline), *_told_of(found), *_cautions(values, headline)]
     refused = int((table["status"] != "predicted").sum())
     if refused:
         summary.append(f"{refused} files have become unreadable since they were indexed: see {run_dir.predictions}")
-    folder = run_dir.folder("evaluate")
-    scalar = {
-        f"{split}_{name}": value
-        for split, each in scored.items()
-        for name, value in each.items()
-        if value is None or isinstance(value, int | float)
-    }
-    metrics_by_name = {name: None if value is None else float(value) for name, value in scalar.items()}
+    numbers: dict[str, float | None] = {}
+    for split, each in scores.items():
+        scalar = {name: value for name, value in each.items() if value is None or isinstance(value, int | float)}
+        scalar |= {"aurc": each["selective"]["aurc"]}
+        for name, (low, high) in each["intervals"].items():
+            scalar |= {f"{name}_low": low, f"{name}_high": high}
+        numbers |= {f"{split}_{name}": None if value is None else float(value) for name, value in scalar.items()}
+    numbers |= {f"{headline}_{name}": value for name, value in _numbers_of(found).items()}
+    tables = [folder / "metrics.json", run_dir.predictions]
+    tables += [folder / "comparison.json"] if "comparison" in found else []
     return EvaluateReport(
         summary=summary,
-        metrics=metrics_by_name | {f"{headline}_accuracy_low": low, f"{headline}_accuracy_high": high},
-        artifacts=run_dir.relative(folder / "metrics.json", run_dir.predictions, *plots),
+        metrics=numbers,
+        artifacts=run_dir.relative(*tables, *plots),
         scored_on=headline,
         model_id=model_id,
-        accuracy_interval=(low, high),
+        accuracy_interval=(values["accuracy_interval"][0], values["accuracy_interval"][1]),
     )
+
+
+def _told(values: dict[str, Any], headline: str) -> list[str]:
+    def with_interval(name: str) -> str:
+        low, high = values["intervals"].get(name, (None, None))
+        reach = f" ({low:.4f}-{high:.4f})" if low is not None else ""
+        return f"{TOLD[name]} {values[name]:.4f}{reach}"
+
+    low, high = values["accuracy_interval"]
+    names = [name for name in TOLD if values.get(name) is not None]
+    summary = [
+        f"{headline}: accuracy {values['accuracy']:.4f} ({low:.4f}-{high:.4f}, 95 %), {values['images']} images",
+        f"{headline}: {', '.join(map(with_interval, names[: len(names) // 2]))}",
+        f"{headline}: {', '.join(map(with_interval, names[len(names) // 2 :]))}",
+    ]
+    if "calibration" in values:
+        before, after = values["calibration"]["before"], values["calibration"]["after"]
+        pairs = (f"{label} {before[key]:.4f} -> {after[key]:.4f}" for key, label in
+                 (("log_loss", "log loss"), ("ece", "ECE"), ("classwise_ece", "class-wise ECE")))  # fmt: skip
+        summary.append(f"{headline}: calibration took {', '.join(pairs)}")
+    if "labelled" in values and values["unsure"] + values["unfamiliar"]:
+        summary.append(f"{headline}: {confidence.sentence(values)}")
+    return summary
+
+
+def _told_of(found: dict[str, Any]) -> list[str]:
+    told = [found["comparison"]["sentence"]] if "comparison" in found else []
+    told += [sentence] if (sentence := slices.sentence(found["slices"])) else []
+    return told + (robustness.sentences(found["robustness"]) if "robustness" in found else [])
+
+
+def _cautions(values: dict[str, Any], headline: str) -> list[str]:
+    told = []
+    if headline == "val":
+        told.append(
+            "validation data chose the best epoch: this is optimistic. Give labelled test data or --test_fraction"
+        )
+    if values["images"] < FEW:
+        told.append(f"{values['images']} images are few: mind the interval")
+    return told
+
+
+def _numbers_of(found: dict[str, Any]) -> dict[str, float]:
+    """Numbers to compare runs by: the gap of the weakest slice, the mean accuracy on each change, and under attack."""
+    worst = found["slices"]["worst_gap"]
+    numbers = {"worst_gap": worst["gap"]} if worst else {}
+    changed = found.get("robustness", {})
+    numbers |= {f"accuracy_{name}": float(np.mean(each)) for name, each in changed.get("corruptions", {}).items()}
+    for name, each in (changed.get("attacks") or {}).items():
+        numbers |= {f"accuracy_{name}_{level.split('/')[0]}": value for level, value in each.items()}
+    return numbers
 
 
 if __name__ == "__main__":

@@ -100,25 +100,40 @@ def precision_recall_curves(labels: Ints, probabilities: Floats, class_names: Se
     return save(figure, path)
 
 
-def reliability(labels: Ints, probabilities: Floats, path: Path, bins: int = 15) -> Path:
-    """Accuracy by top-1 confidence against the diagonal of perfect calibration, and how many samples stand behind."""
-    error = metrics.expected_calibration_error(labels, probabilities, bins)
+def reliability(labels: Ints, probabilities: Floats, path: Path, before: Floats | None = None) -> Path:
+    """Accuracy by top-1 confidence against the diagonal of perfect calibration, and how many samples stand behind.
+
+    `before`: the probabilities (N, K) without calibration, drawn beside.
+    """
+    error = metrics.expected_calibration_error(labels, probabilities)
     if error is None:
         figure, [axes] = new_figure("Reliability", 6, 2)
         say_nothing(axes)
         return save(figure, path)
-    counts, confidence, accuracy = metrics.reliability_bins(labels, probabilities, bins)
-    figure, [upper, lower] = new_figure(f"Reliability (ECE {error:.3f})", 6, 6, (3, 1))
-    used = counts > 0
+    raw_error = None if before is None else metrics.expected_calibration_error(labels, before)
+    title = f"Reliability (ECE {error:.3f}" + ("" if raw_error is None else f", {raw_error:.3f} before calibration")
+    figure, [upper, lower] = new_figure(f"{title})", 6, 6, (3, 1))
+    counts, confidence, accuracy = metrics.reliability_bins(labels, probabilities)
+    used, bins = counts > 0, len(counts)
     centres = (np.arange(bins) + 0.5) / bins
     upper.bar(centres[used], accuracy[used], 0.92 / bins, color=COLOURS[0], alpha=0.85, label="accuracy")
     upper.plot(confidence[used], accuracy[used], "o", color=COLOURS[1], markersize=5, label="at its mean confidence")
+    if before is not None:
+        raw_counts, raw_confidence, raw_accuracy = metrics.reliability_bins(labels, before)
+        raw = raw_counts > 0
+        upper.plot(
+            raw_confidence[raw], raw_accuracy[raw], "--s", color=MUTED, markersize=4, lw=1, label="before calibration"
+        )
+        lower.step(
+            centres, raw_counts, where="mid", color=INK, linewidth=0.9, linestyle=":", label="before calibration"
+        )
     upper.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle="--", label="perfectly calibrated")
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     add_legend(upper, loc="upper left")
     bars = lower.bar(centres, counts, 0.92 / bins, color=MUTED)
     lower.bar_label(bars, labels=[f"{count:,}" if count else "" for count in counts], fontsize=7, padding=1)
     lower.margins(y=0.25)
+    add_legend(lower, loc="upper left")
     lower.set_xlabel("confidence of the predicted class")
     lower.set_ylabel("samples")
     return save(figure, path)

@@ -18,7 +18,9 @@ Float64s = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 # Every other metric improves upwards.
-LOWER_IS_BETTER = frozenset({"loss", "log_loss", "brier", "ece", "hter", "false_positive_rate", "false_negative_rate"})
+LOWER_IS_BETTER = frozenset(
+    {"loss", "log_loss", "brier", "ece", "classwise_ece", "hter", "false_positive_rate", "false_negative_rate"}
+)
 
 
 def decide(probabilities: Floats, threshold: float | None) -> NDArray[np.int64]:
@@ -56,7 +58,7 @@ def classification_metrics(
 
     - `log_loss`: natural logarithm, probabilities clipped by the machine epsilon of their own dtype.
     - `brier`: mean squared distance to the one-hot label, summed over the classes, 0..2 (Brier 1950).
-    - `ece`: see `expected_calibration_error`.
+    - `ece`, `classwise_ece`: see `expected_calibration_error` and `classwise_calibration_error`.
     - `roc_auc`, `pr_auc` (average precision): class 1 of two; with more classes the mean of one-vs-rest over the
       classes that have positives and negatives.
     - two classes, class 1 positive: `false_positive_rate`, `false_negative_rate` and their mean `hter`.
@@ -76,9 +78,7 @@ def classification_metrics(
         "macro_precision": _mean(precision[occurs]),
         "macro_recall": _mean(recall[occurs]),
         "macro_f1": _mean(f1[occurs]),
-        "log_loss": _log_loss(labels, probabilities),
-        "brier": _brier(labels, probabilities),
-        "ece": expected_calibration_error(labels, probabilities),
+        **calibration_metrics(labels, probabilities),
         "roc_auc": _one_vs_rest(roc_auc, labels, probabilities),
         "pr_auc": _one_vs_rest(average_precision, labels, probabilities),
     }
@@ -89,6 +89,16 @@ def classification_metrics(
     if num_classes >= 6:
         metrics["top_5_accuracy"] = top_k_accuracy(labels, probabilities, 5)
     return metrics
+
+
+def calibration_metrics(labels: Ints, probabilities: Floats) -> dict[str, float | None]:
+    """What the probabilities `(N, K)` are worth as such: `log_loss`, `brier`, `ece` and `classwise_ece`."""
+    return {
+        "log_loss": _mean(log_losses(labels, probabilities)),
+        "brier": _mean(brier_scores(labels, probabilities)),
+        "ece": expected_calibration_error(labels, probabilities),
+        "classwise_ece": classwise_calibration_error(labels, probabilities),
+    }
 
 
 def per_class_metrics(labels: Ints, predicted: Ints, num_classes: int) -> list[dict[str, float | None]]:
@@ -175,6 +185,40 @@ def expected_calibration_error(labels: Ints, probabilities: Floats, bins: int = 
     return _ratio(float(counts @ np.abs(confidence - accuracy)), counts.sum())
 
 
+def classwise_calibration_error(labels: Ints, probabilities: Floats, bins: int = 15) -> float | None:
+    """Mean over the classes of what `expected_calibration_error` is for the top one: the gap between a class's
+    probability and its share of the images, over bins of that probability (Nixon et al. 2019, Kull et al. 2019)."""
+    count, classes = probabilities.shape
+    if not count or not classes:
+        return None
+    gaps = np.asarray(probabilities, dtype=np.float64).copy()
+    which = _bin(gaps, bins) + bins * np.arange(classes)
+    gaps[np.arange(count), labels] -= 1.0
+    return float(np.abs(np.bincount(which.ravel(), weights=gaps.ravel())).sum() / (count * classes))
+
+
+def log_losses(labels: Ints, probabilities: Floats) -> Float64s:
+    """(N,) of each image: minus the natural logarithm of its class's probability."""
+    epsilon = np.finfo(probabilities.dtype).eps
+    true = probabilities[np.arange(len(labels)), labels]
+    losses: Float64s = -np.log(np.clip(true, epsilon, 1 - epsilon).astype(np.float64))
+    return losses
+
+
+def brier_scores(labels: Ints, probabilities: Floats) -> Float64s:
+    """(N,) of each image: squared distance to the one-hot label, 0..2."""
+    differences = probabilities.astype(np.float64)  # a copy
+    differences[np.arange(len(labels)), labels] -= 1.0
+    scores: Float64s = (differences**2).sum(axis=1)
+    return scores
+
+
+def confidence_gaps(labels: Ints, probabilities: Floats, bins: int = 15) -> tuple[NDArray[np.intp], Float64s]:
+    """(N,) each: the bin of the top-1 confidence, and that confidence minus 1 where the top class is right, else 0."""
+    confidence = np.asarray(probabilities, dtype=np.float64).max(axis=1)
+    return _bin(confidence, bins), confidence - (decide(probabilities, None) == labels)
+
+
 def reliability_bins(
     labels: Ints, probabilities: Floats, bins: int = 15
 ) -> tuple[NDArray[np.int64], Float64s, Float64s]:
@@ -183,13 +227,11 @@ def reliability_bins(
     Bin i covers (i / bins, (i + 1) / bins]; confidence and accuracy of an empty bin are 0, its count says so.
     """
     confidence = np.asarray(probabilities, dtype=np.float64).max(axis=1)
-    correct = decide(probabilities, None) == labels
-    inner_edges = np.linspace(0.0, 1.0, bins + 1)[1:-1]
-    which = np.searchsorted(inner_edges, confidence, side="left")
+    which, gaps = confidence_gaps(labels, probabilities, bins)
     counts = np.bincount(which, minlength=bins).astype(np.int64)
     sizes = np.maximum(counts, 1)
     mean_confidence = np.bincount(which, weights=confidence, minlength=bins) / sizes
-    accuracy = np.bincount(which, weights=correct, minlength=bins) / sizes
+    accuracy = np.bincount(which, weights=(confidence - gaps).round(), minlength=bins) / sizes
     return counts, mean_confidence, accuracy
 
 
@@ -237,16 +279,9 @@ def _ratio(numerator: float | np.number[Any], denominator: float | np.number[Any
     return float(numerator) / float(denominator) if denominator else None
 
 
-def _log_loss(labels: Ints, probabilities: Floats) -> float | None:
-    epsilon = np.finfo(probabilities.dtype).eps
-    true = probabilities[np.arange(len(labels)), labels]
-    return _mean(-np.log(np.clip(true, epsilon, 1 - epsilon).astype(np.float64)))
-
-
-def _brier(labels: Ints, probabilities: Floats) -> float | None:
-    differences = probabilities.astype(np.float64)  # a copy
-    differences[np.arange(len(labels)), labels] -= 1.0
-    return _mean((differences**2).sum(axis=1))
+def _bin(values: Float64s, bins: int) -> NDArray[np.intp]:
+    """Bin i covers (i / bins, (i + 1) / bins]; 0 lies in the first."""
+    return np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], values, side="left")
 
 
 def _one_vs_rest(score: Callable[[Bools, Floats], float | None], labels: Ints, probabilities: Floats) -> float | None:

@@ -348,3 +348,32 @@ def test_a_temperature_is_fitted_only_to_enough_images(images):
     assert fitted != pytest.approx(1.0, abs=0.05)
     expected = fitted if images >= calibration.ENOUGH else 1.0
     assert calibration.temperature_for(logits, labels) == expected
+
+
+@fast
+@given(evaluations(), st.integers(1, 20))
+def test_classwise_calibration_error_equals_the_loop_of_its_definition(evaluation, bins):
+    labels, probabilities, _, num_classes = evaluation
+    edges = np.linspace(0, 1, bins + 1)
+    expected = 0.0
+    for index in range(num_classes):
+        for low, high in itertools.pairwise(edges):
+            inside = [i for i, p in enumerate(probabilities[:, index]) if low < p <= high or (p == 0 and low == 0)]
+            if inside:
+                said = sum(probabilities[i, index] for i in inside) / len(inside)
+                share = sum(labels[i] == index for i in inside) / len(inside)
+                expected += len(inside) / len(labels) * abs(said - share) / num_classes
+    assert metrics.classwise_calibration_error(labels, probabilities, bins) == pytest.approx(expected, abs=1e-12)
+    ours = metrics.calibration_metrics(labels, probabilities)
+    scores = metrics.classification_metrics(labels, probabilities, labels, num_classes)
+    assert ours == {name: scores[name] for name in ("log_loss", "brier", "ece", "classwise_ece")}
+
+
+def test_classwise_calibration_sees_what_the_top_class_hides():
+    """Always right and sure of it in half of the images: the runner-up's probability goes to the wrong class."""
+    labels = np.repeat([0, 1], 100)
+    probabilities = np.repeat([[1.0, 0, 0], [0, 0.6, 0.4]], 100, axis=0)
+    sure = np.repeat([[1.0, 0, 0], [0, 1.0, 0]], 100, axis=0)
+    assert metrics.classwise_calibration_error(labels, sure) == 0
+    assert metrics.classwise_calibration_error(labels, probabilities) == pytest.approx((0.2 + 0.2) / 3)
+    assert metrics.classwise_calibration_error(labels[:0], probabilities[:0]) is None
