@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +16,14 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from spectacles import report, runtime, tracking
+from spectacles import cost, model_card, report, runtime, tracking
 from spectacles import run_dir as runs
-from spectacles.config import RunConfig, help_texts, to_plain
+from spectacles.config import RunConfig
 from spectacles.environment import describe_environment
 from spectacles.errors import UserError
 from spectacles.records import Report as StageReport
 from spectacles.run_dir import RunDir
+from spectacles.settings import help_texts, to_plain
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 Run = Callable[[Any, RunDir], StageReport]
@@ -55,7 +55,10 @@ def run_alone(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> None:
 
 
 def publish(run_dir: RunDir) -> None:
-    """Writes the report and shows it, with the numbers by which runs are compared, on the parent run."""
+    """Writes the model card and the report and shows them, with the numbers that compare runs, on the parent run."""
+    card = model_card.write(run_dir)  # first: the report links to it
+    if card is not None:
+        tracking.log_artifact(card)
     tracking.log_artifact(report.write(run_dir))
     tracking.log_metrics(report.headline_metrics(run_dir))
 
@@ -180,7 +183,7 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
         before = run_dir.load_config()
         run_dir.save_config(stage, to_plain(config))
         runs.write_json(run_dir.environment, describe_environment(config.seed, _device(config, run_dir)))
-        started = time.monotonic()
+        meter = cost.start()
         try:
             result = run(config, run_dir)
         except UserError:
@@ -189,10 +192,12 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
         for line in result.summary:
             log.info("  %s", line)
         tracking.log_report(result, run_dir)
+        spent = cost.since(meter)
+        runs.write_json(run_dir.cost(stage), spent)
         run_dir.save_result(stage, result)
         if stage == "dataset":
             runs.point_latest(run_dir)
-        log.info("[%s] done in %.1f s", stage, time.monotonic() - started)
+        log.info("[%s] done in %.1f s", stage, spent["seconds"])
         return result
 
 

@@ -20,7 +20,7 @@ class Report:
     metrics: dict[str, float | None]
     """Numbers to compare runs by; None where a metric is undefined (AUC with one class)."""
     artifacts: list[str]
-    """The files worth showing, relative to the run folder; at most about ten."""
+    """The files worth showing, relative to the run folder; at most about fifteen."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -53,6 +53,9 @@ class DatasetReport(Report):
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExploreReport(Report):
     warnings: list[str]
+    """What is wrong."""
+    suggestions: list[str]
+    """What to try, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

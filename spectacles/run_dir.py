@@ -111,6 +111,10 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def model_card(self) -> Path:
+        return self.path / "MODEL_CARD.md"
+
+    @property
     def index(self) -> Path:
         return self.path / "dataset" / "index.csv"
 
@@ -152,6 +156,10 @@ class RunDir:
 
     def result(self, stage: str) -> Path:
         return self.path / stage / "result.json"
+
+    def cost(self, stage: str) -> Path:
+        """Seconds and joules of the stage's last run."""
+        return self.path / stage / "cost.json"
 
     def done(self, stage: str) -> bool:
         return self.result(stage).is_file()

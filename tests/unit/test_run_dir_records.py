@@ -37,7 +37,7 @@ RECORDS = [
         **COMMON, classes=["0", "1"], ledger=LEDGER, counts={"train": {"0": 1, "1": 1}}, unlabelled=0, fingerprint="f",
         label_column="label", id_column="",
     ),
-    ExploreReport(**COMMON, warnings=[]),
+    ExploreReport(**COMMON, warnings=[], suggestions=[]),
     TRAIN,
     EvaluateReport(**COMMON, scored_on="test", model_id="0f", accuracy_interval=(0.25, 1.0)),
     ErrorReport(**COMMON, errors=1, suspected_labels=2),
