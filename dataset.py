@@ -79,10 +79,7 @@ def load_frozen(config: DatasetConfig) -> tuple[Frozen | None, list[str]]:
         if config.weights is not None:
             raise
         return None, [f"{alone}: {error}"]
-    try:
-        backbones.feature_dim(backbone, config.in_chans, size)
-    except (AssertionError, RuntimeError) as error:  # patches that do not fit, or a picture smaller than a kernel
-        raise UserError(f"--backbone {config.backbone} cannot take --image_size {size}: {error}") from error
+    backbones.fitting_feature_dim(config.backbone, backbone, config.in_chans, size)
     return (backbone, preprocessing), []
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 import dataset
+from spectacles import classifier as classifiers
 from spectacles import (
-    backbones,
     cli,
     error_galleries,
     fold_training,
@@ -23,7 +23,6 @@ from spectacles import (
     runtime,
     similar,
 )
-from spectacles import classifier as classifiers
 from spectacles.bundle import BundleInfo
 from spectacles.classifier import Classifier
 from spectacles.config import ErrorAnalysisConfig
@@ -160,17 +159,13 @@ def frozen_backbone(run_dir: RunDir, classifier: Classifier, info: BundleInfo) -
 
     Where there is none (random weights tell nothing), the trained one, and a note that says so.
     """
-    saved, preprocessing = run_dir.load_config(), info.preprocessing
     reason = "it was trained from random weights"
-    if not saved.get("no_pretrained"):
-        weights = Path(saved["weights"]) if saved.get("weights") else None
-        try:
-            backbone = backbones.build_pretrained(
-                info.backbone, preprocessing.in_chans, preprocessing.image_size, weights
-            )
+    try:
+        backbone = frozen.of_run(run_dir, info)
+        if backbone is not None:
             return backbone, []
-        except UserError as error:
-            reason = str(error)
+    except UserError as error:
+        reason = str(error)
     note = "labels were checked with the trained network's features, which have seen them: expect fewer finds"
     return classifier.backbone, [f"{note} ({reason})"]
 

@@ -10,7 +10,6 @@ import torch
 
 import dataset
 from spectacles import (
-    backbones,
     bundle,
     cli,
     comparison,
@@ -154,14 +153,12 @@ def frozen_features(
     rows: pd.DataFrame, run_dir: RunDir, info: BundleInfo, device: torch.device, config: EvaluateConfig
 ) -> np.ndarray | None:
     """(N, D) of the backbone before training, as a rule from the cache; None where it has no pretrained weights."""
-    saved, preprocessing = run_dir.load_config(), info.preprocessing
-    if saved.get("no_pretrained"):
-        return None
-    weights = Path(saved["weights"]) if saved.get("weights") else None
     try:
-        backbone = backbones.build_pretrained(info.backbone, preprocessing.in_chans, preprocessing.image_size, weights)
+        backbone = frozen.of_run(run_dir, info)
+        if backbone is None:
+            return None
         return frozen.features(
-            rows, backbone, info.backbone, preprocessing, run_dir.cache, device, config, config.num_workers
+            rows, backbone, info.backbone, info.preprocessing, run_dir.cache, device, config, config.num_workers
         )
     except UserError as error:
         log.info("  images are not grouped by their looks: %s", error)

@@ -8,7 +8,6 @@ import sys
 from spectacles import backbones, cli, preprocess
 from spectacles.classifier import Classifier
 from spectacles.config import ModelConfig
-from spectacles.errors import UserError
 from spectacles.preprocess import Preprocessing
 
 DROPOUT = {"simple_cnn": 0.5}
@@ -21,12 +20,7 @@ def build(config: ModelConfig, num_classes: int) -> tuple[Classifier, Preprocess
     else:
         backbone = backbones.build_pretrained(config.backbone, config.in_chans, config.image_size, config.weights)
     preprocessing = preprocess.resolve(backbone.pretrained_cfg, config.image_size, config.resize, config.in_chans)
-    try:
-        dim = backbones.feature_dim(backbone, config.in_chans, preprocessing.image_size)
-    except (AssertionError, RuntimeError) as error:  # patches that do not fit, or a picture smaller than a kernel
-        raise UserError(
-            f"--backbone {config.backbone} cannot take --image_size {preprocessing.image_size}: {error}"
-        ) from error
+    dim = backbones.fitting_feature_dim(config.backbone, backbone, config.in_chans, preprocessing.image_size)
     dropout = config.dropout if config.dropout is not None else DROPOUT.get(config.backbone, 0.2)
     return Classifier(backbone, dim, num_classes, dropout), preprocessing
 

@@ -251,3 +251,11 @@ def feature_dim(backbone: nn.Module, in_chans: int, image_size: int) -> int:
         features = backbone.eval()(torch.zeros(1, in_chans, image_size, image_size))
     backbone.train(was_training)
     return int(features.shape[1])
+
+
+def fitting_feature_dim(name: str, backbone: nn.Module, in_chans: int, image_size: int) -> int:
+    """`feature_dim`; UserError where the backbone cannot take pictures of this size."""
+    try:
+        return feature_dim(backbone, in_chans, image_size)
+    except (AssertionError, RuntimeError) as error:  # patches that do not fit, or a picture smaller than a kernel
+        raise UserError(f"--backbone {name} cannot take --image_size {image_size}: {error}") from error

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from spectacles import backbones, embeddings, preprocess, recipes
+from spectacles.bundle import BundleInfo
 from spectacles.config import ComputeConfig, ModelConfig
 from spectacles.pixels import Pixels
 from spectacles.preprocess import Preprocessing
+from spectacles.run_dir import RunDir
 
 
 def load(config: ModelConfig) -> tuple[nn.Module, Preprocessing]:
@@ -23,6 +25,16 @@ def load(config: ModelConfig) -> tuple[nn.Module, Preprocessing]:
     return backbone, preprocess.resolve(
         backbone.pretrained_cfg, recipes.image_size(config), config.resize, config.in_chans
     )
+
+
+def of_run(run_dir: RunDir, info: BundleInfo) -> nn.Module | None:
+    """The backbone that the run's model started from; None where that was random. Raises UserError where its weights
+    cannot be had."""
+    saved, preprocessing = run_dir.load_config(), info.preprocessing
+    if saved.get("no_pretrained"):
+        return None
+    weights = Path(saved["weights"]) if saved.get("weights") else None
+    return backbones.build_pretrained(info.backbone, preprocessing.in_chans, preprocessing.image_size, weights)
 
 
 def features(

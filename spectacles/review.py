@@ -1,6 +1,5 @@
 """review.html: doubtful labels for a person to decide on, one by one; it works offline and saves label_fixes.csv."""
 
-import base64
 import hashlib
 import shlex
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from spectacles import error_galleries, neighbours, thumbnails
+from spectacles.content_policy import inline_hash
 from spectacles.label_fixes import COLUMNS
 from spectacles.run_dir import RunDir, atomic_write
 from spectacles.runtime import cpu_count
@@ -86,16 +86,11 @@ def render(data: dict[str, Any], embed: bool) -> str:
     whatever stands in a file name or a class name, nothing else runs and no other host is asked."""
     source = TEMPLATE.read_text(encoding="utf-8")
     policy = (
-        f"default-src 'none'; script-src {_inline_hash(source, 'script')}; style-src {_inline_hash(source, 'style')}; "
+        f"default-src 'none'; script-src {inline_hash(source, 'script')}; style-src {inline_hash(source, 'style')}; "
         f"img-src {'data:' if embed else 'file:'}; base-uri 'none'; form-action 'none'"
     )
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
     return template.render(policy=policy, run=data["run"], data=data)
-
-
-def _inline_hash(page: str, tag: str) -> str:
-    content = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def _pictures(large: list[str], small: list[str], embed: bool, num_workers: int | None) -> tuple[list[str], list[str]]:

@@ -1,7 +1,5 @@
 """What the server's routes stand on: which bundle, the body limit, the shapes of the answers, the log, the page."""
 
-import base64
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spectacles import __version__, engines, run_dir, runtime
+from spectacles.content_policy import inline_hash
 from spectacles.environment import package_versions
 from spectacles.errors import UserError
 from spectacles.images import UNKNOWN_FORMAT
@@ -255,14 +254,9 @@ def log_inference(
 
 def page_headers(page: str) -> dict[str, str]:
     """A policy under which the page can run its own script and style (known by hash) and talk to this server only."""
-    sources = {tag: _inline_hash(page, tag) for tag in ("script", "style")}
+    sources = {tag: inline_hash(page, tag) for tag in ("script", "style")}
     policy = (
         f"default-src 'none'; script-src {sources['script']}; style-src {sources['style']}; connect-src 'self'; "
         "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
-
-
-def _inline_hash(page: str, tag: str) -> str:
-    content = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
