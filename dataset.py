@@ -9,15 +9,27 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from spectacles import backbones, cli, duplicates, frozen, label_fixes, leaks, recipes, runtime, tracking
+from spectacles import (
+    backbones,
+    cli,
+    duplicates,
+    frozen,
+    label_fixes,
+    label_sets,
+    leaks,
+    recipes,
+    runtime,
+    tracking,
+)
 from spectacles.config import DatasetConfig
 from spectacles.errors import UserError
 from spectacles.index import look_at_all
 from spectacles.preprocess import Preprocessing
 from spectacles.records import DatasetReport, Ledger
 from spectacles.run_dir import RunDir, write_csv
-from spectacles.sources import SLICE, Rows, natural_sort, read_rows
+from spectacles.sources import SLICE, Rows, read_rows
 from spectacles.splits import kept_splits, stratified_split
+from spectacles.tables import natural_sort
 
 log = logging.getLogger("spectacles")
 
@@ -39,11 +51,12 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
     rows = read_rows(config)
     frame, reviewed_run = rows.frame.assign(review=""), ""
     if config.label_fixes is not None:
-        frame, reviewed_run = label_fixes.apply(frame, config.label_fixes)
+        frame, reviewed_run = label_fixes.apply(frame, config.label_fixes, rows.multi_label)
         notes.append(label_fixes.summarise(frame["review"]))
     index = check_files(frame, config)
     refuse_contradictions(index)
-    classes = _classes(index)
+    classes = _classes(index, rows)
+    notes += _constant_labels(index, classes) if rows.multi_label else []
     used = index[index["status"] != "refused"]
     pairs = find_duplicates(used, backbone, config, run_dir)
     cluster = duplicates.clusters(len(used), [pairs[["a", "b"]].to_numpy(), duplicates.links(used["group"])])
@@ -53,7 +66,7 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
         kept, note = kept_splits(used["sha256"], reviewed_run, config.output_dir)
         notes.append(note)
     index.loc[used.index, "cluster"] = cluster
-    index.loc[used.index, "split"] = assign_splits(used, cluster, kept, classes, config)
+    index.loc[used.index, "split"] = assign_splits(used, cluster, kept, classes, rows.multi_label, config)
     pairs = leaks.describe_pairs(pairs, index)
     issues = leaks.list_issues(index, pairs)
     _save(index, pairs, issues, run_dir)
@@ -135,20 +148,35 @@ def _refuse(index: pd.DataFrame, rows: "pd.Series[bool]", reason: str) -> None:
     index.loc[fresh, ["status", "reason"]] = ["refused", reason]
 
 
-def _classes(index: pd.DataFrame) -> list[str]:
+def _classes(index: pd.DataFrame, rows: Rows) -> list[str]:
     """Class names in natural order; test rows with another label are refused, in place."""
-    usable = index[(index["status"] != "refused") & (index["given_split"] != "test")]
-    classes = natural_sort([label for label in usable["label"].unique() if label])
+    texts = index.loc[(index["status"] != "refused") & (index["given_split"] != "test"), "label"].unique()
+    classes = label_sets.names(texts) if rows.multi_label else natural_sort([label for label in texts if label])
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no usable labelled image"
         raise UserError(f"the training data hold {found}: at least two classes with readable images are needed.")
-    _refuse(index, ~index["label"].isin(["", *classes]), "its label does not occur in the training data")
+    if rows.multi_label:
+        columns = rows.label_column.split(",")
+        if len(columns) > 1 and (never := [name for name in columns if name not in classes]):
+            raise UserError(f"no usable training image has the label {never[0]!r}: leave it out of --label_column.")
+        known = {text for text in index["label"].unique() if set(label_sets.parts(text)) <= set(classes)}
+    else:
+        known = {"", *classes}
+    _refuse(index, ~index["label"].isin(known), "its label does not occur in the training data")
     return classes
 
 
+def _constant_labels(index: pd.DataFrame, classes: list[str]) -> list[str]:
+    """Labels that every training image has: there is nothing to learn about them."""
+    texts = index.loc[(index["status"] != "refused") & (index["source"] == "train"), "label"]
+    counts = label_sets.count(texts, classes, multi_label=True)
+    return [f"every training image has the label {name!r}" for name in classes if counts[name] == len(texts)]
+
+
 def assign_splits(
-    used: pd.DataFrame, cluster: np.ndarray, kept: "pd.Series[str]", classes: list[str], config: DatasetConfig
-) -> "pd.Series[str]":
+    used: pd.DataFrame, cluster: np.ndarray, kept: "pd.Series[str]", classes: list[str], multi_label: bool,
+    config: DatasetConfig,
+) -> "pd.Series[str]":  # fmt: skip
     """Given splits stay, then those that are kept from another run; what is missing is divided off so that clusters
     stay whole and classes keep their shares."""
     split = used["given_split"].copy()
@@ -162,7 +190,7 @@ def assign_splits(
     beside = (split == "") & member.isin(settled.index)
     split[beside] = settled.reindex(member[beside]).to_numpy()
     open_rows = (split == "").to_numpy()
-    codes = pd.Categorical(used.loc[open_rows, "label"], categories=classes).codes.astype(np.int64)
+    codes = label_sets.encode(used.loc[open_rows, "label"], classes, multi_label)
     fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     # By content, not by row: the same images are split the same way in whatever order they are listed.
     order = np.argsort(used.loc[open_rows, "sha256"].to_numpy(dtype=str), kind="stable")
@@ -195,21 +223,19 @@ def _report(
 ) -> DatasetReport:
     ledger = _ledger(index)
     labelled = index[(index["split"] != "") & (index["label"] != "")]
-    counts = {
-        split: {name: int(((labelled["split"] == split) & (labelled["label"] == name)).sum()) for name in classes}
-        for split in SPLITS
-    }
+    counts, images = label_sets.count_splits(labelled, SPLITS, classes, rows.multi_label)
     unlabelled = int(((index["split"] == "test") & (index["label"] == "")).sum())
-    sizes = ", ".join(f"{split} {sum(counts[split].values())}" for split in SPLITS)
+    sizes = ", ".join(f"{split} {count}" for split, count in images.items())
     summary = [
         f"{ledger.rows} rows = {ledger.used} used + {ledger.repaired} repaired + {ledger.refused} refused",
-        f"classes: {', '.join(classes[:20])}{' ...' if len(classes) > 20 else ''} (column {rows.label_column!r})",
+        f"{'labels, any number an image' if rows.multi_label else 'classes'}: {', '.join(classes[:20])}"
+        f"{' ...' if len(classes) > 20 else ''} (column {rows.label_column!r})",
         f"images: {sizes}" + (f", unlabelled test {unlabelled}" if unlabelled else ""),
         *leaks.summarise(pairs, issues),
         *(f"refused {count}: {reason}" for reason, count in ledger.refusals.items()),
         *notes,
     ]
-    metrics = {f"images_{split}": float(sum(counts[split].values())) for split in SPLITS}
+    metrics = {f"images_{split}": float(count) for split, count in images.items()}
     metrics |= {"rows": float(ledger.rows), "refused": float(ledger.refused), "duplicate_pairs": float(len(pairs))}
     metrics["crossing_pairs"] = float(pairs["crosses_border"].sum())
     return DatasetReport(
@@ -217,8 +243,10 @@ def _report(
         metrics=metrics,
         artifacts=run_dir.relative(run_dir.splits, run_dir.issues, run_dir.duplicates, run_dir.index),
         classes=classes,
+        multi_label=rows.multi_label,
         ledger=ledger,
         counts=counts,
+        images=images,
         unlabelled=unlabelled,
         fingerprint=_fingerprint(index),
         label_column=rows.label_column,
@@ -276,11 +304,6 @@ def load_split(run_dir: RunDir, *splits: str) -> pd.DataFrame:
 def _read(path: Path) -> pd.DataFrame:
     slices = [column for column in pd.read_csv(path, nrows=0).columns if column.startswith(SLICE)]
     return pd.read_csv(path, dtype={**TEXT, **dict.fromkeys(slices, str)}, keep_default_na=False)
-
-
-def class_indices(labels: "pd.Series[str]", classes: list[str]) -> list[int]:
-    numbers = {name: number for number, name in enumerate(classes)}
-    return [numbers[label] for label in labels]
 
 
 if __name__ == "__main__":

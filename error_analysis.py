@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from spectacles import (
     fold_training,
     frozen,
     label_noise,
+    label_sets,
     neighbours,
     predictions,
     review,
@@ -49,9 +51,9 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     classifier.to(device, memory_format=torch.channels_last)
     folder = run_dir.folder("error_analysis")
 
-    errors, pairs = find_errors(predicted), confused_pairs(scored)
+    errors, pairs = find_errors(predicted), confusions(scored, info)
     rows, features, notes = labelled_features(config, run_dir, classifier, info, device)
-    noisy, unchecked = check_labels(config, run_dir, rows, features, info.classes, device)
+    noisy, unchecked = check_labels(config, run_dir, rows, features, info, device)
     units = similar.centred(features)
     nearest = neighbours.nearest_training_images(errors, rows, units)
     write_csv(folder / "misclassified.csv", errors[["file", "split", "label", "predicted", "confidence"]])
@@ -60,7 +62,7 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     write_csv(folder / "nearest.csv", nearest.drop(columns="neighbour_path"))
     review.write(
         folder / "review.html", run_dir, noisy, rows, units, info.classes, info.label_column,
-        reviewed.of_run(run_dir), config.galleries, config.num_workers,
+        reviewed.of_run(run_dir), config.galleries, config.num_workers, info.multi_label,
     )  # fmt: skip
 
     shown = errors[errors["split"] == scored_on].head(config.gallery_size)
@@ -70,7 +72,7 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
         galleries = error_galleries.draw(shown, nearest, doubtful, folder, scored_on, config.num_workers)
     files, sentences, measured = explain_decisions(scored, shown, classifier, info, config, folder, scored_on)
     galleries, notes = [*galleries, *files], [*sentences, *unchecked, *notes]
-    return _report(predicted, scored_on, errors, pairs, noisy, notes, galleries, measured, run_dir)
+    return _report(predicted, scored_on, errors, pairs, noisy, notes, galleries, measured, info, run_dir)
 
 
 def load_predictions(run_dir: RunDir) -> pd.DataFrame:
@@ -87,12 +89,32 @@ def find_errors(predicted: pd.DataFrame) -> pd.DataFrame:
     return errors.sort_values("confidence", ascending=False, kind="stable")
 
 
+def confusions(scored: pd.DataFrame, info: BundleInfo) -> pd.DataFrame:
+    """What is confused how often, the most frequent first: `confused_pairs`, or `label_errors`."""
+    pairs = label_errors(scored, info.classes) if info.multi_label else confused_pairs(scored)
+    return pairs.sort_values(["count", "share"], ascending=False, kind="stable", ignore_index=True)
+
+
 def confused_pairs(scored: pd.DataFrame) -> pd.DataFrame:
-    """label, predicted, count, and share of the label's images; the most frequent first."""
+    """label, predicted, count, and share of the label's images."""
     errors = scored[scored["label"] != scored["predicted"]]
     pairs = errors.groupby(["label", "predicted"]).size().reset_index(name="count")
     pairs["share"] = pairs["count"] / scored["label"].value_counts().reindex(pairs["label"]).to_numpy()
-    return pairs.sort_values(["count", "share"], ascending=False, kind="stable", ignore_index=True)
+    return pairs
+
+
+def label_errors(scored: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """label, error (missed or added), count, and share of the images that have the label, or do not have it."""
+    labels, decided = (label_sets.encode(scored[column], classes, True) for column in ("label", "predicted"))
+    wrong = {"missed": labels & ~decided, "added": decided & ~labels}
+    could_be = {"missed": labels.sum(axis=0), "added": (1 - labels).sum(axis=0)}
+    found = [
+        (name, error, count, count / could_be[error][place])
+        for error, each in wrong.items()
+        for place, (name, count) in enumerate(zip(classes, each.sum(axis=0).tolist(), strict=True))
+        if count
+    ]
+    return pd.DataFrame(found, columns=["label", "error", "count", "share"])
 
 
 def labelled_features(
@@ -114,15 +136,16 @@ def check_labels(
     run_dir: RunDir,
     rows: pd.DataFrame,
     features: np.ndarray,
-    classes: Sequence[str],
+    info: BundleInfo,
     device: torch.device,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Every labelled image whose out-of-fold prediction is another class, the least credible label first; and notes.
 
     Columns file, label, suggested_label, score, probability_given, probability_suggested, suspected, split, path and
-    row, the place in `rows`. What a person decided on in the fixes that the run was made with is not listed again.
+    row, the place in `rows`. Of several labels also doubtful_label, the least credible one, which score and
+    probabilities are about. What a person decided on in the fixes that the run was made with is not listed again.
     """
-    labels = np.array(dataset.class_indices(rows["label"], list(classes)), dtype=np.int64)
+    labels = label_sets.encode(rows["label"], info.classes, info.multi_label)
     groups = rows["cluster"].to_numpy(dtype=np.int64)
     probabilities = label_noise.out_of_fold_probabilities(features, labels, config.folds, config.seed, groups)
     if config.fine_tuned_folds:
@@ -130,10 +153,11 @@ def check_labels(
         tuned = fold_training.out_of_fold_probabilities(rows, labels, run_dir, folds, config.seed, device)
         probabilities = label_noise.average(probabilities, tuned)
     notes = []
-    unjudged = int(np.isnan(probabilities).any(axis=1).sum())
+    unknown = np.isnan(probabilities)
+    unjudged = int((unknown if info.multi_label else unknown.any(axis=1)).sum())
     if unjudged:
         notes.append(f"{unjudged} labels could not be checked: too few independent images of their class")
-    listed = _label_table(rows, label_noise.rank_label_issues(labels, probabilities), classes)
+    listed = _label_table(rows, label_noise.rank_label_issues(labels, probabilities), info.classes)
     decided = listed["file"].isin(reviewed.of_run(run_dir)["file"])
     if decided.any():
         notes.append(f"{decided.sum()} labels that a person has decided on before are not listed again")
@@ -142,8 +166,10 @@ def check_labels(
 
 def _label_table(rows: pd.DataFrame, ranked: dict[str, np.ndarray], classes: Sequence[str]) -> pd.DataFrame:
     listed = rows.loc[ranked["row"]].reset_index(drop=True)
+    doubtful = {"doubtful_label": [classes[place] for place in ranked["doubtful"]]} if "doubtful" in ranked else {}
     return listed[["file", "label"]].assign(
-        suggested_label=[classes[index] for index in ranked["suggested"]],
+        suggested_label=label_sets.decode(ranked["suggested"], classes),
+        **doubtful,
         score=ranked["score"].round(6),
         probability_given=ranked["p_given"].round(6),
         probability_suggested=ranked["p_suggested"].round(6),
@@ -179,6 +205,7 @@ def _report(
     notes: Sequence[str],
     galleries: Sequence[Path],
     measured: dict[str, float | None],
+    info: BundleInfo,
     run_dir: RunDir,
 ) -> ErrorReport:
     folder = run_dir.folder("error_analysis")
@@ -188,14 +215,11 @@ def _report(
         f"{scored_on}: {count} of {int(images.get(scored_on, 0))} images misclassified: {folder / 'misclassified.csv'}"
     ]
     if len(pairs):
-        worst = pairs.iloc[0]
-        summary.append(
-            f"most confused: {worst['label']} taken for {worst['predicted']}, {worst['count']} times "
-            f"({100 * worst['share']:.1f} % of its images): {folder / 'confused_pairs.csv'}"
-        )
-    summary.append(
-        f"{len(noisy)} labels are worth a look, {suspected} of them probably wrong: {folder / 'noisy_labels.csv'}"
-    )
+        summary.append(f"{_most_confused(pairs.iloc[0])}: {folder / 'confused_pairs.csv'}")
+    doubts = f"{len(noisy)} labels are worth a look, {suspected} of them probably wrong"
+    if info.multi_label:
+        doubts = f"the labels of {len(noisy)} images are worth a look, those of {suspected} are probably wrong"
+    summary.append(f"{doubts}: {folder / 'noisy_labels.csv'}")
     if len(noisy):
         summary.append(f"next: open {folder / 'review.html'} and decide on them, the least credible first")
     metrics: dict[str, float | None] = {f"{split}_errors": float(wrong.get(split, 0)) for split in images.index}
@@ -209,6 +233,15 @@ def _report(
         errors=count,
         suspected_labels=suspected,
     )
+
+
+def _most_confused(worst: "pd.Series[Any]") -> str:
+    """A row of `confusions` in words."""
+    often = f"{worst['count']} times ({100 * worst['share']:.1f} % of"
+    if "predicted" in worst:
+        return f"most confused: {worst['label']} taken for {worst['predicted']}, {often} its images)"
+    whose = "the images that have it" if worst["error"] == "missed" else "the images without it"
+    return f"most frequent error: {worst['label']} {worst['error']}, {often} {whose})"
 
 
 if __name__ == "__main__":

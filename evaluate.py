@@ -16,17 +16,19 @@ from spectacles import (
     confidence,
     evaluation_plots,
     frozen,
-    intervals,
+    label_metrics,
+    label_sets,
     metrics,
     predictions,
     robustness,
     runtime,
+    scoring,
     slices,
     thresholds,
     trust_plots,
 )
 from spectacles.bundle import BundleInfo
-from spectacles.calibration import softmax
+from spectacles.calibration import Calibration
 from spectacles.config import EvaluateConfig
 from spectacles.errors import UserError
 from spectacles.inference import Predictor
@@ -39,7 +41,8 @@ log = logging.getLogger("spectacles")
 FEW = 100
 OPTIONAL = ("comparison.json", "robustness.json", "robustness.png", "slices.json", "slices.csv", "slices.png")
 """Files that an earlier evaluation may have left and this one may not write."""
-TOLD = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "hter": "HTER", "roc_auc": "ROC-AUC",
+TOLD = {"label_accuracy": "accuracy of each label", "balanced_accuracy": "balanced accuracy", "micro_f1": "micro F1",
+        "macro_f1": "macro F1", "mean_average_precision": "mAP", "hter": "HTER", "roc_auc": "ROC-AUC",
         "log_loss": "log loss", "brier": "Brier score", "ece": "ECE"}  # fmt: skip
 
 
@@ -74,7 +77,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
 
     headline = "test" if "test" in scores else "val"
     part = _readable(table, headline)
-    own, scored = rows.loc[part.index], _scored(part, list(info.classes))
+    own, scored = rows.loc[part.index], _scored(part, info)
     found: dict[str, Any] = {}
     if other is not None:
         found["comparison"] = comparison.compare(
@@ -101,19 +104,21 @@ def _readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
     return table[(table["split"] == split) & (table["status"] == "predicted")]
 
 
-def _scored(part: pd.DataFrame, classes: list[str]) -> Scored:
+def _scored(part: pd.DataFrame, info: BundleInfo) -> Scored:
+    classes = list(info.classes)
     return Scored(
-        labels=np.array(dataset.class_indices(part["label"], classes), dtype=np.int64),
+        labels=label_sets.encode(part["label"], classes, info.multi_label),
         probabilities=predictions.probabilities(part, classes),
-        predicted=np.array(dataset.class_indices(part["predicted"], classes), dtype=np.int64),
+        predicted=label_sets.encode(part["predicted"], classes, info.multi_label),
         clusters=pd.factorize(part["cluster"])[0],
     )
 
 
-def _raw_probabilities(part: pd.DataFrame, classes: list[str]) -> np.ndarray | None:
-    """(N, K) softmax of the raw logits: what calibration started from."""
-    columns = [predictions.LOGIT_PREFIX + name for name in classes]
-    return softmax(part[columns].to_numpy(dtype=np.float64)) if set(columns) <= set(part.columns) else None
+def _raw_probabilities(part: pd.DataFrame, info: BundleInfo) -> np.ndarray | None:
+    """(N, K) of the raw logits: what calibration started from."""
+    columns = [predictions.LOGIT_PREFIX + name for name in info.classes]
+    raw = Calibration(multi_label=info.multi_label)
+    return raw.probabilities(part[columns].to_numpy(dtype=np.float64)) if set(columns) <= set(part.columns) else None
 
 
 def _score(table: pd.DataFrame, split: str, info: BundleInfo, config: EvaluateConfig) -> dict[str, Any]:
@@ -121,27 +126,27 @@ def _score(table: pd.DataFrame, split: str, info: BundleInfo, config: EvaluateCo
     part, classes = _readable(table, split), list(info.classes)
     if part.empty:
         return {}
-    scored = _scored(part, classes)
-    right = scored.labels == scored.predicted
+    scored = _scored(part, info)
+    right = scored.right
     # Near duplicates and groups are not independent evidence: whole clusters are resampled.
-    known = intervals.of_metrics(scored, config.seed, config.bootstrap_resamples)
+    known = scoring.intervals_of(scored, config.seed, config.bootstrap_resamples)
     values = {
         "images": len(part),
         "refused": int(((table["split"] == split) & (table["status"] != "predicted")).sum()),
-        **metrics.classification_metrics(scored.labels, scored.probabilities, scored.predicted, len(classes)),
+        **scoring.metrics_of(scored),
         "accuracy_interval": known["accuracy"],
         "intervals": known,
-        "per_class": dict(
-            zip(classes, metrics.per_class_metrics(scored.labels, scored.predicted, len(classes)), strict=True)
-        ),
-        "confusion_matrix": metrics.confusion_matrix(scored.labels, scored.predicted, len(classes)).tolist(),
-        "selective": confidence.selective(right, thresholds.certainty(scored.probabilities, info.threshold)),
+        "per_class": dict(zip(classes, scoring.per_class(scored), strict=True)),
+        "selective": confidence.selective(right, thresholds.certainty(scored.probabilities, scored.predicted)),
     }
-    raw = _raw_probabilities(part, classes)
+    if not info.multi_label:
+        matrix = metrics.confusion_matrix(scored.labels, scored.predicted, len(classes))
+        values["confusion_matrix"] = matrix.tolist()
+    raw = _raw_probabilities(part, info)
     if raw is not None:
         values["calibration"] = {
-            "before": metrics.calibration_metrics(scored.labels, raw),
-            "after": metrics.calibration_metrics(scored.labels, scored.probabilities),
+            "before": scoring.calibration(scored, raw),
+            "after": scoring.calibration(scored, scored.probabilities),
         }
     if "verdict" in part:
         verdicts = part["verdict"].to_numpy(dtype=str)
@@ -167,18 +172,17 @@ def frozen_features(
 
 def _draw(part: pd.DataFrame, scored: Scored, values: dict[str, Any], info: BundleInfo, folder: Path) -> list[Path]:
     labels, probabilities, classes = scored.labels, scored.probabilities, list(info.classes)
-    matrix = np.array(values["confusion_matrix"])
-    surest = part["confidence"].to_numpy(dtype=np.float64)
+    surest, raw = part["confidence"].to_numpy(dtype=np.float64), _raw_probabilities(part, info)
     plots = [
-        evaluation_plots.confusion_matrix(matrix, classes, folder / "confusion_matrix.png"),
+        _draw_errors(values, info, folder),
         evaluation_plots.roc_curves(labels, probabilities, classes, folder / "roc.png"),
         evaluation_plots.precision_recall_curves(labels, probabilities, classes, folder / "precision_recall.png"),
-        evaluation_plots.reliability(
-            labels, probabilities, folder / "reliability.png", _raw_probabilities(part, classes)
-        ),
-        evaluation_plots.confidence_histograms(surest, labels == scored.predicted, folder / "confidence.png"),
+        _draw_reliability(labels, probabilities, raw, folder / "reliability.png"),
+        evaluation_plots.confidence_histograms(surest, scored.right, folder / "confidence.png"),
         trust_plots.coverage(values["selective"], values.get("labelled"), values["images"], folder / "coverage.png"),
     ]
+    if info.multi_label:
+        return plots
     if len(classes) == 2:
         by_threshold = folder / "threshold.png"
         plots.append(trust_plots.thresholds(labels, probabilities[:, 1], info.threshold, classes[1], by_threshold))
@@ -187,6 +191,22 @@ def _draw(part: pd.DataFrame, scored: Scored, values: dict[str, Any], info: Bund
         support = [int(score["support"] or 0) for score in values["per_class"].values()]
         plots.append(evaluation_plots.per_class_accuracy(classes, recall, support, folder / "per_class.png"))
     return plots
+
+
+def _draw_errors(values: dict[str, Any], info: BundleInfo, folder: Path) -> Path:
+    """What is taken for what, or which labels are missed and added."""
+    if info.multi_label:
+        each = list(values["per_class"].values())
+        return evaluation_plots.label_errors(info.classes, each, values["images"], folder / "label_errors.png")
+    matrix = np.array(values["confusion_matrix"])
+    return evaluation_plots.confusion_matrix(matrix, info.classes, folder / "confusion_matrix.png")
+
+
+def _draw_reliability(labels: np.ndarray, probabilities: np.ndarray, raw: np.ndarray | None, path: Path) -> Path:
+    if labels.ndim == 2:  # each label's answer, yes or no
+        raw = None if raw is None else label_metrics.as_answers(labels, raw)[1]
+        labels, probabilities = label_metrics.as_answers(labels, probabilities)
+    return evaluation_plots.reliability(labels, probabilities, path, raw)
 
 
 def _draw_found(found: dict[str, Any], values: dict[str, Any], folder: Path) -> list[Path]:
@@ -239,9 +259,10 @@ def _told(values: dict[str, Any], headline: str) -> list[str]:
         return f"{TOLD[name]} {values[name]:.4f}{reach}"
 
     low, high = values["accuracy_interval"]
+    what = "all labels right" if "label_accuracy" in values else "accuracy"
     names = [name for name in TOLD if values.get(name) is not None]
     summary = [
-        f"{headline}: accuracy {values['accuracy']:.4f} ({low:.4f}-{high:.4f}, 95 %), {values['images']} images",
+        f"{headline}: {what} {values['accuracy']:.4f} ({low:.4f}-{high:.4f}, 95 %), {values['images']} images",
         f"{headline}: {', '.join(map(with_interval, names[: len(names) // 2]))}",
         f"{headline}: {', '.join(map(with_interval, names[len(names) // 2 :]))}",
     ]

@@ -18,6 +18,8 @@ from spectacles import (
     cli,
     exploration,
     frozen,
+    label_pairs,
+    label_sets,
     plots,
     reachable,
     recipes,
@@ -32,7 +34,8 @@ from spectacles.errors import UserError
 from spectacles.records import DatasetReport, ExploreReport
 from spectacles.run_dir import RunDir, atomic_write, write_csv, write_json
 from spectacles.shortcuts import Shortcut
-from spectacles.wording import count_of, percent
+from spectacles.tables import NONE
+from spectacles.wording import count_of, noun_of
 
 log = logging.getLogger("spectacles")
 
@@ -50,19 +53,23 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
     features, left_out = frozen_features(used, config, run_dir)
     odd, unlike = unusual.find_outliers(used), unusual.unlike_others(used, features, config.seed)
     outliers = pd.concat([odd, unlike[unlike["z"] > unusual.LIMIT]], ignore_index=True) if len(unlike) else odd
-    given_away, separation = shortcuts.find(labelled, config.seed)
-    within_reach = measure_reachable(labelled, features, data.classes, config.seed)
+    given_away, separation = shortcuts.find(labelled, config.seed, data.multi_label)
+    within_reach = measure_reachable(labelled, features, data, config.seed)
 
     folder = run_dir.folder("explore")
     write_tables(data, used, pairs, outliers, given_away, folder)
     write_reachable(within_reach, folder)
     draw_charts(data, used, folder)
+    about_pairs, suspicious = look_at_label_pairs(data, labelled, folder)
     sheets.clear(folder)
-    galleries = draw_galleries(labelled, pairs, odd, unlike, given_away, config, folder) if config.galleries else []
+    galleries = []
+    if config.galleries:
+        galleries = draw_galleries(labelled, pairs, odd, unlike, given_away, config, data.multi_label, folder)
 
     warnings = [
         *exploration.check_files(index, pairs),
-        *exploration.check_classes(data.counts),
+        *exploration.check_classes(data),
+        *suspicious,
         *[shortcut.sentence() for shortcut in given_away[:MAX_TOLD]],
         *exploration.check_shift(used),
     ]
@@ -70,10 +77,12 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
     for name, lines in (("warnings", warnings), ("suggestions", advice)):
         atomic_write(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))
     summary = [
-        *describe(data, used, pairs, outliers),
-        *_tell_shortcuts(given_away, separation),
+        *exploration.describe(data, used, pairs, outliers),
+        *about_pairs,
+        *_tell_contact_sheets(data),
+        *shortcuts.summarise(given_away, separation, noun_of(data.multi_label)),
         *(
-            reachable.sentences(within_reach)
+            reachable.sentences(within_reach, data.multi_label)
             if within_reach
             else [f"what is within reach was not measured: {left_out}"]
         ),
@@ -112,14 +121,15 @@ def frozen_features(used: pd.DataFrame, config: ExploreConfig, run_dir: RunDir) 
 
 
 def measure_reachable(
-    labelled: pd.DataFrame, features: np.ndarray | None, classes: list[str], seed: int
+    labelled: pd.DataFrame, features: np.ndarray | None, data: DatasetReport, seed: int
 ) -> dict[str, Any] | None:
     """See reachable.measure; `labelled` are rows, none of the test split, of the table that `features` stand for."""
     if features is None:
         return None
-    rows = labelled.iloc[reachable.sample_clusters(labelled["cluster"].to_numpy(), reachable.MOST_ROWS, seed)]
+    most = reachable.most_rows(len(data.classes) if data.multi_label else 1)
+    rows = labelled.iloc[reachable.sample_clusters(labelled["cluster"].to_numpy(), most, seed)]
     log.info("  measuring on %d images what is within reach", len(rows))
-    labels = np.array(dataset.class_indices(rows["label"], classes), dtype=np.int64)
+    labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
     return reachable.measure(features[rows.index], labels, rows["cluster"].to_numpy(), seed)
 
 
@@ -133,7 +143,7 @@ def write_tables(
 ) -> None:
     modes = used.groupby(["format", "mode", "label"]).size().rename("images").reset_index()
     tables = {
-        "class_distribution.csv": exploration.distribution(data.counts, data.unlabelled),
+        "class_distribution.csv": exploration.distribution(data, exploration.counts_of(data, used)),
         "modes.csv": modes.rename(columns={"label": "class"}),
         "conflicting_duplicates.csv": pairs[pairs["conflict"]],
         "outliers.csv": outliers.drop(columns="path"),
@@ -151,10 +161,25 @@ def write_reachable(within_reach: dict[str, Any] | None, folder: Path) -> None:
         write_json(path, within_reach)
 
 
+def look_at_label_pairs(data: DatasetReport, labelled: pd.DataFrame, folder: Path) -> tuple[list[str], list[str]]:
+    """What is to be told of labels that go together, and to be warned of; nothing where an image has one class."""
+    table, chart = folder / "label_pairs.csv", folder / "label_pairs.png"
+    if not data.multi_label:
+        for stale in (table, chart):
+            stale.unlink(missing_ok=True)
+        return [], []
+    together = label_pairs.count(labelled["label"], data.classes)
+    found = label_pairs.table(together, data.classes, len(labelled))
+    write_csv(table, found)
+    plots.label_pairs(together, data.classes, chart)
+    return label_pairs.sentences(found), label_pairs.check(together, found)
+
+
 def draw_charts(data: DatasetReport, used: pd.DataFrame, folder: Path) -> None:
     """Histograms overlay the classes while there are few enough to tell apart."""
-    counts = {split: per_class for split, per_class in data.counts.items() if any(per_class.values())}
-    plots.class_distribution(counts, folder / "class_distribution.png")
+    noun, every = noun_of(data.multi_label), exploration.counts_of(data, used)
+    counts = {split: per_class for split, per_class in every.items() if data.images[split]}
+    plots.class_distribution(counts, data.images, folder / "class_distribution.png", noun)
     plots.scatter_sizes(used["width"].to_numpy(), used["height"].to_numpy(), folder / "sizes.png")
     columns = {
         "aspect_ratios": (used["width"] / used["height"], "Aspect ratios", "width / height", True),
@@ -162,11 +187,21 @@ def draw_charts(data: DatasetReport, used: pd.DataFrame, folder: Path) -> None:
         "contrast": (used["contrast"], "Contrast", "standard deviation of grey values", False),
         "sharpness": (used["sharpness"].clip(lower=0.01), "Sharpness (small: blurred)", "variance of Laplacian", True),
     }
-    names = used["label"].where(used["label"] != "", sheets.NO_LABEL)
+    members = _members(used["label"], data)
+    of_what = "label's images" if data.multi_label else "class"
     for name, (values, title, xlabel, log_scale) in columns.items():
-        by = {str(label): part.to_numpy() for label, part in values.groupby(names)}
-        overlaid = by if 1 < len(by) <= MAX_OVERLAYS else None
-        plots.histogram(values.to_numpy(), title, xlabel, folder / f"{name}.png", overlaid, log_scale)
+        by = {label: values[own].to_numpy() for label, own in members.items()}
+        plots.histogram(values.to_numpy(), title, xlabel, folder / f"{name}.png", by or None, log_scale, of_what)
+
+
+def _members(labels: "pd.Series[str]", data: DatasetReport) -> dict[str, "pd.Series[bool]"]:
+    """Name in a chart -> which images it stands for, of several labels each; empty where they are too many for one."""
+    if len(data.classes) > MAX_OVERLAYS:
+        return {}
+    names = [*data.classes, NONE] if data.multi_label else sorted(data.classes)
+    found = {name: label_sets.has(labels, name, data.multi_label and name != NONE) for name in names}
+    found = {name: own for name, own in ({sheets.NO_LABEL: labels == ""} | found).items() if own.any()}
+    return found if 1 < len(found) <= MAX_OVERLAYS else {}
 
 
 def draw_galleries(
@@ -176,12 +211,13 @@ def draw_galleries(
     unlike: pd.DataFrame,
     given_away: Sequence[Shortcut],
     config: ExploreConfig,
+    multi_label: bool,
     folder: Path,
 ) -> list[Path]:
     """Everything that shows photos; returns those worth showing in a report, the most telling first."""
     size, seed = config.gallery_size, config.seed
     with ThreadPoolExecutor(max(1, config.num_workers or runtime.cpu_count())) as pool:
-        contact_sheets, means = sheets.draw_classes(labelled, size, seed, pool, folder)
+        contact_sheets, means = sheets.draw_classes(labelled, size, seed, pool, folder, multi_label)
         shown = [
             means,
             sheets.draw_outliers(odd, size, pool, folder / "outliers.png"),
@@ -203,17 +239,18 @@ def suggest(
     config: ExploreConfig,
 ) -> list[str]:
     """What to try, each with its reason."""
-    train, val = data.counts["train"], data.counts["val"]
+    train = data.counts["train"]
     look_at = "explore/outliers.png and unlike_others.png" if config.galleries else "explore/outliers.csv"
     size, native = recipes.image_size(config), backbones.native_size(config.backbone)
     return [
         *dict.fromkeys(
-            f"{shortcut.remedy} (images {shortcut.rule} give a class away)" for shortcut in given_away[:MAX_TOLD]
+            f"{shortcut.remedy} (images {shortcut.rule} give a {noun_of(data.multi_label)} away)"
+            for shortcut in given_away[:MAX_TOLD]
         ),
         *suggestions.group_column(used),
-        *suggestions.balance(train),
-        *suggestions.more_images(train, val),
-        *suggestions.learning_curve(within_reach),
+        *(suggestions.rare_label(train, data.images["train"]) if data.multi_label else suggestions.balance(train)),
+        *suggestions.more_images(data),
+        *suggestions.learning_curve(within_reach, data.multi_label),
         *suggestions.unusual(outliers, look_at),
         *suggestions.resize(used, config.resize),
         *suggestions.image_size(used, size, native),
@@ -221,38 +258,11 @@ def suggest(
     ]
 
 
-def describe(data: DatasetReport, used: pd.DataFrame, pairs: pd.DataFrame, outliers: pd.DataFrame) -> list[str]:
-    sizes = [f"{name!r} {count}" for name, count in sorted(data.counts["train"].items(), key=lambda item: -item[1])]
-    shown = sizes if len(sizes) <= 5 else [*sizes[:2], "...", *sizes[-2:]]
-    width, height, light = used["width"], used["height"], used["brightness"]
-    lines = [
-        f"{len(used)} usable images ({data.ledger.refused} refused) of {len(data.classes)} classes; "
-        f"training images: {', '.join(shown)}",
-        f"{width.median():.0f} x {height.median():.0f} pixels in the median (widths {width.min()} to {width.max()}, "
-        f"heights {height.min()} to {height.max()}); {_shares(used['format'])}; {_shares(used['mode'])}",
-        f"medians: brightness {light.median():.0f} of 255, contrast {used['contrast'].median():.0f}, "
-        f"sharpness {used['sharpness'].median():.0f}",
-        f"unusual images: {suggestions.kinds(outliers) or 'none'}",
-        f"duplicate pairs: {len(pairs)}, {pairs['conflict'].sum()} of them with different labels",
-    ]
-    if len(data.classes) > sheets.MAX_CONTACT_SHEETS:
-        lines.append(f"contact sheets: the {sheets.MAX_CONTACT_SHEETS} largest of {len(data.classes)} classes")
-    return lines
-
-
-def _shares(values: "pd.Series[str]") -> str:
-    """'JPEG 98.0 %, PNG 2.0 %'."""
-    return ", ".join(f"{name} {percent(share)}" for name, share in values.value_counts(normalize=True).items())
-
-
-def _tell_shortcuts(given_away: Sequence[Shortcut], separation: float | None) -> list[str]:
-    if separation is None:
-        return ["too few images to tell whether the files' properties give a class away"]
-    said = f"size, light, colour, format and name of the files tell a class with balanced accuracy {separation:.2f}"
-    if not given_away:
-        return [f"{said} at most (chance 0.50): no shortcut found"]
-    classes = count_of(len(given_away), "class") if len(given_away) == 1 else f"{len(given_away)} classes"
-    return [f"{said} (chance 0.50): they give {classes} away, see explore/shortcuts.csv"]
+def _tell_contact_sheets(data: DatasetReport) -> list[str]:
+    if len(data.classes) <= sheets.MAX_CONTACT_SHEETS:
+        return []
+    of_all = count_of(len(data.classes), noun_of(data.multi_label))
+    return [f"contact sheets: the {sheets.MAX_CONTACT_SHEETS} largest of {of_all}"]
 
 
 def _metrics(
@@ -281,8 +291,9 @@ def _metrics(
 
 def _telling(folder: Path) -> list[Path]:
     """Charts and lists worth showing that exist."""
-    names = ("class_distribution.png", "sizes.png", "brightness.png", "outliers.csv", "shortcuts.csv",
-             "conflicting_duplicates.csv", "reachable.json", "warnings.txt", "suggestions.txt")  # fmt: skip
+    names = ("class_distribution.png", "label_pairs.png", "sizes.png", "brightness.png", "outliers.csv",
+             "shortcuts.csv", "conflicting_duplicates.csv", "label_pairs.csv", "reachable.json", "warnings.txt",
+             "suggestions.txt")  # fmt: skip
     return [folder / name for name in names if (folder / name).is_file()]
 
 

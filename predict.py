@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import dataset
-from spectacles import cli, runtime, sources
+from spectacles import cli, label_sets, runtime, sources
 from spectacles import run_dir as runs
 from spectacles.bundle import BundleInfo
 from spectacles.config import ImageDirConfig, PredictCommand, PredictConfig
@@ -76,7 +76,7 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
     fates: Counter[str] = Counter()
     with ExitStack() as stack:
         write = _open_writer(stack, output, predictor.info, config, bool(inputs.ids))
-        submit = _open_submission(stack, submission, inputs, predictor.info.label_column)
+        submit = _open_submission(stack, submission, inputs, predictor.info)
         for number, (outcome, overlay) in enumerate(progress(outcomes, "predicting", len(inputs.paths))):
             identity = inputs.ids[number] if inputs.ids else ""
             write(inputs.names[number], identity, outcome, overlay)
@@ -133,14 +133,23 @@ def _open_writer(stack: ExitStack, output: Path, info: BundleInfo, config: Predi
 
 
 def _open_submission(
-    stack: ExitStack, path: Path, inputs: Inputs, label_column: str
+    stack: ExitStack, path: Path, inputs: Inputs, info: BundleInfo
 ) -> Callable[[str, Prediction], None]:
     if not inputs.ids:
         return lambda identity, outcome: None
     file = stack.enter_context(stack.enter_context(atomic_path(path)).open("w", newline="", encoding="utf-8"))
     writer = csv.writer(file)
-    writer.writerow([inputs.id_column, label_column])
-    return lambda identity, outcome: writer.writerow([identity, outcome.label])
+    columns = label_sets.columns_of(info.label_column, info.classes, info.multi_label)
+    writer.writerow([inputs.id_column, *columns])
+    if len(columns) == 1:
+        return lambda identity, outcome: writer.writerow([identity, outcome.label])
+
+    def submit_flags(identity: str, outcome: Prediction) -> None:
+        found = label_sets.parts(outcome.label)
+        flags = ["" if outcome.reason else int(column in found) for column in columns]
+        writer.writerow([identity, *flags])
+
+    return submit_flags
 
 
 def _status(outcome: Prediction) -> str:

@@ -121,7 +121,7 @@ def _open(config: PipelineConfig, chosen: list[str]) -> RunDir:
 
 def _has_test_data(run_dir: RunDir) -> bool:
     data = run_dir.load_result("dataset", DatasetReport)
-    return data.unlabelled + sum(data.counts["test"].values()) > 0
+    return data.unlabelled + data.images["test"] > 0
 
 
 def _announce(run_dir: RunDir) -> None:

@@ -18,6 +18,7 @@ from spectacles import (
     epochs,
     finishing,
     history,
+    label_sets,
     phases,
     recipes,
     runtime,
@@ -73,7 +74,7 @@ def prepare(config: TrainConfig, run_dir: RunDir) -> Training:
     started = time.monotonic()
     data = run_dir.load_result("dataset", DatasetReport)
     rows = dataset.load_split(run_dir, "train", "val")
-    labels = np.array(dataset.class_indices(rows["label"], data.classes), dtype=np.int64)
+    labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
     places = {split: np.flatnonzero(rows["split"] == split) for split in ("train", "val")}
     finishing.check(config, labels[places["val"]], len(data.classes))
     device = runtime.prepare(runtime.resolve_device(config.device))
@@ -87,7 +88,7 @@ def prepare(config: TrainConfig, run_dir: RunDir) -> Training:
     weights = epochs.balanced_weights(train.labels, len(data.classes)) if config.class_weights == "balanced" else None
     on_device = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
     return Training(
-        settings=epochs.Settings(config, device, len(data.classes), on_device),
+        settings=epochs.Settings(config, device, len(data.classes), on_device, data.multi_label),
         classifier=classifier,
         stages=stages.stage_modules(classifier),
         pixels=pixels,
@@ -111,13 +112,12 @@ def _plan(
         before = json.loads(kept.read_text(encoding="utf-8"))
         plan = recipes.resolve(replace(config, **{name: before[name] for name in budget.CHOSEN}))
     else:
-        images = {split: sum(data.counts[split].values()) for split in ("train", "val")}
 
         def untrained(candidate: TrainConfig) -> Classifier:
             return model.build(replace(candidate, no_pretrained=True, weights=None), len(data.classes))[0]
 
         decoding = budget.decoding_seconds(rows["path"].tolist(), config)
-        plan, reasons = budget.choose(config, images["train"], images["val"], untrained, decoding, device)
+        plan, reasons = budget.choose(config, data.images["train"], data.images["val"], untrained, decoding, device)
     write_json(kept, to_plain(plan))
     for line in reasons:
         log.info("  %s", line)
@@ -132,6 +132,7 @@ def _info(
         backbone=config.backbone,
         classes=tuple(data.classes),
         label_column=data.label_column,
+        multi_label=data.multi_label,
         preprocessing=preprocessing,
         feature_dim=classifier.head.in_features,
         dropout=classifier.dropout.p,

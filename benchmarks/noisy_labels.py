@@ -3,6 +3,7 @@
 `python -m benchmarks.noisy_labels --data FOLDER`; FOLDER holds train.csv and dataset/, or one folder a class. Labels
 are taken as right, and 5 % of them are made wrong: at random, or of photos that look like another class, drawn with the
 probability that logistic regression gives that class out of fold. The drawn sample data bring their own wrong labels.
+With `--label_column a,b,c`, columns of 0 and 1, one label of an image is made wrong: any, or one that it has is missed.
 
 average precision: of the ranking of all labels. recall: share of the N wrong labels within the first 1.5 N.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from cleanlab import multilabel_classification
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from sklearn.linear_model import LogisticRegression
@@ -24,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 import dataset
 from benchmarks import common
-from spectacles import frozen, label_noise, run_dir, runtime, sample_data
+from spectacles import frozen, label_noise, label_sets, run_dir, runtime, sample_data
 from spectacles.config import DatasetConfig
 from spectacles.run_dir import RunDir
 
@@ -35,7 +37,7 @@ DEPTH = 1.5
 SAMPLE_IMAGES = 600
 
 Labelled = tuple[pd.DataFrame, np.ndarray, np.ndarray]
-"""Rows of splits.csv, features (N, D), class indices (N,)."""
+"""Rows of splits.csv, features (N, D), class indices (N,) or labels (N, K) of 0 and 1."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,27 +46,31 @@ def run(args: argparse.Namespace) -> None:
         rows, features, labels, wrong = drawn(seed, args.output_dir)
         results += compare("sample data, planted", seed, rows, features, labels, wrong)
     if args.data is not None:
-        rows, features, labels = look_at(args.data, args.data.name, args.output_dir)
-        for kind, change in (("at random", at_random), ("by similarity", by_similarity)):
+        rows, features, labels = look_at(args.data, args.data.name, args.output_dir, args.label_column)
+        several = labels.ndim == 2
+        for kind, change in (
+            ("at random", at_random),
+            ("missed", missed) if several else ("by similarity", by_similarity),
+        ):
             for seed in SEEDS:
                 noisy = change(features, labels, seed)
                 name = f"{args.data.name}, {SHARE:.0%} {kind}"
-                results += compare(name, seed, rows, features, noisy, noisy != labels)
+                results += compare(name, seed, rows, features, noisy, ~label_sets.same(noisy, labels))
     table = pd.DataFrame(results)
     means = table.groupby(["data", "ranking"], sort=False)[["average precision", "recall"]].agg(["mean", "std"])
     print(means.to_string(float_format="{:.3f}".format))
 
 
-def look_at(data: Path, name: str, output_dir: Path) -> Labelled:
+def look_at(data: Path, name: str, output_dir: Path, label_column: str | None = None) -> Labelled:
     """The dataset stage's look at all training data, so that near duplicates are known."""
     table = data / "train.csv"
     tables = {"train_csv": table, "image_dir": data / "dataset"} if table.is_file() else {"image_dir": data}
-    config = DatasetConfig(**tables, output_dir=output_dir, device="cpu")
+    config = DatasetConfig(**tables, label_column=label_column, output_dir=output_dir, device="cpu")
     folder = run_dir.create(output_dir, name)
     report = dataset.run(config, folder)
     folder.save_result("dataset", report)
     rows = dataset.load_split(folder, *dataset.SPLITS)
-    labels = np.array(dataset.class_indices(rows["label"], report.classes), dtype=np.int64)
+    labels = label_sets.encode(rows["label"], report.classes, report.multi_label)
     return rows, embed(rows, config, folder), labels
 
 
@@ -87,7 +93,18 @@ def at_random(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray
     flipped = rng.choice(len(labels), round(SHARE * len(labels)), replace=False)
     classes = int(labels.max()) + 1
     noisy = labels.copy()
+    if labels.ndim == 2:
+        noisy[flipped, rng.integers(labels.shape[1], size=len(flipped))] ^= 1
+        return noisy
     noisy[flipped] = (labels[flipped] + rng.integers(1, classes, len(flipped))) % classes
+    return noisy
+
+
+def missed(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    noisy = labels.copy()
+    for row in rng.choice(np.flatnonzero(labels.any(axis=1)), round(SHARE * len(labels)), replace=False):
+        noisy[row, rng.choice(np.flatnonzero(labels[row]))] = 0
     return noisy
 
 
@@ -103,7 +120,9 @@ def by_similarity(features: np.ndarray, labels: np.ndarray, seed: int) -> np.nda
 
 
 def plain(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """What anyone would write: scikit-learn's logistic regression as it comes, five shuffled folds."""
+    """What anyone would write: scikit-learn's logistic regression as it comes, five shuffled folds; one a label."""
+    if labels.ndim == 2:
+        return np.column_stack([plain(features, has)[:, 1] for has in labels.T])
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     with threadpool_limits(1):
@@ -122,6 +141,12 @@ def compare(
         "cleanlab, default ranking": lambda: get_label_quality_scores(labels, probabilities),
         "cleanlab, default filter": lambda: _filtered(labels, probabilities),
     }
+    if labels.ndim == 2:
+        lists = [np.flatnonzero(row).tolist() for row in labels]
+        rankings = {
+            "ours": lambda: _scores_of_sets(labels, ours),
+            "cleanlab, multilabel": lambda: multilabel_classification.get_label_quality_scores(lists, probabilities),
+        }
     for name, quality in rankings.items():
         scores = quality()
         first = np.argsort(scores, kind="stable")[: int(DEPTH * wrong.sum())]
@@ -132,6 +157,13 @@ def compare(
             "average precision": average_precision_score(wrong, -scores),
             "recall": wrong[first].sum() / wrong.sum(),
         }
+
+
+def _scores_of_sets(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """(N,): that of the least credible label, and 1 where none is doubtful."""
+    scores, ranked = np.ones(len(labels)), label_noise.rank_label_issues(labels, probabilities)
+    scores[ranked["row"]] = ranked["score"]
+    return scores
 
 
 def _filtered(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -147,6 +179,7 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, help="photos with right labels: train.csv and dataset/, or a folder a class"
     )
+    parser.add_argument("--label_column", help="columns of 0 and 1 in train.csv, with commas between: a label each")
     parser.add_argument("--output_dir", type=Path, default=common.ROOT / "outputs" / "bench" / "noisy_labels")
     with common.exit_codes():
         run(parser.parse_args())

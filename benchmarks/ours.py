@@ -57,10 +57,10 @@ def collect(run_folder: Path) -> dict[str, Any]:
     train = json.loads((run_folder / "train" / "result.json").read_text(encoding="utf-8"))
     test = json.loads((run_folder / "evaluate" / "metrics.json").read_text(encoding="utf-8"))["test"]
     plan = json.loads((run_folder / "train" / "plan.json").read_text(encoding="utf-8"))
-    counts = json.loads((run_folder / "dataset" / "result.json").read_text(encoding="utf-8"))["counts"]
+    images = json.loads((run_folder / "dataset" / "result.json").read_text(encoding="utf-8"))["images"]
     history = pd.read_csv(run_folder / "train" / "history.csv")
     epochs = history.loc[history["phase"] == "fine_tune", "seconds"]
-    used = {f"{split}_images": sum(of_class.values()) for split, of_class in counts.items()}
+    used = {f"{split}_images": count for split, count in images.items()}
     return {
         "image_size": plan["image_size"],
         **used,

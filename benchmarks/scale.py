@@ -18,7 +18,7 @@ from PIL import Image
 
 import dataset
 from benchmarks import common
-from spectacles import epochs, preprocess
+from spectacles import epochs, label_sets, preprocess
 from spectacles import run_dir as runs
 from spectacles.errors import UserError
 from spectacles.pixels import Pixels
@@ -147,15 +147,15 @@ def write_table(run_dir: RunDir, rows: int, chunk: int = 100_000) -> None:
         part.to_csv(run_dir.splits, mode="a", header=start == 0, index=False)
     ledger = Ledger(rows=rows, used=rows, repaired=0, refused=0, repairs={}, refusals={})
     report = DatasetReport(
-        summary=[], metrics={}, artifacts=[], classes=CLASSES, ledger=ledger, counts={}, unlabelled=0,
-        fingerprint="", label_column="label", id_column="id",
+        summary=[], metrics={}, artifacts=[], classes=CLASSES, multi_label=False, ledger=ledger, counts={},
+        images={}, unlabelled=0, fingerprint="", label_column="label", id_column="id",
     )  # fmt: skip
     run_dir.save_result("dataset", report)
 
 
 def iterate(rows: pd.DataFrame, cache: Path) -> int:
     """Batches of one epoch, with all that training holds of the rows, without decoding."""
-    labels = np.array(dataset.class_indices(rows["label"], CLASSES))
+    labels = label_sets.encode(rows["label"], CLASSES, False)
     input_of = {"input_size": (3, SIZE, SIZE), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     with Pixels(rows, preprocess.resolve(input_of, SIZE, "squash", 3), cache, max_bytes=0, num_workers=1) as pixels:
         examples = epochs.Examples(pixels, np.arange(len(rows)), labels)

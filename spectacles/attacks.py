@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from spectacles import label_sets
 from spectacles.classifier import Classifier
 from spectacles.inference import Predictor
-from spectacles.metrics import decide
 from spectacles.preprocess import Preprocessing
 from spectacles.runtime import to_device
 
@@ -73,7 +73,8 @@ ATTACKS: dict[str, Callable[..., torch.Tensor]] = {"fgsm": fgsm, "pgd": pgd}
 def withstood(
     predictor: Predictor, pixels: np.ndarray, labels: np.ndarray, right: np.ndarray, seed: int
 ) -> dict[tuple[str, float], np.ndarray]:
-    """(attack, level) -> (B,) bool: which of uint8 (B, S, S, C) with class indices (B,) are still right.
+    """(attack, level) -> (B,) bool: which of uint8 (B, S, S, C) with class indices (B,), or labels (B, K), are still
+    right.
 
     An image that is wrong as it is (not `right`), or under a smaller change, is wrong. Attacked pictures are rounded to
     8 bits, as any file would be, and judged as every picture is.
@@ -90,7 +91,8 @@ def withstood(
                     classifier, preprocessing, images, to_device(labels[places], predictor.device), level, seed
                 )
                 attacked = changed.round().to(torch.uint8).cpu().numpy()
-                standing[places] = decide(predictor.probabilities(attacked), predictor.info.threshold) == labels[places]
+                decided = predictor.info.decide(predictor.probabilities(attacked))
+                standing[places] = label_sets.same(decided, labels[places])
             found[name, float(level)] = standing.copy()
     return found
 
@@ -98,9 +100,13 @@ def withstood(
 def _loss(
     classifier: Classifier, preprocessing: Preprocessing, pixels: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cross-entropy (B,), its slope by each pixel, like `pixels`)."""
+    """(cross-entropy (B,) of class indices (B,) or labels (B, K), its slope by each pixel, like `pixels`)."""
     with torch.enable_grad():
         inputs = pixels.detach().requires_grad_()
-        losses = cross_entropy(classifier(preprocessing.normalize(inputs)), labels, reduction="none")
+        logits = classifier(preprocessing.normalize(inputs))
+        if labels.ndim == 2:
+            losses = binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").sum(dim=1)
+        else:
+            losses = cross_entropy(logits, labels, reduction="none")
         (slope,) = torch.autograd.grad(losses.sum(), inputs)
     return losses.detach(), slope

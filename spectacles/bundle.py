@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
+from spectacles import label_sets, metrics, thresholds
 from spectacles.calibration import Calibration
 from spectacles.environment import package_versions
 from spectacles.errors import UserError
@@ -30,14 +32,15 @@ class BundleInfo:
     backbone: str
     classes: tuple[str, ...]
     label_column: str
-    """What the labels were called in the training table; submissions name their column so."""
+    """What the labels were called in the training table; submissions name their column so. Several with commas."""
     preprocessing: Preprocessing
     feature_dim: int
     dropout: float
     threshold: float | None
     """Two classes: probability from which an image is called the second class. None: the most probable class wins."""
     temperature: float
-    """Logits are divided by it before softmax (Guo et al. 2017); fitted on validation data, as what follows."""
+    """Logits are divided by it before softmax or sigmoid (Guo et al. 2017); fitted on validation data, as what
+    follows."""
     data_fingerprint: str
     training_profile: dict[str, Any]
     """What training data looked like: images a class, and mean and spread of brightness, contrast and blur."""
@@ -46,6 +49,10 @@ class BundleInfo:
     """Of the validation data, at the epoch that was kept."""
     epoch: int
     phase: str
+    multi_label: bool = False
+    """Whether an image has any number of labels: `classes` are labels then, each with a probability of its own."""
+    label_thresholds: tuple[float, ...] = ()
+    """Any number of labels: probability from which an image has the label, one each."""
     class_scales: tuple[float, ...] = ()
     """More than two classes: logits are multiplied by them after the temperature; none where that is not better."""
     class_biases: tuple[float, ...] = ()
@@ -57,7 +64,21 @@ class BundleInfo:
 
     @property
     def calibration(self) -> Calibration:
-        return Calibration(self.temperature, self.class_scales, self.class_biases)
+        return Calibration(self.temperature, self.class_scales, self.class_biases, self.multi_label)
+
+    def labels_of(self, text: str) -> list[str]:
+        """A decision's text as a list: one class, or any number of labels."""
+        return label_sets.parts(text) if self.multi_label else [text]
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """(N, K) -> class indices (N,), or labels (N, K) of 0 and 1."""
+        if self.multi_label:
+            return metrics.decide_labels(probabilities, self.label_thresholds)
+        return metrics.decide(probabilities, self.threshold)
+
+    def certainty(self, probabilities: np.ndarray) -> np.ndarray:
+        """(N, K) -> (N,): how probably the decision is right; of any number of labels, the least certain one's."""
+        return thresholds.certainty(probabilities, self.decide(probabilities))
 
 
 def save(folder: Path, info: BundleInfo, state: dict[str, torch.Tensor]) -> str:
@@ -139,7 +160,7 @@ def _to_json(info: BundleInfo) -> dict[str, Any]:
 
 def _from_json(manifest: dict[str, Any]) -> BundleInfo:
     values = {field.name: manifest[field.name] for field in fields(BundleInfo)}
-    for name in ("classes", "class_scales", "class_biases"):
+    for name in ("classes", "class_scales", "class_biases", "label_thresholds"):
         values[name] = tuple(values[name])
     values["preprocessing"] = Preprocessing.from_json(values["preprocessing"])
     return BundleInfo(**values)

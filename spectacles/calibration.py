@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from spectacles.metrics import Float64s, Floats, Ints
 
@@ -26,18 +27,21 @@ LARGEST = 2_000_000
 
 @dataclass(frozen=True)
 class Calibration:
-    """logits z (N, K) -> softmax(scales * z / temperature + biases); without scales the temperature alone."""
+    """logits z (N, K) -> softmax(scales * z / temperature + biases); without scales the temperature alone. Where an
+    image has any number of labels, the sigmoid of the same (Platt 1999, for each label)."""
 
     temperature: float = 1.0
     scales: tuple[float, ...] = ()
     """One a class, or none."""
     biases: tuple[float, ...] = ()
+    multi_label: bool = False
 
     def probabilities(self, logits: Floats) -> Float64s:
         """(N, K) -> (N, K) float64."""
+        squash = sigmoid if self.multi_label else softmax
         if not self.scales:
-            return softmax(logits, self.temperature)
-        return softmax(_scaled(np.asarray(logits, dtype=np.float64) / self.temperature, self.scales, self.biases))
+            return squash(logits, self.temperature)
+        return squash(_scaled(np.asarray(logits, dtype=np.float64) / self.temperature, self.scales, self.biases))
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Float64s:
@@ -48,13 +52,23 @@ def softmax(logits: Floats, temperature: float = 1.0) -> Float64s:
     return probabilities
 
 
+def sigmoid(logits: Floats, temperature: float = 1.0) -> Float64s:
+    """Probabilities `(N, K)` in float64, of each label by itself, from logits `(N, K)` divided by the temperature."""
+    probabilities: Float64s = expit(np.asarray(logits, dtype=np.float64) / temperature)
+    return probabilities
+
+
 def fit(logits: Floats, labels: Ints) -> Calibration:
     """What to serve with, from validation logits `(N, K)`: the temperature, and where that is better, vector scaling.
 
     Vector scaling is kept where it has the lower log loss in a FOLDS-fold cross-validation, by more than MARGIN
     standard errors of the difference. With two classes it is never tried: the temperature and a threshold say the same.
+    Labels `(N, K)` of 0 and 1 have a scale and a bias each wherever there are ENOUGH images.
     """
     temperature = temperature_for(logits, labels)
+    if labels.ndim == 2:
+        few = len(labels) < ENOUGH
+        return Calibration(multi_label=True) if few else fit_labels(logits, labels, temperature)
     if len(labels) < max(ENOUGH, ENOUGH_A_CLASS * logits.shape[1]) or logits.shape[1] == 2:
         return Calibration(temperature)
     step = -(-logits.size // LARGEST)
@@ -69,8 +83,11 @@ def temperature_for(logits: Floats, labels: Ints) -> float:
     """The fitted temperature, and 1 where there are fewer than ENOUGH images.
 
     Targets are smoothed by 1 / (N + 2), as if one more image had been wrong (Platt 1999): that no validation image is
-    wrong does not make the model infallible.
+    wrong does not make the model infallible. Labels `(N, K)` count as N * K images, each of two classes.
     """
+    if len(labels) >= ENOUGH and labels.ndim == 2:
+        own = np.asarray(logits, dtype=np.float64).ravel()
+        return fit_temperature(np.stack([np.zeros(len(own)), own], axis=1), labels.ravel(), 1 / (len(labels) + 2))
     return fit_temperature(logits, labels, 1 / (len(labels) + 2)) if len(labels) >= ENOUGH else 1.0
 
 
@@ -130,9 +147,36 @@ def fit_vector(logits: Floats, labels: Ints, temperature: float) -> Calibration:
         value = -(targets * log_probabilities).sum() / count + away @ (parameters - neutral) / 2
         return float(value), np.concatenate([(slopes * tempered).sum(axis=0), slopes.sum(axis=0)]) + away
 
+    return _minimise(loss, neutral, temperature)
+
+
+def fit_labels(logits: Floats, labels: Ints, temperature: float) -> Calibration:
+    """The temperature, and a scale and a bias a label, from finite logits and labels `(N, K)` of 0 and 1: as
+    `fit_vector`, of each label by itself."""
+    tempered = np.asarray(logits, dtype=np.float64) / temperature
+    count, classes = tempered.shape
+    smoothing = 1 / (count + 2)
+    targets = np.abs(np.asarray(labels) - smoothing)
+    neutral = np.concatenate([np.ones(classes), np.zeros(classes)])
+
+    def loss(parameters: Float64s) -> tuple[float, Float64s]:
+        scaled = _scaled(tempered, parameters[:classes], parameters[classes:])
+        slopes = (expit(scaled) - targets) / count
+        away = (parameters - neutral) / (count * SPREAD**2)
+        value = (np.logaddexp(0, scaled) - targets * scaled).sum() / count + away @ (parameters - neutral) / 2
+        return float(value), np.concatenate([(slopes * tempered).sum(axis=0), slopes.sum(axis=0)]) + away
+
+    return _minimise(loss, neutral, temperature, multi_label=True)
+
+
+def _minimise(
+    loss: Callable[[Float64s], tuple[float, Float64s]], neutral: Float64s, temperature: float, multi_label: bool = False
+) -> Calibration:
+    """From scales of 1 and biases of 0; scales stay positive."""
+    classes = len(neutral) // 2
     bounds = [(0.05, None)] * classes + [(None, None)] * classes
     found = minimize(loss, neutral, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 100}).x.tolist()
-    return Calibration(temperature, tuple(found[:classes]), tuple(found[classes:]))
+    return Calibration(temperature, tuple(found[:classes]), tuple(found[classes:]), multi_label)
 
 
 def _scaled(tempered: Float64s, scales: Float64s | tuple[float, ...], biases: Float64s | tuple[float, ...]) -> Float64s:

@@ -11,10 +11,14 @@ from spectacles.errors import UserError
 
 
 class Classifier(nn.Module):
-    """images (B, C, S, S) -> features (B, D) -> dropout -> logits (B, K)."""
+    """images (B, C, S, S) -> features (B, D) -> dropout -> logits (B, K): of one class among all, or with `multi_label`
+    each of a label by itself."""
 
-    def __init__(self, backbone: nn.Module, feature_dim: int, num_classes: int, dropout: float) -> None:
+    def __init__(
+        self, backbone: nn.Module, feature_dim: int, num_classes: int, dropout: float, multi_label: bool = False
+    ) -> None:
         super().__init__()
+        self.multi_label = multi_label
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(feature_dim, num_classes)
@@ -39,7 +43,7 @@ def load(folder: Path) -> tuple[Classifier, BundleInfo, str]:
 def build(info: BundleInfo, state: dict[str, torch.Tensor], folder: Path) -> Classifier:
     """The classifier of what `bundle.load` read in `folder`. Raises UserError where they do not fit each other."""
     backbone = backbones.build(info.backbone, info.preprocessing.in_chans, info.preprocessing.image_size)
-    classifier = Classifier(backbone, info.feature_dim, len(info.classes), info.dropout)
+    classifier = Classifier(backbone, info.feature_dim, len(info.classes), info.dropout, info.multi_label)
     try:
         classifier.load_state_dict(network_state(state))
     except RuntimeError as error:

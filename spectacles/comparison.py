@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from spectacles import intervals, metrics, predictions
+from spectacles import intervals, label_sets, metrics, predictions, scoring
 from spectacles import run_dir as runs
 from spectacles.errors import UserError
 from spectacles.intervals import Scored
@@ -18,7 +17,7 @@ from spectacles.run_dir import RunDir
 from spectacles.wording import count_of, percent
 
 SIGNIFICANT = 0.05
-OTHERS = {"log_loss": "log loss", "hter": "HTER"}
+OTHERS = {"log_loss": "log loss", "hter": "HTER", "micro_f1": "micro F1", "macro_f1": "macro F1"}
 """Told beside the accuracy where their intervals exclude 0."""
 
 
@@ -81,18 +80,17 @@ def compare(
             "runs on the same test images (--split_column, or --test_csv)."
         )
     theirs = other.table.loc[contents[chosen].to_list()]
-    numbers = {name: number for number, name in enumerate(classes)}
     this = Scored(
         scored.labels[chosen], scored.probabilities[chosen], scored.predicted[chosen], scored.clusters[chosen]
     )
     that = Scored(
         this.labels,
         predictions.probabilities(theirs, classes),
-        theirs["predicted"].map(numbers).to_numpy(dtype=np.int64),
+        label_sets.encode(theirs["predicted"], classes, scored.multi_label),
         this.clusters,
     )
     differences = _differences(this, that, seed, resamples)
-    p_value, only_this, only_that = mcnemar(this.predicted == this.labels, that.predicted == that.labels)
+    p_value, only_this, only_that = mcnemar(this.right, that.right)
     verdict = _verdict(differences["accuracy"], p_value)
     left_out = {
         "trained_on": int((~fresh).sum()),
@@ -127,11 +125,12 @@ def _contents(splits: Path) -> pd.DataFrame:
 
 
 def _differences(this: Scored, that: Scored, seed: int, resamples: int) -> dict[str, dict[str, Any]]:
-    names = ["accuracy", "balanced_accuracy", "log_loss"] + ["hter"] * (this.num_classes == 2)
+    names = ["accuracy", "balanced_accuracy", "log_loss"]
+    names += ["micro_f1", "macro_f1"] if this.multi_label else ["hter"] * (this.num_classes == 2)
     values, drawn = [], []
     for each in (this, that):
-        values.append(metrics.classification_metrics(each.labels, each.probabilities, each.predicted, each.num_classes))
-        drawn.append(intervals.bootstrap(each, seed, resamples, areas=False))
+        values.append(scoring.metrics_of(each))
+        drawn.append(scoring.bootstrap(each, seed, resamples))
     found = {}
     for name in names:
         one, two = (each[name] for each in values)

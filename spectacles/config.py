@@ -80,7 +80,10 @@ class DatasetConfig(RunConfig, ComputeConfig, ModelConfig, ImageDirConfig):
     test_dir: Path | None = None
     """Folder of the test images (default: --image_dir); alone: every image in it, or a folder a class, is test data."""
     label_column: str | None = None
-    """Column with the label. Default: found by name, then by content."""
+    """Column with the label. Default: found by name, then by content. Several labels an image: columns of 0 and 1, a
+    label each, separated by commas."""
+    multi_label: bool = False
+    """The label column holds any number of labels, such as indoor|night, or none for no label."""
     group_column: str | None = None
     """Column (person, patient, scene) whose groups must not be torn apart between splits."""
     split_column: str | None = None
@@ -177,14 +180,14 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     label_smoothing: float = 0.0
     """Share of the target spread over all classes (Szegedy et al. 2015)."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: weight classes inversely to their frequency."""
+    """balanced: weight classes inversely to their frequency; having one of several labels, by how rare it is."""
     clip_grad_norm: float = 1.0
     """Largest gradient norm; 0 switches clipping off."""
     mixed_precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """auto: bf16 (or fp16 on older cards) on CUDA, off elsewhere."""
     threshold_for: str | None = None
-    """Two classes: what the decision threshold is chosen for on validation data: f1, hter, balanced_accuracy,
-    precision:0.95, recall:0.99 or cost:FP=1,FN=5. Default: the most probable class."""
+    """What the decision threshold is chosen for on validation data: f1, hter, balanced_accuracy, precision:0.95,
+    recall:0.99 or cost:FP=1,FN=5. Of two classes (default: the most probable), or of each of several labels (f1)."""
     sure: float | None = None
     """Accuracy that labels must have, such as 0.99: those less certain than that takes on validation data come out as
     unsure. Default: every label is given."""

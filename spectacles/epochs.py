@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from timm.data.mixup import Mixup
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from spectacles import metrics
+from spectacles import label_metrics, metrics
 from spectacles.augment import Augmentation, draws
-from spectacles.calibration import softmax, temperature_for
+from spectacles.calibration import sigmoid, softmax, temperature_for
 from spectacles.config import TrainConfig
 from spectacles.errors import UserError
 from spectacles.pixels import Pixels, in_batches
@@ -30,22 +30,23 @@ class Settings:
     device: torch.device
     num_classes: int
     class_weights: torch.Tensor | None
-    """(K,) float32 on the device."""
+    """(K,) float32 on the device: of classes, or of having a label against not having it."""
+    multi_label: bool = False
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled pictures: places in `pixels`, with their class indices."""
+    """Labelled pictures: places in `pixels`, with their class indices or labels."""
 
     pixels: Pixels
     positions: np.ndarray
     """(N,) int64."""
     labels: np.ndarray
-    """(N,) int64."""
+    """(N,) int64 class indices, or (N, K) int64 of 0 and 1 where an image has any number of labels."""
 
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-"""Inputs (B, ...) and class indices (B,), on the device."""
+"""Inputs (B, ...) and class indices (B,) or labels (B, K), on the device."""
 
 
 def make_optimizer(config: TrainConfig, groups: list[dict[str, object]], device: torch.device) -> torch.optim.Optimizer:
@@ -113,7 +114,7 @@ def train_epoch(
     config, device = settings.config, settings.device
     # Dropout: a function of the epoch, so resuming is exact.
     torch.manual_seed(derive_seed(config.seed, "epoch", epoch))
-    mix = _mixer(config, settings.num_classes)
+    mix = _mixer(settings)
     learning = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     total, seen = torch.zeros((), device=device), 0
     for step, (inputs, targets) in enumerate(progress(batches, f"epoch {epoch}", steps, unit="batch")):
@@ -123,9 +124,7 @@ def train_epoch(
             np.random.seed(derive_seed(config.seed, "mix", epoch, step) % 2**32)
             inputs, targets = mix(inputs, targets)
         with autocast(settings):
-            loss = cross_entropy(
-                network(inputs), targets, weight=settings.class_weights, label_smoothing=config.label_smoothing
-            )
+            loss = mean_loss(network(inputs), targets, settings)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if config.clip_grad_norm:
@@ -141,12 +140,24 @@ def train_epoch(
     return mean
 
 
-def _mixer(config: TrainConfig, num_classes: int) -> Mixup | None:
+def mean_loss(logits: torch.Tensor, targets: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """Cross-entropy of logits (B, K) and class indices (B,) or shares of classes (B, K); of labels (B, K) of 0 and 1
+    (in between in mixed pictures), the binary cross-entropy of each by itself."""
+    weights, smoothing = settings.class_weights, settings.config.label_smoothing
+    if not settings.multi_label:
+        return cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing)
+    smoothed = targets.float() * (1 - smoothing) + smoothing / 2
+    return binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)
+
+
+def _mixer(settings: Settings) -> Mixup | None:
+    config = settings.config
     if not (config.mixup or config.cutmix):
         return None
     return Mixup(  # type: ignore[no-untyped-call]
-        config.mixup, config.cutmix, label_smoothing=0.0, num_classes=num_classes
-    )
+        config.mixup, config.cutmix, label_smoothing=0.0, num_classes=settings.num_classes,
+        multi_label=settings.multi_label,
+    )  # fmt: skip
 
 
 @torch.inference_mode()
@@ -169,7 +180,11 @@ def validate(classifier: nn.Module, examples: Examples, settings: Settings) -> n
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """(K,) float64 N / (K * N_k), as scikit-learn's 'balanced'; a class without images weighs 0."""
+    """(K,) float64. Of classes (N,): N / (K * N_k), as scikit-learn's 'balanced'; a class without images weighs 0. Of
+    labels (N, K): images without the label for each one with it."""
+    if labels.ndim == 2:
+        with_label = labels.sum(axis=0)
+        return np.asarray((len(labels) - with_label) / np.maximum(with_label, 1))
     counts = np.bincount(labels, minlength=num_classes)
     return np.divide(len(labels), num_classes * counts, out=np.zeros(num_classes), where=counts > 0)
 
@@ -177,8 +192,12 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Validation metrics as they would be served, calibrated, and the `loss` as it is. A metric that is undefined (AUC
     with one class in the data) counts as 0, its worst."""
-    probabilities = softmax(logits, temperature_for(logits, labels))
-    values = metrics.classification_metrics(
-        labels, probabilities, metrics.decide(probabilities, None), probabilities.shape[1]
-    )
+    temperature = temperature_for(logits, labels)
+    if labels.ndim == 2:
+        probabilities = sigmoid(logits, temperature)
+        values = label_metrics.multi_label_metrics(labels, probabilities, metrics.decide_labels(probabilities))
+    else:
+        probabilities = softmax(logits, temperature)
+        decided = metrics.decide(probabilities, None)
+        values = metrics.classification_metrics(labels, probabilities, decided, probabilities.shape[1])
     return {"loss": log_loss(logits, labels)} | {name: value or 0.0 for name, value in values.items()}

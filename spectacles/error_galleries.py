@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image
 
+from spectacles import label_sets
 from spectacles.errors import UserError
 from spectacles.galleries import THUMBNAIL, image_grid
 from spectacles.images import ImageRefused, decode
@@ -57,11 +59,16 @@ def show_nearest(
 
 def show_noisy_labels(noisy: pd.DataFrame, photos: dict[str, Image.Image], path: Path) -> Path:
     title = "Labels to check, least credible first" if len(noisy) else "No label looks wrong"
-    captions = [
-        f"{row.file}\nlabel {row.label}, rather {row.suggested_label}\nscore {row.score:.3f} ({row.split})"
-        for row in noisy.itertuples()
-    ]
+    captions = [f"{row.file}\n{_doubt(row)}\nscore {row.score:.3f} ({row.split})" for row in noisy.itertuples()]
     return image_grid([photos[p] for p in noisy["path"]], captions, path, title=title)
+
+
+def _doubt(row: Any) -> str:
+    """A row of noisy_labels.csv in words; of several labels the least credible one, which the score is about."""
+    if not hasattr(row, "doubtful_label"):
+        return f"label {row.label}, rather {row.suggested_label}"
+    word = "without" if row.doubtful_label in label_sets.parts(row.label) else "with"
+    return f"label {row.label}, rather {word} {row.doubtful_label}"
 
 
 def _captions(rows: pd.DataFrame) -> Sequence[str]:

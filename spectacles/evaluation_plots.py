@@ -5,7 +5,7 @@ Labels, probabilities and class indices are as in `metrics`, whose numbers these
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,11 @@ def confusion_matrix(matrix: NDArray[np.integer[Any]], class_names: Sequence[str
 def roc_curves(labels: Ints, probabilities: Floats, class_names: Sequence[str], path: Path) -> Path:
     """ROC of class 1 of two; with more classes one-vs-rest of the (at most 10) classes with the lowest AUC."""
     worst = _worst_classes(metrics.roc_auc, labels, probabilities)
-    title = _curves_title("ROC", "AUC", len(worst), class_names)
+    title = _curves_title("ROC", "AUC", len(worst), class_names, labels)
     figure, [axes] = new_figure(title, 6 if len(worst) < 2 else 8.5, 5)
     for rank, (area, index) in enumerate(worst[:MAX_CURVES]):
-        false_positive_rate, true_positive_rate, _ = metrics.roc_curve(labels == index, probabilities[:, index])
+        positive = _positive(labels, index)
+        false_positive_rate, true_positive_rate, _ = metrics.roc_curve(positive, probabilities[:, index])
         _curve(axes, rank, false_positive_rate, true_positive_rate, f"{shorten(class_names[index])}  {area:.3f}")
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle="--")
     axes.set_xlabel("false-positive rate")
@@ -87,10 +88,10 @@ def roc_curves(labels: Ints, probabilities: Floats, class_names: Sequence[str], 
 def precision_recall_curves(labels: Ints, probabilities: Floats, class_names: Sequence[str], path: Path) -> Path:
     """Precision over recall of class 1 of two, or of the (at most 10) classes with the lowest average precision."""
     worst = _worst_classes(metrics.average_precision, labels, probabilities)
-    title = _curves_title("Precision and recall", "AP", len(worst), class_names)
+    title = _curves_title("Precision and recall", "AP", len(worst), class_names, labels)
     figure, [axes] = new_figure(title, 6 if len(worst) < 2 else 8.5, 5)
     for rank, (area, index) in enumerate(worst[:MAX_CURVES]):
-        precision, recall, _ = metrics.precision_recall_curve(labels == index, probabilities[:, index])
+        precision, recall, _ = metrics.precision_recall_curve(_positive(labels, index), probabilities[:, index])
         _curve(axes, rank, recall, precision, f"{shorten(class_names[index])}  {area:.3f}")
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
@@ -180,6 +181,30 @@ def per_class_accuracy(
     return save(figure, path)
 
 
+def label_errors(class_names: Sequence[str], scores: Sequence[Mapping[str, Any]], images: int, path: Path) -> Path:
+    """Of each label (`label_metrics.per_label_metrics`) the share of images with it that were missed, and of those
+    without that got it; the worst on top (at most 40)."""
+    rows = sorted(zip(class_names, scores, strict=True), key=lambda row: -row[1]["missed"] - row[1]["added"])
+    title = "Labels missed, and given where they should not be"
+    if len(rows) > MAX_CLASSES:
+        title += f": the {MAX_CLASSES} most often wrong of {len(rows)}"
+    rows = rows[:MAX_CLASSES]
+    figure, [axes] = new_figure(title, 7.5, 1.6 + 0.42 * max(3, len(rows)))
+    kinds = (("missed", "of those with it", -0.19, COLOURS[0]), ("added", "of those without", 0.19, COLOURS[1]))
+    for kind, of_what, offset, colour in kinds:
+        totals = [s["support"] if kind == "missed" else images - s["support"] for _, s in rows]
+        shares = [100 * s[kind] / max(1, total) for (_, s), total in zip(rows, totals, strict=True)]
+        places = np.arange(len(rows)) + offset
+        bars = axes.barh(places, shares, 0.36, color=colour, label=f"{kind}, % {of_what}")
+        texts = [f"{s[kind]:,} of {total:,}" for (_, s), total in zip(rows, totals, strict=True)]
+        axes.bar_label(bars, labels=texts, padding=3, fontsize=8, color=INK)
+    name_rows(axes, [name for name, _ in rows])
+    axes.set_xlim(0, max(5.0, axes.get_xlim()[1]) * 1.25)
+    axes.set_xlabel("% of the images with, or without, the label")
+    add_legend(axes, loc="lower right")
+    return save(figure, path)
+
+
 def _most_confused(matrix: NDArray[np.integer[Any]]) -> NDArray[np.intp]:
     """Indices, in class order, of the classes with the most wrong predictions from or to them."""
     wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
@@ -199,17 +224,24 @@ def _worst_classes(
 ) -> list[tuple[float, int]]:
     """(score, class) of each class whose score is defined, the lowest first; of two classes only class 1."""
     num_classes = probabilities.shape[1]
-    candidates = [1] if num_classes == 2 else range(num_classes)
-    scores = [(score(labels == index, probabilities[:, index]), index) for index in candidates]
+    candidates = [1] if num_classes == 2 and labels.ndim == 1 else range(num_classes)
+    scores = [(score(_positive(labels, index), probabilities[:, index]), index) for index in candidates]
     return sorted((value, index) for value, index in scores if value is not None)
 
 
-def _curves_title(name: str, score: str, curves: int, class_names: Sequence[str]) -> str:
-    if len(class_names) == 2:
+def _positive(labels: Ints, index: int) -> Bools:
+    """(N,): which images are of a class (N,), or have a label (N, K)."""
+    own = np.asarray(labels[:, index] == 1 if labels.ndim == 2 else labels == index)
+    return own
+
+
+def _curves_title(name: str, score: str, curves: int, class_names: Sequence[str], labels: Ints) -> str:
+    if len(class_names) == 2 and labels.ndim == 1:
         return f"{name} of {shorten(class_names[1], 40)}"
+    one, many = ("label", "labels") if labels.ndim == 2 else ("class", "classes")
     if curves > MAX_CURVES:
-        return f"{name}: the {MAX_CURVES} classes of {curves} with the lowest {score}"
-    return f"{name}, each class against the rest"
+        return f"{name}: the {MAX_CURVES} {many} of {curves} with the lowest {score}"
+    return f"{name}, each {one} against the rest"
 
 
 def _curve(axes: Panel, rank: int, x: Float64s, y: Float64s, name: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from spectacles import faithfulness
+from spectacles import faithfulness, label_sets, predictions
 from spectacles.bundle import BundleInfo
 from spectacles.classifier import Classifier
 from spectacles.config import ErrorAnalysisConfig
@@ -42,17 +42,18 @@ def explain_decisions(
 ) -> tuple[list[Path], list[str], dict[str, float | None]]:
     """(files written, sentences, metrics) on `errors` and a sample of the hits among the `scored` rows of a split.
 
-    Rows have file, path, label, predicted and confidence. Writes faithfulness.json and, unless config.galleries is off,
+    Rows are of predictions.csv. Writes faithfulness.json and, unless config.galleries is off,
     explained_errors.png, explained_hits.png and feature_maps.png. Raises UserError for a file that is no longer there.
     """
     hits = sample_hits(scored, max(faithfulness.IMAGES, config.gallery_size), config.seed)
     rows = pd.concat([errors, hits], ignore_index=True)
     log.info("  explaining %d decisions with %s", len(rows), config.explain_with)
     pixels = _read(rows["path"].tolist(), info.preprocessing, config)
-    heat, notes = _heat(rows["predicted"], pixels, classifier, info, explanation_methods(config.explain_with))
+    rows = rows.assign(explained=explained_classes(rows, info))
+    heat, notes = _heat(rows["explained"], pixels, classifier, info, explanation_methods(config.explain_with))
     part = slice(len(errors), len(errors) + faithfulness.IMAGES)
     results = {
-        method: check_hits(rows["predicted"][part], pixels[part], maps[part], classifier, info, config.seed)
+        method: check_hits(rows["explained"][part], pixels[part], maps[part], classifier, info, config.seed)
         for method, maps in heat.items()
     }
     files = [folder / "faithfulness.json"]
@@ -60,7 +61,8 @@ def explain_decisions(
     if config.galleries:
         shown = {"errors": rows.index[: len(errors)], "hits": rows.index[len(errors) :][: config.gallery_size]}
         for name, places in shown.items() if heat or not len(rows) else ():
-            title = f"What speaks for the predicted class: {name} ({split})"
+            what = "one label of each photo" if info.multi_label else "the predicted class"
+            title = f"What speaks for {what}: {name} ({split})"
             files.append(_draw(rows.loc[places], pixels, heat, folder / f"explained_{name}.png", title))
         try:
             files += _draw_first_stages(rows[part], pixels[part], classifier, info.preprocessing, folder)
@@ -81,6 +83,19 @@ def sample_hits(scored: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     return hits.loc[turns.sort_values(kind="stable").index].head(count)
 
 
+def explained_classes(rows: pd.DataFrame, info: BundleInfo) -> list[str]:
+    """The predicted class; of any number of labels the most probable one that was wrongly given, else of those given,
+    or where none was, the most probable one."""
+    if not info.multi_label:
+        return rows["predicted"].tolist()
+    probabilities = predictions.probabilities(rows, list(info.classes)).tolist()
+    places = [
+        label_sets.most_probable(label_sets.added(text, given) or text, own, info.classes, info.multi_label)
+        for text, given, own in zip(rows["predicted"], rows["label"], probabilities, strict=True)
+    ]
+    return [info.classes[place] for place in places]
+
+
 def _read(paths: Sequence[str], preprocessing: Preprocessing, config: ErrorAnalysisConfig) -> np.ndarray:
     """uint8 (N, S, S, C)."""
     pixels = np.empty((len(paths), *preprocessing.shape), dtype=np.uint8)
@@ -95,12 +110,12 @@ def _read(paths: Sequence[str], preprocessing: Preprocessing, config: ErrorAnaly
 
 
 def _heat(
-    predicted: pd.Series, pixels: np.ndarray, classifier: Classifier, info: BundleInfo, methods: Sequence[str]
+    explained: pd.Series, pixels: np.ndarray, classifier: Classifier, info: BundleInfo, methods: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Method -> heat (N, h, w) for the predicted classes; and a note for each method that this backbone is not made
+    """Method -> heat (N, h, w) for the `explained` classes; and a note for each method that this backbone is not made
     for."""
     heat, notes = {}, []
-    targets = [info.classes.index(name) for name in predicted]
+    targets = [info.classes.index(name) for name in explained]
     for method in methods if targets else ():
         try:
             heat[method] = explain(method, classifier, pixels, targets, info.preprocessing)
@@ -110,25 +125,25 @@ def _heat(
 
 
 def check_hits(
-    predicted: pd.Series, pixels: np.ndarray, heat: np.ndarray, classifier: Classifier, info: BundleInfo, seed: int
+    explained: pd.Series, pixels: np.ndarray, heat: np.ndarray, classifier: Classifier, info: BundleInfo, seed: int
 ) -> dict[str, Any]:
-    """How faithful heat (N, h, w) for the predicted classes of uint8 pixels (N, S, S, C) is: faithfulness.judge."""
+    """How faithful heat (N, h, w) for the `explained` classes of uint8 pixels (N, S, S, C) is: faithfulness.judge."""
     device = next(classifier.parameters()).device
-    targets = torch.tensor([info.classes.index(name) for name in predicted], device=device)
+    targets = torch.tensor([info.classes.index(name) for name in explained], device=device)
     images = info.preprocessing.normalize(to_device(pixels, device))
     drops = faithfulness.probability_drops(classifier, images, targets, heat, info.calibration, seed)
-    return faithfulness.judge(*drops, predicted.tolist(), seed)
+    return faithfulness.judge(*drops, explained.tolist(), seed)
 
 
 def _draw(rows: pd.DataFrame, pixels: np.ndarray, heat: dict[str, np.ndarray], path: Path, title: str) -> Path:
-    """Each photo as the model sees it, and beside it what speaks for the predicted class by each method. The index of
+    """Each photo as the model sees it, and beside it what speaks for the explained class by each method. The index of
     `rows` says which of the `pixels` and of the maps are theirs."""
     pictures, captions = [], []
     for place, row in zip(rows.index, rows.itertuples(), strict=True):
         picture = to_picture(pixels[place])
         pictures += [picture, *(overlay_heatmap(picture, maps[place]) for maps in heat.values())]
         captions.append(f"{row.file}\n{row.label} -> {row.predicted}, {row.confidence:.3f}")
-        captions += [f"{method.replace('_', ' ')}: speaks for {row.predicted}" for method in heat]
+        captions += [f"{method.replace('_', ' ')}: speaks for {row.explained}" for method in heat]
     group = 1 + len(heat)
     columns = group * -(-COLUMNS // group)
     return image_grid(pictures, captions, path, columns, title if pictures else f"{title}: there are none")

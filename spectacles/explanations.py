@@ -96,12 +96,11 @@ def explain(
 
 def log_odds(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """(B, C, S, S) -> (B,): log p / (1 - p) of each image's class, which unlike p does not saturate, and unlike a logit
-    says nothing of what speaks for all classes alike."""
+    says nothing of what speaks for all classes alike. Of any number of labels the logit is just that."""
     logits = classifier(images)
-    own = targets[:, None]
-    others = logits.scatter(1, own, -torch.inf).logsumexp(dim=1)
-    margin: torch.Tensor = logits.gather(1, own).squeeze(1) - others
-    return margin
+    place = targets[:, None]
+    own: torch.Tensor = logits.gather(1, place).squeeze(1)
+    return own if classifier.multi_label else own - logits.scatter(1, place, -torch.inf).logsumexp(dim=1)
 
 
 def blurred(images: torch.Tensor) -> torch.Tensor:

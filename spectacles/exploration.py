@@ -4,9 +4,12 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from spectacles import suggestions
+from spectacles.records import DatasetReport
 from spectacles.suggestions import FEW_IMAGES
+from spectacles.tables import NONE
 from spectacles.unusual import LEAST_SPREAD, measure
-from spectacles.wording import count_of
+from spectacles.wording import count_of, noun_of, percent, plural
 
 LESS_AND_MORE = {
     "brightness": ("darker", "brighter"),
@@ -17,48 +20,93 @@ LESS_AND_MORE = {
 FEW_VALIDATION_IMAGES = 100
 
 
-def distribution(counts: Mapping[str, Mapping[str, int]], unlabelled: int) -> pd.DataFrame:
-    """A row a class: images in each split and in all, and the share of all. Class '' are the unlabelled test images."""
+def counts_of(data: DatasetReport, used: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """split -> class -> images; where these have any number of labels, NONE are those without any."""
+    if not data.multi_label:
+        return data.counts
+    none = used.loc[used["label"] == NONE, "split"].value_counts()
+    return {split: {**counts, NONE: int(none.get(split, 0))} for split, counts in data.counts.items()}
+
+
+def distribution(data: DatasetReport, counts: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    """A row a class: images in each split and in all, and the share of all. Class '' are the unlabelled test images;
+    images of several labels are in several rows."""
     table = pd.DataFrame(counts).rename_axis("class").reset_index()
-    if unlabelled:
-        table.loc[len(table)] = {"class": "", **dict.fromkeys(counts, 0), "test": unlabelled}
+    if data.unlabelled:
+        table.loc[len(table)] = {"class": "", **dict.fromkeys(counts, 0), "test": data.unlabelled}
     table["images"] = table[list(counts)].sum(axis=1)
-    table["share"] = (table["images"] / max(1, table["images"].sum())).round(4)
+    table["share"] = (table["images"] / max(1, sum(data.images.values()) + data.unlabelled)).round(4)
     return table
 
 
-def check_classes(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Small and missing classes, and splits too small to score on; `counts` is split -> class -> images."""
-    return [*_check_few(counts["train"]), *_check_scoring(counts["val"], counts["test"])]
+def describe(data: DatasetReport, used: pd.DataFrame, pairs: pd.DataFrame, outliers: pd.DataFrame) -> list[str]:
+    """What there is, in a few sentences."""
+    sizes = [f"{name!r} {count}" for name, count in sorted(data.counts["train"].items(), key=lambda item: -item[1])]
+    shown = sizes if len(sizes) <= 5 else [*sizes[:2], "...", *sizes[-2:]]
+    width, height, light = used["width"], used["height"], used["brightness"]
+    classes, of_train = f"of {len(data.classes)} classes", ", ".join(shown)
+    if data.multi_label:
+        classes = f"with any of {len(data.classes)} labels"
+        of_train = f"{data.images['train']}, of them with {of_train}"
+    return [
+        f"{len(used)} usable images ({data.ledger.refused} refused) {classes}; training images: {of_train}",
+        f"{width.median():.0f} x {height.median():.0f} pixels in the median (widths {width.min()} to {width.max()}, "
+        f"heights {height.min()} to {height.max()}); {_shares(used['format'])}; {_shares(used['mode'])}",
+        f"medians: brightness {light.median():.0f} of 255, contrast {used['contrast'].median():.0f}, "
+        f"sharpness {used['sharpness'].median():.0f}",
+        f"unusual images: {suggestions.kinds(outliers) or 'none'}",
+        f"duplicate pairs: {len(pairs)}, {pairs['conflict'].sum()} of them with different labels",
+    ]
 
 
-def _check_few(train: Mapping[str, int]) -> list[str]:
+def _shares(values: "pd.Series[str]") -> str:
+    """'JPEG 98.0 %, PNG 2.0 %'."""
+    return ", ".join(f"{name} {percent(share)}" for name, share in values.value_counts(normalize=True).items())
+
+
+def check_classes(data: DatasetReport) -> list[str]:
+    """Small and missing classes, and splits too small to score on."""
+    noun = noun_of(data.multi_label)
+    return [*_check_few(data.counts["train"], noun), *_check_lacking(data), *_check_scoring(data, noun)]
+
+
+def _check_few(train: Mapping[str, int], noun: str) -> list[str]:
     few = [name for name, count in train.items() if count < FEW_IMAGES]
     if not few:
         return []
     smallest = min(few, key=train.__getitem__)
     if len(few) == 1:
-        return [f"class {smallest!r} has only {count_of(train[smallest], 'training image')}"]
+        return [f"{noun} {smallest!r} has only {count_of(train[smallest], 'training image')}"]
     return [
-        f"{len(few)} classes have fewer than {FEW_IMAGES} training images, {smallest!r} only {train[smallest]}: "
-        "collect more, or merge classes"
+        f"{len(few)} {plural(noun)} have fewer than {FEW_IMAGES} training images, {smallest!r} only {train[smallest]}: "
+        f"collect more, or merge {plural(noun)}"
     ]
 
 
-def _check_scoring(val: Mapping[str, int], test: Mapping[str, int]) -> list[str]:
+def _check_lacking(data: DatasetReport) -> list[str]:
+    """Labels that hardly any training image is without: there is as little to learn from as of rare ones."""
+    if not data.multi_label:
+        return []
+    lacking = {name: data.images["train"] - count for name, count in data.counts["train"].items()}
+    few = [name for name, count in lacking.items() if count < FEW_IMAGES]
+    return [f"only {count_of(lacking[name], 'training image')} without label {name!r}" for name in few[:5]]
+
+
+def _check_scoring(data: DatasetReport, noun: str) -> list[str]:
     warnings = []
-    unseen = [name for name, count in val.items() if not count]
+    unseen = [name for name, count in data.counts["val"].items() if not count]
     if unseen:
         names = ", ".join(map(repr, unseen[:5])) + (" ..." if len(unseen) > 5 else "")
-        warnings.append(f"no validation image of class {names}: collect more, or consider a larger --val_fraction")
-    images = sum(val.values())
+        of = "with" if data.multi_label else "of"
+        warnings.append(f"no validation image {of} {noun} {names}: collect more, or consider a larger --val_fraction")
+    images = data.images["val"]
     if images < FEW_VALIDATION_IMAGES:
         margin = 100 * 1.96 * (0.9 * 0.1 / max(1, images)) ** 0.5  # half the 95 % interval of a proportion of 0.9
         warnings.append(
             f"only {count_of(images, 'validation image')}: an accuracy of 90 % is uncertain by {margin:.0f} points; "
             "consider a larger --val_fraction"
         )
-    if not sum(test.values()):
+    if not data.images["test"]:
         warnings.append(
             "no labelled test image: evaluate can only score on the validation data that training selects by, which is "
             "optimistic; consider --test_fraction 0.15"

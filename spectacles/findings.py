@@ -48,6 +48,17 @@ class Findings:
         return str(self.results["evaluate"]["scored_on"]) if "evaluate" in self.results else ""
 
     @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of labels: then it is right where all of them are."""
+        return bool((self.bundle or self.results.get("dataset", {})).get("multi_label"))
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Split -> labelled images."""
+        data = self.results["dataset"]
+        return dict(data.get("images") or {split: sum(counts.values()) for split, counts in data["counts"].items()})
+
+    @property
     def scored(self) -> Json:
         return self.scores.get(self.split, {})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spectacles import bundle, calibration, engines, epochs, familiarity, history, metrics, thresholds
+from spectacles import bundle, calibration, engines, epochs, familiarity, history, label_sets, thresholds
 from spectacles import classifier as classifiers
 from spectacles.bundle import ENGINE_FILE, BundleInfo
 from spectacles.calibration import Calibration
@@ -22,6 +22,9 @@ from spectacles.records import TrainReport
 from spectacles.thresholds import Goal
 from spectacles.training import Training
 
+NAMED = 10
+"""Labels that a sentence names."""
+
 
 @dataclass(frozen=True)
 class Decided:
@@ -33,7 +36,8 @@ class Decided:
 
 
 def check(config: TrainConfig, labels: np.ndarray, num_classes: int) -> Goal | None:
-    """What --threshold_for asks for, before anything is trained; `labels` (N,) are those of the validation images.
+    """What --threshold_for asks for, before anything is trained; `labels` are those of the validation images,
+    (N,) of classes, or (N, K) where an image has any number: these have thresholds in any case, for f1 by default.
 
     Raises UserError for a threshold or a --sure that cannot be found on these data.
     """
@@ -42,6 +46,8 @@ def check(config: TrainConfig, labels: np.ndarray, num_classes: int) -> Goal | N
             f"--sure {config.sure:g} takes at least {needed} validation images to tell, and there are {len(labels)}: "
             "give more images, a larger --val_fraction, or a lower --sure."
         )
+    if labels.ndim == 2:
+        return thresholds.parse(config.threshold_for or "f1")
     if config.threshold_for is None:
         return None
     goal = thresholds.parse(config.threshold_for)
@@ -81,8 +87,8 @@ def finish(training: Training) -> TrainReport:
 def decide(
     config: TrainConfig, info: BundleInfo, logits: np.ndarray, labels: np.ndarray, familiar: np.ndarray | None
 ) -> Decided:
-    """Calibration, threshold and what is unsure, from validation logits (N, K), class indices (N,) and familiarities
-    (N,), each on top of the one before it."""
+    """Calibration, threshold and what is unsure, from validation logits (N, K), class indices (N,) or labels (N, K),
+    and familiarities (N,), each on top of the one before it."""
     calibrated = calibration.fit(logits, labels)
     info = replace(info, temperature=calibrated.temperature, class_scales=calibrated.scales,
                    class_biases=calibrated.biases)  # fmt: skip
@@ -90,7 +96,8 @@ def decide(
     probabilities = calibrated.probabilities(logits)
     goal = check(config, labels, len(info.classes))
     if goal is not None:
-        decided = _with_threshold(decided, goal, labels, probabilities)
+        with_thresholds = _with_label_thresholds if info.multi_label else _with_threshold
+        decided = with_thresholds(decided, goal, labels, probabilities)
     if config.sure is not None:
         decided = _with_confidence(decided, config.sure, labels, probabilities)
     return _with_familiarity(decided, config.familiar, familiar)
@@ -99,7 +106,8 @@ def decide(
 def _about_calibration(calibrated: Calibration, images: int) -> str:
     if images < calibration.ENOUGH:
         return f"probabilities are as they are: calibrating them takes at least {calibration.ENOUGH} validation images"
-    more = ", and a scale and a bias for each class" if calibrated.scales else ""
+    each = "label" if calibrated.multi_label else "class"
+    more = f", and a scale and a bias for each {each}" if calibrated.scales else ""
     return f"probabilities are calibrated on validation data: temperature {calibrated.temperature:.3f}{more}"
 
 
@@ -118,9 +126,29 @@ def _with_threshold(decided: Decided, goal: Goal, labels: np.ndarray, probabilit
     return Decided(info, [*decided.sentences, sentence], {**decided.numbers, **numbers})
 
 
+def _with_label_thresholds(decided: Decided, goal: Goal, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
+    choices = thresholds.choose_each(goal, labels, probabilities)
+    chosen = tuple(0.5 if choice is None else choice.threshold for choice in choices)
+    classes = decided.info.classes
+    own = [f"{name} {choice.threshold:.3g}" for name, choice in zip(classes, choices, strict=True) if choice]
+    sentence = f"labels have thresholds of their own, for {goal} on validation data: {', '.join(own[:NAMED]) or 'none'}"
+    sentence += f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
+    few = [name for name, choice in zip(classes, choices, strict=True) if choice is None]
+    if few:
+        sentence += (
+            f"; 0.5 for {', '.join(few[:NAMED])}{' and others' if len(few) > NAMED else ''}, which fewer than "
+            f"{thresholds.ENOUGH_EACH} validation images have or lack"
+        )
+    missed = [name for name, choice in zip(classes, choices, strict=True) if choice and not choice.reached]
+    if missed:
+        sentence += f"; no threshold reaches the precision of {goal.least:g} for {', '.join(missed[:NAMED])}"
+    info = replace(decided.info, label_thresholds=chosen)
+    return replace(decided, info=info, sentences=[*decided.sentences, sentence])
+
+
 def _with_confidence(decided: Decided, sure: float, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
-    correct = metrics.decide(probabilities, decided.info.threshold) == labels
-    confidences = thresholds.certainty(probabilities, decided.info.threshold)
+    correct = label_sets.same(decided.info.decide(probabilities), labels)
+    confidences = decided.info.certainty(probabilities)
     sure_from = thresholds.choose_confidence(correct, confidences, sure)
     kept = confidences >= sure_from
     coverage, accuracy = float(kept.mean()), float(correct[kept].mean()) if kept.any() else None

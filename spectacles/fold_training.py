@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 import yaml
 
+from spectacles import label_sets
 from spectacles.config import TrainConfig
 from spectacles.errors import UserError
 from spectacles.inference import Predictor
@@ -37,7 +38,7 @@ ELSEWHERE = ("output_dir", "run_name", "num_workers", "resume")
 def out_of_fold_probabilities(
     rows: pd.DataFrame, labels: np.ndarray, run_dir: RunDir, folds: int, seed: int, device: torch.device
 ) -> np.ndarray:
-    """Labelled rows as in splits.csv (N) and their class indices -> (N, K) float64.
+    """Labelled rows as in splits.csv (N) and their class indices (N,), or labels (N, K) -> (N, K) float64.
 
     Every fold is trained on the others by train.py, as its own validation split, with the run's settings, in
     error_analysis/folds; clusters stay whole. A fold that is finished stands, whatever happens to the next one; a
@@ -85,14 +86,13 @@ def _fold(
 
 def _begin(part: RunDir, table: pd.DataFrame, data: DatasetReport, settings: dict[str, Any]) -> None:
     """A run folder whose dataset stage is done: the fold is its validation split, and there is no test split."""
-    counts = {
-        split: {name: int(((table["split"] == split) & (table["label"] == name)).sum()) for name in data.classes}
-        for split in ("train", "val", "test")
-    }
+    counts, images = label_sets.count_splits(table, ("train", "val", "test"), data.classes, data.multi_label)
     fingerprint = hashlib.sha256(f"{data.fingerprint} {part.name}".encode()).hexdigest()
     write_csv(part.splits, table)
     part.write_config(settings)
-    part.save_result("dataset", replace(data, counts=counts, unlabelled=0, artifacts=[], fingerprint=fingerprint))
+    part.save_result(
+        "dataset", replace(data, counts=counts, images=images, unlabelled=0, artifacts=[], fingerprint=fingerprint)
+    )
 
 
 def _train(part: RunDir) -> None:
@@ -148,6 +148,6 @@ def _announce(run_dir: RunDir, folds: int, images: int) -> None:
     if run_dir.done("train"):
         trained = run_dir.load_result("train", TrainReport)
         data = run_dir.load_result("dataset", DatasetReport)
-        seconds = trained.seconds * (folds - 1) * images / max(1, sum(data.counts["train"].values()))
+        seconds = trained.seconds * (folds - 1) * images / max(1, data.images["train"])
         cost = f": about {readable(seconds)} by the time that the run's own training took"
     log.info("  %d folds are fine-tuned to judge labels, each a training%s", folds, cost)

@@ -8,6 +8,8 @@ from spectacles.wording import count_of, percent, percents
 
 FEW = 100
 """Images below which a score is hardly more than an impression."""
+MAX_THRESHOLDS = 12
+"""Labels whose thresholds are named."""
 STRENGTH = 3
 """Of 5, at which corruptions are named in a sentence."""
 
@@ -31,7 +33,7 @@ def find(findings: Findings) -> list[Highlight]:
         ("noisy_labels", _doubtful_labels(findings)),
         ("error_analysis", unfaithful(findings.faithfulness)),
         ("duplicates", _leaks(findings)),
-        ("abstention", abstention(findings.scored)),
+        ("abstention", abstention(findings.scored, findings.multi_label)),
         ("dataset", _refused(findings)),
     ]
     return [Highlight(text, section) for section, text in found if text]
@@ -66,8 +68,8 @@ def weakest_change(robustness: Json) -> str:
     )
 
 
-def abstention(scored: Json) -> str:
-    """How many of the scored images get no label, and what that does for the others; '' where all get one."""
+def abstention(scored: Json, multi_label: bool) -> str:
+    """How many of the scored images get no answer, and what that does for the others; '' where all get one."""
     away = [f"{scored[key]:,} {key}" for key in ("unsure", "unfamiliar") if scored.get(key)]
     if not away:
         return ""
@@ -75,7 +77,8 @@ def abstention(scored: Json) -> str:
     right = (
         f"; {percent(others['accuracy'])} of the others are right ({percents(others['interval'])})" if others else ""
     )
-    return f"Of {count_of(scored['images'], 'image')}, {' and '.join(away)} get no label{right}."
+    answer = "answer" if multi_label else "label"  # having no label is an answer
+    return f"Of {count_of(scored['images'], 'image')}, {' and '.join(away)} get no {answer}{right}."
 
 
 def limits(bundle: Json) -> list[str]:
@@ -83,9 +86,12 @@ def limits(bundle: Json) -> list[str]:
     if not bundle:
         return []
     threshold, sure_from, familiar_from = (bundle.get(key) for key in ("threshold", "sure_from", "familiar_from"))
-    lines = ["The label is the most probable class."]
-    if threshold is not None:
+    if bundle.get("multi_label"):
+        lines = [_label_limits(bundle["classes"], bundle["label_thresholds"])]
+    elif threshold is not None:
         lines = [f"The label is {bundle['classes'][1]} from a probability of {threshold:.3f} on."]
+    else:
+        lines = ["The label is the most probable class."]
     if sure_from:
         lines.append("No label is sure enough." if sure_from > 1 else f"Unsure: below a confidence of {sure_from:.3f}.")
     if familiar_from:
@@ -93,6 +99,12 @@ def limits(bundle: Json) -> list[str]:
             f"Unfamiliar: fewer than {percent(familiar_from)} of the validation photos are as unlike those trained on."
         )
     return lines
+
+
+def _label_limits(classes: list[str], thresholds: list[float]) -> str:
+    own = [f"{name} {threshold:.3f}" for name, threshold in zip(classes, thresholds, strict=True)]
+    more = f" and {len(own) - MAX_THRESHOLDS} more" if len(own) > MAX_THRESHOLDS else ""
+    return f"An image has a label from this probability on: {', '.join(own[:MAX_THRESHOLDS])}{more}."
 
 
 def _optimistic(findings: Findings) -> str:

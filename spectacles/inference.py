@@ -10,12 +10,11 @@ import torch
 
 from spectacles import bundle as bundles
 from spectacles import classifier as classifiers
-from spectacles import engines, familiarity, thresholds
+from spectacles import engines, familiarity, label_sets, thresholds
 from spectacles.bundle import ENGINE_FILE
 from spectacles.decoding import Decoded, decoded_batches
 from spectacles.familiarity import WithLastMap
 from spectacles.images import MAX_PIXELS
-from spectacles.metrics import decide
 from spectacles.thresholds import Verdict
 
 UNSURE = "unsure"
@@ -28,9 +27,9 @@ class Prediction:
 
     path: str
     label: str
-    """The best guess, whatever the verdict."""
+    """The best guess, whatever the verdict; any number of labels as `label_sets.join` writes them."""
     confidence: float
-    """Probability of `label`, 0..1 (calibrated); 0 for a refused file."""
+    """Probability of `label`, 0..1 (calibrated), of several that of the least certain; 0 for a refused file."""
     probabilities: tuple[float, ...]
     """In the order of the bundle's classes; empty for a refused file."""
     repairs: tuple[str, ...]
@@ -91,25 +90,28 @@ class Predictor:
         """One prediction a source, in order, in constant memory; decoding in threads overlaps with the network."""
         batches = decoded_batches(sources, self.info.preprocessing, self.batch_size, num_workers, max_pixels)
         for batch in batches:
-            yield from self._predict_batch(batch)
+            yield from self.predict_batch(batch)
 
-    def _predict_batch(self, batch: Sequence[Decoded]) -> Iterator[Prediction]:
+    def predict_batch(self, batch: Sequence[Decoded]) -> list[Prediction]:
+        """One prediction an item; those without pixels are refused."""
         readable = [item for item in batch if item.pixels is not None]
         decided = iter(self._decide(readable) if readable else [])
-        for item in batch:
-            yield Prediction(item.name, "", 0.0, (), (), item.reason) if item.pixels is None else next(decided)
+        return [
+            Prediction(item.name, "", 0.0, (), (), item.reason) if item.pixels is None else next(decided)
+            for item in batch
+        ]
 
     def _decide(self, items: Sequence[Decoded]) -> list[Prediction]:
         features, maps = self.embed(np.stack([item.pixels for item in items if item.pixels is not None]))
         logits = self.logits(features)
         probabilities = self.info.calibration.probabilities(logits)
-        chosen = decide(probabilities, self.info.threshold)
-        confidence = thresholds.certainty(probabilities, self.info.threshold).tolist()
+        labels = label_sets.decode(self.info.decide(probabilities), self.info.classes)
+        confidence = self.info.certainty(probabilities).tolist()
         familiar = [None] * len(items) if self.familiarity is None else self.familiarity(maps).tolist()
         return [
             Prediction(
                 path=item.name,
-                label=self.info.classes[chosen[row]],
+                label=labels[row],
                 confidence=confidence[row],
                 probabilities=tuple(probabilities[row].tolist()),
                 repairs=item.repairs,

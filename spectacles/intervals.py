@@ -15,6 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from spectacles import metrics
+from spectacles.label_sets import same
 from spectacles.metrics import Bools, Float64s, Floats, Ints
 
 TAIL = 0.025
@@ -31,17 +32,26 @@ class Scored:
     """Labelled images and what a model says of them."""
 
     labels: Ints
-    """(N,) class indices."""
+    """(N,) class indices, or (N, K) of 0 and 1 where an image has any number of labels."""
     probabilities: Floats
     """(N, K)."""
     predicted: Ints
-    """(N,) class indices, as `metrics.decide` gives them."""
+    """As `labels`; what `metrics.decide` or `metrics.decide_labels` gives."""
     clusters: Ints
     """(N,) any numbers: images with the same one are drawn together."""
 
     @property
     def num_classes(self) -> int:
         return int(self.probabilities.shape[1])
+
+    @property
+    def multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
+    @property
+    def right(self) -> Bools:
+        """(N,): where the decision is wholly right."""
+        return same(self.predicted, self.labels)
 
 
 def of_metrics(scored: Scored, seed: int, resamples: int) -> dict[str, list[float]]:
@@ -58,8 +68,7 @@ def of_metrics(scored: Scored, seed: int, resamples: int) -> dict[str, list[floa
     if (ece := measured["ece"]) is not None:
         by_chance = _calibration_error_by_chance(scored, seed, resamples)
         found["ece"] = of_calibration_error(drawn["ece"], by_chance, ece)
-    right = np.asarray(scored.predicted) == np.asarray(scored.labels)
-    found["accuracy"] = exact_if_unanimous(found["accuracy"], right, scored.clusters)
+    found["accuracy"] = exact_if_unanimous(found["accuracy"], scored.right, scored.clusters)
     if scored.num_classes == 2:
         found |= _error_rates(found, scored)
     one_cluster = len(np.unique(scored.clusters)) == 1
@@ -81,7 +90,7 @@ def bootstrap(scored: Scored, seed: int, resamples: int, areas: bool = True) -> 
     """
     cluster = np.unique(scored.clusters, return_inverse=True)[1]
     columns = _by_cluster(_additive(scored), cluster)
-    areas_for = int(np.clip(MOST_ADDITIONS // max(1, scored.probabilities.size), min(FEWEST, resamples), resamples))
+    areas_for = area_resamples(scored, resamples)
     parts: dict[str, list[Float64s]] = {}
     done = 0
     for weights in draw(cluster.max(initial=-1) + 1, seed, resamples, columns.shape[0]):
@@ -92,6 +101,18 @@ def bootstrap(scored: Scored, seed: int, resamples: int, areas: bool = True) -> 
             parts.setdefault(name, []).append(value)
         done += weights.shape[1]
     return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def area_resamples(scored: Scored, resamples: int) -> int:
+    """How many of the resamples the areas under curves get."""
+    return int(np.clip(MOST_ADDITIONS // max(1, scored.probabilities.size), min(FEWEST, resamples), resamples))
+
+
+def areas(positive: Bools, scores: Floats, clusters: Ints, seed: int, resamples: int) -> Float64s:
+    """(2, R): ROC-AUC and average precision of positives against the others, both (N,), NaN where undefined."""
+    cluster = np.unique(clusters, return_inverse=True)[1]
+    blocks = draw(cluster.max(initial=-1) + 1, seed, resamples)
+    return np.concatenate([_class_areas(positive, scores, cluster, weights) for weights in blocks], axis=1)
 
 
 def resampled_sums(values: Any, clusters: Ints, seed: int, resamples: int) -> Float64s:
@@ -209,10 +230,10 @@ def _from_sums(sums: Float64s, classes: int) -> dict[str, Float64s]:
     recall, precision = ratio(hits, np.maximum(support, 1)), ratio(hits, np.maximum(claimed, 1))
     values = {
         "accuracy": ratio(hits.sum(axis=0), images),
-        "balanced_accuracy": _mean(recall, support > 0),
-        "macro_precision": _mean(precision, occurs),
-        "macro_recall": _mean(recall, occurs),
-        "macro_f1": _mean(2 * hits / np.maximum(support + claimed, 1), occurs),
+        "balanced_accuracy": mean_of(recall, support > 0),
+        "macro_precision": mean_of(precision, occurs),
+        "macro_recall": mean_of(recall, occurs),
+        "macro_f1": mean_of(2 * hits / np.maximum(support + claimed, 1), occurs),
         "log_loss": ratio(sums[3 * classes], images),
         "brier": ratio(sums[3 * classes + 1], images),
         "ece": ratio(np.abs(sums[3 * classes + 2 :]).sum(axis=0), images),
@@ -239,7 +260,7 @@ def _calibration_error_by_chance(scored: Scored, seed: int, resamples: int) -> F
     return np.concatenate(found)
 
 
-def _mean(values: Float64s, chosen: Bools) -> Float64s:
+def mean_of(values: Float64s, chosen: Bools) -> Float64s:
     """Over the classes (axis 0) that are chosen."""
     return ratio(np.where(chosen, values, 0.0).sum(axis=0), chosen.sum(axis=0).astype(np.float64))
 

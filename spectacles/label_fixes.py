@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from spectacles import label_sets
 from spectacles.errors import UserError
 from spectacles.tables import clean_labels, read_table, require
 
@@ -12,7 +13,7 @@ DECISIONS = ("changed", "confirmed", "removed")
 REMOVED = "removed by review"
 
 
-def apply(frame: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
+def apply(frame: pd.DataFrame, path: Path, multi_label: bool = False) -> tuple[pd.DataFrame, str]:
     """(`frame` with labels changed and a text column `review` that tells what was done to a row, name of the run that
     was reviewed or '').
 
@@ -25,7 +26,7 @@ def apply(frame: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
     names = frame["file"].str.strip()
     candidates = frame[names.isin(fixes["file"].str.strip())]
     places = {str(name): part for name, part in candidates.groupby(names)}
-    classes = {label.strip(): label for label in frame.loc[frame["source"] == "train", "label"].unique() if label}
+    known = _classes(frame.loc[frame["source"] == "train", "label"], multi_label)
     label, removed = frame["label"].copy(), pd.Series(False, index=frame.index)
     last: dict[str, tuple[str, ...]] = {}
     for number, fix in enumerate(fixes[COLUMNS].itertuples(index=False), start=1):
@@ -37,15 +38,26 @@ def apply(frame: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
         rows = _rows_meant(places.get(file), label, removed, file, given, where)
         if decision not in DECISIONS:
             raise UserError(f"{where}: the decision {decision!r} is none of {', '.join(DECISIONS)}.")
-        if decision == "changed" and fixed not in classes:
-            raise UserError(
-                f"{where}: the fixed label {fixed!r} does not occur in the training data; "
-                f"it has {', '.join(map(repr, list(classes)[:20]))}."
-            )
         if decision == "changed":
-            label[rows] = classes[fixed]
+            label[rows] = _fixed(fixed, known, multi_label, where)
         removed[rows] = decision == "removed"
     return frame.assign(label=label, review=_tell(frame["label"], label, removed)), _run(fixes["run"])
+
+
+def _classes(labels: "pd.Series[str]", multi_label: bool) -> dict[str, str]:
+    """Label without spaces around it -> label."""
+    return {name.strip(): name for name in (label_sets.names(labels) if multi_label else labels.unique()) if name}
+
+
+def _fixed(text: str, classes: dict[str, str], multi_label: bool, where: str) -> str:
+    """Raises UserError for a label that training does not know."""
+    names = label_sets.parts(text) if multi_label else [text]
+    if unknown := [name for name in names if name not in classes] or ([text] if not text else []):
+        raise UserError(
+            f"{where}: the fixed label {unknown[0]!r} does not occur in the training data; "
+            f"it has {', '.join(map(repr, list(classes)[:20]))}."
+        )
+    return label_sets.join(names) if multi_label else classes[text]
 
 
 def _rows_meant(

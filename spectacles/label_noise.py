@@ -17,11 +17,12 @@ REPEATS = 3
 def out_of_fold_probabilities(
     features: np.ndarray, labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """Features (N, D) and class indices (N,) -> probabilities (N, K) float64, each row from fits that left it out.
+    """Features (N, D) and class indices (N,) -> probabilities (N, K) float64, each row from fits that left it out; from
+    labels (N, K) of 0 and 1 the probability of each label by itself.
 
     Standardised logistic regression in stratified folds; rows of one group (near duplicates, a person) are left out
     together. The regularisation is the strongest whose weaker neighbour does not lower the out-of-fold log loss. A row
-    whose label occurs in no other fold cannot be judged: its probabilities are NaN.
+    whose label occurs in no other fold cannot be judged: its probabilities are NaN, of several labels this one's is.
     """
     groups = np.arange(len(labels)) if groups is None else groups
     divisions = [
@@ -30,9 +31,25 @@ def out_of_fold_probabilities(
     features = evened(features)
     # Many small products: where other processes compete for the cores, BLAS threads waiting for each other cost 50x.
     with threadpool_limits(1):
-        strength, first = _best_strength(features, labels, divisions[0])
-        others = [_cross_fit(features, labels, fold, strength) for fold in divisions[1:]]
+        if labels.ndim == 1:
+            return _judged(features, labels, divisions)
+        return np.column_stack([_judged_label(features, has, divisions) for has in labels.T])
+
+
+def _judged(features: np.ndarray, labels: np.ndarray, divisions: list[np.ndarray]) -> np.ndarray:
+    strength, first = _best_strength(features, labels, divisions[0])
+    others = [_cross_fit(features, labels, fold, strength) for fold in divisions[1:]]
     return np.asarray(np.mean([first, *others], axis=0))
+
+
+def _judged_label(features: np.ndarray, has: np.ndarray, divisions: list[np.ndarray]) -> np.ndarray:
+    """(N,): how probably an image has the label. Where no other fold knows any other answer than the usual one, nothing
+    speaks against that."""
+    usual = int(2 * has.sum() > len(has))
+    if not (has != usual).any():
+        return has.astype(np.float64)
+    probability = _judged(features, has, divisions)[:, 1]
+    return np.where(np.isnan(probability) & (has == usual), has, probability)
 
 
 def evened(features: np.ndarray) -> np.ndarray:
@@ -95,8 +112,10 @@ def rank_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> dict[str
     - `suspected`: True where confident learning counts the label as wrong: the other class is at least as probable as
       it usually is for its own images. The remaining rows are mostly hard images.
 
-    Rows with NaN probabilities are left out.
+    Rows with NaN probabilities are left out. Of labels (N, K) of 0 and 1 see `_rank_label_sets`.
     """
+    if labels.ndim == 2:
+        return _rank_label_sets(labels, probabilities)
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     labels, probabilities = labels[rows], probabilities[rows]
     quality, suspected = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
@@ -115,3 +134,25 @@ def rank_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> dict[str
         "p_suggested": probabilities[order, suggested[order]],
         "suspected": suspected[order],
     }
+
+
+def _rank_label_sets(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """The same columns, a row for each image with a label for which the other answer, had or not had, is more probable:
+
+    - `suggested`: (M, K) of 0 and 1, `labels` with the other answer for all of those.
+    - `doubtful`: index of the least credible of them, which `score`, `p_given` and `p_suggested` are about.
+    - `suspected`: whether any of them is.
+    """
+    suggested, suspected = labels.copy(), np.zeros(len(labels), dtype=bool)
+    found = []
+    for place, (has, own) in enumerate(zip(labels.T, probabilities.T, strict=True)):
+        ranked = rank_label_issues(has, np.stack([1 - own, own], axis=1))
+        suggested[ranked["row"], place] = ranked["suggested"]
+        suspected[ranked["row"]] |= ranked["suspected"]
+        found.append(ranked | {"doubtful": np.full(len(ranked["row"]), place)})
+    columns = {name: np.concatenate([ranked[name] for ranked in found]) for name in found[0]}
+    order = np.argsort(columns["score"], kind="stable")
+    order = order[np.sort(np.unique(columns["row"][order], return_index=True)[1])]
+    rows = columns["row"][order]
+    ranked = {name: values[order] for name, values in columns.items()}
+    return ranked | {"suggested": suggested[rows], "suspected": suspected[rows]}

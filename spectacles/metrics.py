@@ -6,7 +6,7 @@ data cannot define (an AUC with one class present, the mean of nothing) is None,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,13 @@ def decide(probabilities: Floats, threshold: float | None) -> NDArray[np.int64]:
     return predicted
 
 
+def decide_labels(probabilities: Floats, thresholds: Sequence[float] = ()) -> NDArray[np.int64]:
+    """The decision rule where an image has any number of labels: `(N, K)` probabilities to `(N, K)` of 0 and 1, each
+    label from its threshold on, 0.5 without one."""
+    at_least = np.asarray(thresholds or 0.5, dtype=np.float64)
+    return (np.asarray(probabilities, dtype=np.float64) >= at_least).astype(np.int64)
+
+
 def confusion_matrix(labels: Ints, predicted: Ints, num_classes: int) -> NDArray[np.int64]:
     """Counts `(K, K)`: rows are the true class, columns the predicted one."""
     labels, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
@@ -65,7 +72,7 @@ def classification_metrics(
     - `top_3_accuracy` from four classes on, `top_5_accuracy` from six.
     """
     labels, probabilities = np.asarray(labels, dtype=np.int64), np.asarray(probabilities)
-    _check_probabilities(labels, probabilities, num_classes)
+    check_probabilities(labels, probabilities, num_classes)
     matrix = confusion_matrix(labels, predicted, num_classes)
     hits, support, claimed = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     recall = hits / np.maximum(support, 1)
@@ -73,11 +80,11 @@ def classification_metrics(
     f1 = 2 * hits / np.maximum(support + claimed, 1)
     occurs = support + claimed > 0
     metrics = {
-        "accuracy": _ratio(hits.sum(), matrix.sum()),
-        "balanced_accuracy": _mean(recall[support > 0]),
-        "macro_precision": _mean(precision[occurs]),
-        "macro_recall": _mean(recall[occurs]),
-        "macro_f1": _mean(f1[occurs]),
+        "accuracy": ratio(hits.sum(), matrix.sum()),
+        "balanced_accuracy": mean(recall[support > 0]),
+        "macro_precision": mean(precision[occurs]),
+        "macro_recall": mean(recall[occurs]),
+        "macro_f1": mean(f1[occurs]),
         **calibration_metrics(labels, probabilities),
         "roc_auc": _one_vs_rest(roc_auc, labels, probabilities),
         "pr_auc": _one_vs_rest(average_precision, labels, probabilities),
@@ -94,8 +101,8 @@ def classification_metrics(
 def calibration_metrics(labels: Ints, probabilities: Floats) -> dict[str, float | None]:
     """What the probabilities `(N, K)` are worth as such: `log_loss`, `brier`, `ece` and `classwise_ece`."""
     return {
-        "log_loss": _mean(log_losses(labels, probabilities)),
-        "brier": _mean(brier_scores(labels, probabilities)),
+        "log_loss": mean(log_losses(labels, probabilities)),
+        "brier": mean(brier_scores(labels, probabilities)),
         "ece": expected_calibration_error(labels, probabilities),
         "classwise_ece": classwise_calibration_error(labels, probabilities),
     }
@@ -111,9 +118,9 @@ def per_class_metrics(labels: Ints, predicted: Ints, num_classes: int) -> list[d
     matrix = confusion_matrix(labels, predicted, num_classes)
     return [
         {
-            "precision": _ratio(hits, claimed),
-            "recall": _ratio(hits, support),
-            "f1": _ratio(2 * hits, support + claimed),
+            "precision": ratio(hits, claimed),
+            "recall": ratio(hits, support),
+            "f1": ratio(2 * hits, support + claimed),
             "support": int(support),
         }
         for hits, support, claimed in zip(matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0), strict=True)
@@ -176,13 +183,13 @@ def top_k_accuracy(labels: Ints, probabilities: Floats, k: int) -> float | None:
     true = probabilities[np.arange(len(labels)), labels][:, None]
     lower_index = np.arange(probabilities.shape[1]) < labels[:, None]
     ahead = (probabilities > true) | ((probabilities == true) & lower_index)
-    return _mean(ahead.sum(axis=1) < k)
+    return mean(ahead.sum(axis=1) < k)
 
 
 def expected_calibration_error(labels: Ints, probabilities: Floats, bins: int = 15) -> float | None:
     """Mean gap between top-1 confidence and accuracy over equal-width bins, weighted by bin size (Guo et al. 2017)."""
     counts, confidence, accuracy = reliability_bins(labels, probabilities, bins)
-    return _ratio(float(counts @ np.abs(confidence - accuracy)), counts.sum())
+    return ratio(float(counts @ np.abs(confidence - accuracy)), counts.sum())
 
 
 def classwise_calibration_error(labels: Ints, probabilities: Floats, bins: int = 15) -> float | None:
@@ -192,7 +199,7 @@ def classwise_calibration_error(labels: Ints, probabilities: Floats, bins: int =
     if not count or not classes:
         return None
     gaps = np.asarray(probabilities, dtype=np.float64).copy()
-    which = _bin(gaps, bins) + bins * np.arange(classes)
+    which = bin_of(gaps, bins) + bins * np.arange(classes)
     gaps[np.arange(count), labels] -= 1.0
     return float(np.abs(np.bincount(which.ravel(), weights=gaps.ravel())).sum() / (count * classes))
 
@@ -216,7 +223,7 @@ def brier_scores(labels: Ints, probabilities: Floats) -> Float64s:
 def confidence_gaps(labels: Ints, probabilities: Floats, bins: int = 15) -> tuple[NDArray[np.intp], Float64s]:
     """(N,) each: the bin of the top-1 confidence, and that confidence minus 1 where the top class is right, else 0."""
     confidence = np.asarray(probabilities, dtype=np.float64).max(axis=1)
-    return _bin(confidence, bins), confidence - (decide(probabilities, None) == labels)
+    return bin_of(confidence, bins), confidence - (decide(probabilities, None) == labels)
 
 
 def reliability_bins(
@@ -263,7 +270,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def _check_probabilities(labels: Ints, probabilities: Floats, num_classes: int) -> None:
+def check_probabilities(labels: Ints, probabilities: Floats, num_classes: int) -> None:
     if probabilities.shape != (len(labels), num_classes):
         raise ValueError(f"probabilities must be ({len(labels)}, {num_classes}), found {probabilities.shape}")
     broken = int((~np.isfinite(probabilities)).any(axis=1).sum())
@@ -271,15 +278,15 @@ def _check_probabilities(labels: Ints, probabilities: Floats, num_classes: int) 
         raise ValueError(f"{broken} of {len(labels)} rows of probabilities hold NaN or infinity")
 
 
-def _mean(values: NDArray[Any]) -> float | None:
+def mean(values: NDArray[Any]) -> float | None:
     return float(values.mean()) if values.size else None
 
 
-def _ratio(numerator: float | np.number[Any], denominator: float | np.number[Any]) -> float | None:
+def ratio(numerator: float | np.number[Any], denominator: float | np.number[Any]) -> float | None:
     return float(numerator) / float(denominator) if denominator else None
 
 
-def _bin(values: Float64s, bins: int) -> NDArray[np.intp]:
+def bin_of(values: Float64s, bins: int) -> NDArray[np.intp]:
     """Bin i covers (i / bins, (i + 1) / bins]; 0 lies in the first."""
     return np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], values, side="left")
 
@@ -289,11 +296,11 @@ def _one_vs_rest(score: Callable[[Bools, Floats], float | None], labels: Ints, p
     if num_classes == 2:
         return score(labels == 1, probabilities[:, 1])
     values = [score(labels == index, probabilities[:, index]) for index in range(num_classes)]
-    return _mean(np.array([value for value in values if value is not None]))
+    return mean(np.array([value for value in values if value is not None]))
 
 
 def _binary_error_rates(matrix: NDArray[np.int64]) -> dict[str, float | None]:
-    rates = _ratio(matrix[0, 1], matrix[0].sum()), _ratio(matrix[1, 0], matrix[1].sum())
+    rates = ratio(matrix[0, 1], matrix[0].sum()), ratio(matrix[1, 0], matrix[1].sum())
     defined = [rate for rate in rates if rate is not None]
     return {
         "hter": sum(defined) / 2 if len(defined) == 2 else None,

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from spectacles import findings, highlights, wording
 from spectacles.findings import Findings, Json
-from spectacles.report import HEADLINES
+from spectacles.report import headlines, per_class_columns, weakest_first
 from spectacles.run_dir import RunDir, atomic_write
 
 MAX_ROWS = 40
@@ -39,7 +39,9 @@ def write(run_dir: RunDir) -> Path | None:
         environment=found.environment,
         licence=found.config.get("data_licence") or NOT_STATED,
         limits=highlights.limits(found.bundle),
-        abstention=highlights.abstention(found.scored),
+        abstention=highlights.abstention(found.scored, found.multi_label),
+        noun=wording.noun_of(found.multi_label),
+        nouns=wording.plural(wording.noun_of(found.multi_label)),
         highlights=[highlight.text for highlight in highlights.find(found)],
         few=[entry for entry in found.slices if entry["source"] == "column" and not entry["sufficient"]],
         tables=_tables(found),
@@ -88,50 +90,52 @@ def _environment() -> Environment:
 
 
 def _tables(found: Findings) -> dict[str, Markdown]:
+    names = headlines(found.multi_label)
     return {
-        "classes": _class_table(found.results.get("dataset")),
-        "metrics": _metric_table(found.scores),
-        "per_class": _per_class_table(found.scored),
-        "slices": _slice_table(found.slices),
-        "calibration": _calibration_table(found.scored.get("calibration")),
+        "classes": _class_table(found),
+        "metrics": _metric_table(found.scores, names),
+        "per_class": _per_class_table(found),
+        "slices": _slice_table(found.slices, names["accuracy"]),
+        "calibration": _calibration_table(found.scored.get("calibration"), names),
         "robustness": _robustness_table(found.robustness),
         "costs": _cost_table(found.costs),
         "versions": table(("package", "version"), list(found.bundle["versions"].items())),
     }
 
 
-def _class_table(data: Json | None) -> Markdown:
+def _class_table(found: Findings) -> Markdown:
+    data = found.results.get("dataset")
     if data is None:
         return Markdown("")
     counts = data["counts"]
     rows = [
         (name, *(wording.thousands(counts[split][name]) for split in counts)) for name in data["classes"][:MAX_ROWS]
     ]
-    return table(("class", *counts), rows)
+    if found.multi_label:  # the rows above do not add up to it
+        rows.append(("all images", *(wording.thousands(found.images[split]) for split in counts)))
+    return table((wording.noun_of(found.multi_label), *counts), rows)
 
 
-def _metric_table(scores: dict[str, Json]) -> Markdown:
+def _metric_table(scores: dict[str, Json], names: dict[str, str]) -> Markdown:
     def cell(values: Json, key: str) -> str:
         interval = findings.interval_of(values, key)
         return wording.number(values.get(key)) + (f" ({wording.numbers(interval)})" if interval else "")
 
-    known = [(key, name) for key, name in HEADLINES if any(v.get(key) is not None for v in scores.values())]
+    known = [(key, name) for key, name in names.items() if any(v.get(key) is not None for v in scores.values())]
     rows = [(name, *(cell(values, key) for values in scores.values())) for key, name in known]
     return table(("metric (95 % interval)", *scores), rows)
 
 
-def _per_class_table(scored: Json) -> Markdown:
-    rows = sorted(scored.get("per_class", {}).items(), key=lambda row: (row[1]["f1"] is None, row[1]["f1"] or 0.0))
+def _per_class_table(found: Findings) -> Markdown:
+    rows = weakest_first(found.scored)[:MAX_ROWS]
+    columns = per_class_columns(found.multi_label)
     return table(
-        ("class", "precision", "recall", "F1", "images"),
-        [
-            (name, *(wording.number(row[key]) for key in ("precision", "recall", "f1")), int(row["support"] or 0))
-            for name, row in rows[:MAX_ROWS]
-        ],
+        (wording.noun_of(found.multi_label), *columns.values(), "images"),
+        [(name, *(wording.number(row[key]) for key in columns), int(row["support"] or 0)) for name, row in rows],
     )
 
 
-def _slice_table(slices: Sequence[Json]) -> Markdown:
+def _slice_table(slices: Sequence[Json], right: str) -> Markdown:
     rows = [
         (
             highlights.slice_name(entry),
@@ -142,13 +146,13 @@ def _slice_table(slices: Sequence[Json]) -> Markdown:
         )
         for entry in slices[:MAX_ROWS]
     ]
-    return table(("group", "images", "accuracy", "95 % interval", "note"), rows)
+    return table(("group", "images", right, "95 % interval", "note"), rows)
 
 
-def _calibration_table(calibration: Json | None) -> Markdown:
+def _calibration_table(calibration: Json | None, names: dict[str, str]) -> Markdown:
     if not calibration:
         return Markdown("")
-    names, before, after = dict(HEADLINES), calibration["before"], calibration["after"]
+    before, after = calibration["before"], calibration["after"]
     rows = [(names.get(key, key), wording.number(before[key]), wording.number(after.get(key))) for key in before]
     return table(("lower is better", "before", "after"), rows)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from spectacles import label_sets
+from spectacles.bundle import BundleInfo
 from spectacles.errors import UserError
 from spectacles.explanations import REMEDY, explain
 from spectacles.galleries import overlay_heatmap
@@ -27,8 +29,12 @@ def view(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The model's input (S, S, C) and the same cut of the photo for people (V, V, 3), uint8. Raises ImageRefused."""
     image = decode(source, max_pixels, preprocessing.least_side).image
-    larger = preprocessing.at(max(SIDE, preprocessing.image_size))
-    return preprocessing.pixels(image), to_picture(larger.pixels(image))
+    return preprocessing.pixels(image), to_picture(for_people(preprocessing).pixels(image))
+
+
+def for_people(preprocessing: Preprocessing) -> Preprocessing:
+    """The same cut of a photo, large enough to look at."""
+    return preprocessing.at(max(SIDE, preprocessing.image_size))
 
 
 def write_overlays(
@@ -39,7 +45,7 @@ def write_overlays(
     numbered = zip(range(1, len(names) + 1), names, outcomes, strict=True)
     while chunk := list(islice(numbered, predictor.batch_size)):
         read = {number: found for number, _, outcome in chunk if (found := _reread(outcome, predictor))}
-        guesses = [predictor.info.classes.index(outcome.label) for number, _, outcome in chunk if number in read]
+        guesses = [explained(outcome, predictor.info) for number, _, outcome in chunk if number in read]
         pictures = dict(zip(read, _overlays(list(read.values()), guesses, predictor, methods), strict=True))
         for number, name, outcome in chunk:
             file = file_name(number, name) if number in pictures else ""
@@ -47,6 +53,11 @@ def write_overlays(
                 with atomic_path(folder / file) as unfinished:
                     Image.fromarray(pictures[number]).save(unfinished, "PNG")
             yield outcome, file
+
+
+def explained(outcome: Prediction, info: BundleInfo) -> int:
+    """Index of the class that a prediction is explained for: its label, of several the most probable one."""
+    return label_sets.most_probable(outcome.label, outcome.probabilities, info.classes, info.multi_label)
 
 
 def _reread(outcome: Prediction, predictor: Predictor) -> tuple[np.ndarray, np.ndarray] | None:

@@ -53,10 +53,10 @@ def fit_probe(training: Training) -> Epoch:
     count = len(training.train.labels)
     views = [embeddings.View(number, training.augmentation) for number in range(1, config.views)]
     seen = np.concatenate([both[:count], *(features(training.train.positions, view) for view in views)])
-    labels = np.tile(training.train.labels, config.views)
+    labels = np.concatenate([training.train.labels] * config.views)
     weights = training.settings.class_weights
-    sample_weights = None if weights is None else weights.cpu().numpy()[labels]
-    head = probe.fit_head((seen, labels), (both[count:], training.val.labels), classes, sample_weights)
+    class_weights = None if weights is None else weights.cpu().numpy()
+    head = probe.fit_head((seen, labels), (both[count:], training.val.labels), classes, class_weights)
     with torch.no_grad():
         training.classifier.head.weight.copy_(torch.from_numpy(head.weight))
         training.classifier.head.bias.copy_(torch.from_numpy(head.bias))

@@ -32,17 +32,20 @@ from spectacles.metrics import LOWER_IS_BETTER, Float64s
 
 MAX_CLASSES = 40  # more rows than this are not read
 MAX_OVERLAYS = 6
+MAX_NUMBERED = 20  # labels up to which the cells of a chart hold numbers
 BACKING = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}  # keeps a text legible over points
 
 
-def class_distribution(counts: Mapping[str, Mapping[str, int]], path: Path) -> Path:
-    """Images per class, a bar for each split: `counts` maps split -> class -> n."""
+def class_distribution(
+    counts: Mapping[str, Mapping[str, int]], images: Mapping[str, int], path: Path, noun: str = "class"
+) -> Path:
+    """Images per class or label, a bar for each split: `counts` maps split -> class -> n, `images` split -> n."""
     totals: dict[str, int] = {}
     for per_class in counts.values():
         for name, count in per_class.items():
             totals[name] = totals.get(name, 0) + count
     names = list(totals)
-    title = f"Images per class ({sum(totals.values()):,} in all)"
+    title = f"Images per {noun} ({sum(images[split] for split in counts):,} in all)"
     if len(names) > MAX_CLASSES:
         by_size = sorted(names, key=lambda name: -totals[name])
         names = by_size[: MAX_CLASSES // 2] + by_size[-MAX_CLASSES // 2 :]
@@ -57,7 +60,7 @@ def class_distribution(counts: Mapping[str, Mapping[str, int]], path: Path) -> P
         values = [per_class.get(name, 0) for name in names]
         offset = (index - (len(counts) - 1) / 2) * thickness
         bars = axes.barh(np.arange(len(names)) + offset, values, thickness * 0.92, color=nth_colour(index))
-        bars.set_label(f"{shorten(split)} ({sum(per_class.values()):,})")
+        bars.set_label(f"{shorten(split)} ({images[split]:,})")
         axes.bar_label(bars, labels=[f"{value:,}" for value in values], padding=3, fontsize=8, color=INK)
     name_rows(axes, names)
     tick_integers(axes.xaxis)
@@ -74,8 +77,9 @@ def histogram(
     path: Path,
     by: Mapping[str, NDArray[Any]] | None = None,
     log: bool = False,
+    of_what: str = "class",
 ) -> Path:
-    """Distribution of `values` `(N,)`, or of the arrays in `by` (class -> values), each as shares of its own class.
+    """Distribution of `values` `(N,)`, or of the arrays in `by` (class -> values), each as shares `of_what` it is in.
 
     `log` makes the x axis logarithmic, for values that span orders of magnitude such as file sizes. Values that cannot
     be drawn (not finite; not positive on a logarithmic axis) are left out and counted in the title.
@@ -107,7 +111,7 @@ def histogram(
         axes.set_xscale("log")
         tick_plain_log(axes.xaxis)
     axes.set_xlabel(shorten(xlabel, 80))
-    axes.set_ylabel("% of the class" if by else "images")
+    axes.set_ylabel(f"% of the {of_what}" if by else "images")
     add_legend(axes)
     return save(figure, path)
 
@@ -139,6 +143,35 @@ def scatter_sizes(widths: NDArray[Any], heights: NDArray[Any], path: Path) -> Pa
     tick_plain_log(bar.ax.yaxis)
     axes.set_xlabel("width (pixels)")
     axes.set_ylabel("height (pixels)")
+    return save(figure, path)
+
+
+def label_pairs(together: NDArray[np.integer[Any]], names: Sequence[str], path: Path) -> Path:
+    """Of the images with a row's label the share that have a column's too; `together` (K, K) are images with both, on
+    the diagonal those of each. Of more than 40 labels the most frequent."""
+    own = np.asarray(together).diagonal()
+    chosen = np.sort(np.argsort(-own, kind="stable")[:MAX_CLASSES])
+    title = "Which labels go together, in %"
+    if len(chosen) < len(own):
+        title += f": the {len(chosen)} most frequent of {len(own)}"
+    shares = 100 * together[np.ix_(chosen, chosen)] / np.maximum(own[chosen, None], 1)
+    numbered = len(chosen) <= MAX_NUMBERED
+    side = max(2.6, len(chosen) * (0.58 if numbered else 0.25))
+    figure, [axes] = new_figure(title, side + 2.8, side + 1.7)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.grid(visible=False)
+    for (row, column), share in np.ndenumerate(shares) if numbered else ():
+        if row != column:
+            colour = "white" if share > 60 else INK
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    labels = [shorten(names[index], 18) for index in chosen]
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    axes.set_yticks(
+        range(len(labels)), [f"{label} ({own[index]:,})" for label, index in zip(labels, chosen, strict=True)]
+    )
+    axes.set_ylabel("of the images with ...")
+    axes.set_xlabel("... so many also have")
+    figure.colorbar(image, ax=axes, label="% of the row", shrink=0.8)
     return save(figure, path)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from spectacles import label_metrics, label_sets
 from spectacles.metrics import bootstrap_interval
 from spectacles.neighbours import nearest
 from spectacles.probe import logistic_regression
@@ -17,6 +18,13 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """scikit-learn's C, from strong to weak regularisation."""
 MOST_ROWS = 10_000
 """Images that are judged, whole clusters drawn with a seed, where there are more."""
+MOST_ANSWERS, FEWEST_ROWS = 60_000, 1_000
+"""Each label is a fit of its own: of many labels fewer images, but not below the second."""
+
+
+def most_rows(labels_an_image: int) -> int:
+    """How many images are judged: see MOST_ROWS and MOST_ANSWERS. One class an image is one label."""
+    return min(MOST_ROWS, max(FEWEST_ROWS, MOST_ANSWERS // labels_an_image))
 
 
 def sample_clusters(clusters: np.ndarray, limit: int, seed: int) -> np.ndarray:
@@ -30,12 +38,16 @@ def sample_clusters(clusters: np.ndarray, limit: int, seed: int) -> np.ndarray:
 
 
 def measure(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int) -> dict[str, Any]:
-    """Frozen features (N, D), class indices (N,) and clusters (N,) -> what explore/reachable.json holds.
+    """Frozen features (N, D), class indices (N,) or labels (N, K) of 0 and 1, and clusters (N,) -> what
+    explore/reachable.json holds.
 
     `honest`, `naive`: logistic regression in five folds that keep clusters whole, or that deal their images out anew;
     `half`: honest, from half of the images instead of four fifths. `nearest_neighbour`: the class of the most similar
     image of another cluster, or of any. Accuracies with 95 % intervals, `differences` to `honest` over the same images;
     whole clusters are drawn. An image whose class occurs in no other fold counts as wrong.
+
+    Of labels there is a logistic regression each, decided at a probability of 0.5, and an image is right where all its
+    labels are.
     """
     fold = stratified_split(labels, clusters, [1 / FOLDS] * FOLDS, seed)
     torn = _tear(fold, labels, clusters, seed)
@@ -72,12 +84,14 @@ def measure(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed
 
 
 def _tear(fold: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int) -> np.ndarray:
-    """Folds (N,) as if nobody had looked for clusters: their images are dealt out anew, class by class. All others stay
-    where they are, so that the two divisions differ by what leaks and not by luck."""
+    """Folds (N,) as if nobody had looked for clusters: their images are dealt out anew, class by class (with labels all
+    at once: of some sets of labels there may be one image). All others stay where they are, so that the two divisions
+    differ by what leaks and not by luck."""
     _, numbers, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
     torn, rng = fold.copy(), np.random.default_rng(seed)
-    for label in np.unique(labels):
-        members = np.flatnonzero((labels == label) & (sizes[numbers] > 1))
+    kinds = labels if labels.ndim == 1 else np.zeros(len(labels))
+    for kind in np.unique(kinds):
+        members = np.flatnonzero((kinds == kind) & (sizes[numbers] > 1))
         torn[members] = rng.permutation(fold[members])
     return torn
 
@@ -89,10 +103,11 @@ def _probe(features: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> np.nda
     more by chance.
     """
     best, lowest = np.zeros(len(labels)), np.inf
+    fit = _cross_fit if labels.ndim == 1 else _cross_fit_labels
     # Many small products: where other processes compete for the cores, BLAS threads waiting for each other cost 50x.
     with threadpool_limits(1):
         for strength in STRENGTHS:
-            right, loss = _cross_fit(features, labels, fold, strength)
+            right, loss = fit(features, labels, fold, strength)
             if loss >= lowest:
                 break
             best, lowest = right, loss
@@ -113,24 +128,49 @@ def _cross_fit(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, stren
     return right, float(-np.log(np.maximum(given, 1e-12)).mean())
 
 
+def _cross_fit_labels(
+    features: np.ndarray, labels: np.ndarray, fold: np.ndarray, strength: float
+) -> tuple[np.ndarray, float]:
+    """(N,), 1 where all labels are right, and the mean log loss. Of what no other fold has, nothing is told."""
+    probabilities = np.full(labels.shape, np.nan)
+    for held_out in np.unique(fold):
+        fit, judged = fold != held_out, fold == held_out
+        for place, has in enumerate(labels.T if fit.any() else ()):
+            probabilities[judged, place] = _label_probabilities(features[fit], has[fit], features[judged], strength)
+    told = ~np.isnan(probabilities).any(axis=1)
+    right = label_sets.same((probabilities >= 0.5).astype(np.int64), labels) & told
+    loss = label_metrics.log_losses(labels[told], probabilities[told]).mean() if told.any() else np.inf
+    return right.astype(np.float64), float(loss)
+
+
+def _label_probabilities(features: np.ndarray, has: np.ndarray, judged: np.ndarray, strength: float) -> np.ndarray:
+    """Of a label that all images or none have: how often that is (rule of succession)."""
+    if len(np.unique(has)) < 2:
+        return np.full(len(judged), (has.sum() + 1) / (len(has) + 2))
+    probabilities: np.ndarray = logistic_regression(features, has, strength).predict_proba(judged)[:, 1]
+    return probabilities
+
+
 def _neighbour(unit: np.ndarray, labels: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
     everything = np.arange(len(labels))
     found = nearest(unit, everything, everything, 1, clusters)[0][:, 0]
-    return np.where(found >= 0, labels[found] == labels, False).astype(np.float64)
+    return np.asarray(((found >= 0) & label_sets.same(labels[found], labels)), dtype=np.float64)
 
 
-def sentences(measured: dict[str, Any]) -> list[str]:
+def sentences(measured: dict[str, Any], multi_label: bool = False) -> list[str]:
     """What a person should know of it."""
     honest, naive, neighbour = measured["honest"], measured["naive"], measured["nearest_neighbour"]
     difference = measured["differences"]["naive"]
+    what = "all labels right for " if multi_label else ""
     told = [
-        f"reachable before fine-tuning: {percent(honest['accuracy'])} ({percents(honest['interval'])}) by logistic "
-        f"regression on frozen features, {percent(neighbour['honest'])} by the nearest neighbour "
+        f"reachable before fine-tuning: {what}{percent(honest['accuracy'])} ({percents(honest['interval'])}) by "
+        f"logistic regression on frozen features, {percent(neighbour['honest'])} by the nearest neighbour "
         f"({count_of(measured['images'], 'image')}, {FOLDS} folds)"
     ]
     if measured["groups"] == measured["images"]:
         return told
-    split = f"the score if split naively: {percent(naive['accuracy'])}, nearest neighbour {percent(neighbour['naive'])}"
+    flattered, near = percent(naive["accuracy"]), percent(neighbour["naive"])
+    split = f"the score if split naively: {what}{flattered}, nearest neighbour {near}"
     low, high = difference["interval"]
     if low > 0:
         split += (

@@ -39,9 +39,14 @@ class Ledger:
 class DatasetReport(Report):
     classes: list[str]
     """In natural order; position = class index everywhere."""
+    multi_label: bool
+    """Whether an image has any number of labels: classes are labels then, and counts add up to more or less than the
+    images."""
     ledger: Ledger
     counts: dict[str, dict[str, int]]
     """split -> class -> images."""
+    images: dict[str, int]
+    """split -> labelled images."""
     unlabelled: int
     """Test images without a label: predicted, not scored."""
     fingerprint: str

@@ -29,13 +29,16 @@ TITLES = {
 """In reading order: the outcome first, then what it is made of."""
 HEADLINES = (
     ("accuracy", "accuracy"),
+    ("label_accuracy", "accuracy of each label"),
     ("balanced_accuracy", "balanced accuracy"),
+    ("micro_f1", "micro F1"),
     ("macro_f1", "macro F1"),
     ("macro_precision", "macro precision"),
     ("macro_recall", "macro recall"),
     ("hter", "HTER"),
     ("roc_auc", "ROC-AUC"),
     ("pr_auc", "PR-AUC"),
+    ("mean_average_precision", "mAP"),
     ("log_loss", "log loss"),
     ("brier", "Brier score"),
     ("ece", "ECE"),
@@ -59,7 +62,7 @@ ON_CARDS = ("comparison", "reachable")
 """Highlights that the cards on top say already."""
 PLACED = ("coverage", "threshold", "reliability", "slices", "robustness")
 """Charts that stand beside the numbers they show."""
-TOLD_OTHERWISE = ("confusion_matrix.png", "misclassified.png", "nearest.png")
+TOLD_OTHERWISE = ("confusion_matrix.png", "label_errors.png", "misclassified.png", "nearest.png")
 """Pictures for MLflow and the folder; on the page the confusion browser shows the same and more."""
 
 
@@ -93,7 +96,7 @@ def write(run_dir: RunDir) -> Path:
     data = found.results.get("dataset")
     browser = Browser([], [])
     if data is not None and found.scored:
-        browser = confusion_browser.build(run_dir, found.split, data["classes"])
+        browser = confusion_browser.build(run_dir, found.split, data["classes"], found.multi_label)
     duplicates = _duplicates(found.duplicates)
     paths = [*browser.paths(), *(pair[f"path_{side}"] for pair in duplicates["crossing"] for side in "ab")]
     sections = [_section(stage, found.results[stage], run_dir, galleries) for stage in TITLES if stage in found.results]
@@ -109,6 +112,9 @@ def write(run_dir: RunDir) -> Path:
         sections=sections,
         highlights=[item for item in highlights.find(found) if item.section not in ON_CARDS],
         browser=browser,
+        noun=wording.noun_of(found.multi_label),
+        nouns=wording.plural(wording.noun_of(found.multi_label)),
+        right=headlines(found.multi_label)["accuracy"],
         photos=photos,
         with_photos=bool(photos) or (galleries and any(s.pictures for s in sections if s.stage not in CHARTS_ONLY)),
         duplicates=duplicates,
@@ -121,6 +127,11 @@ def write(run_dir: RunDir) -> Path:
     )
     atomic_write(run_dir.report, page)
     return run_dir.report
+
+
+def headlines(multi_label: bool) -> dict[str, str]:
+    """Key of metrics.json -> what it is called; of the accuracy, what makes an image right."""
+    return dict(HEADLINES) | ({"accuracy": "all labels right"} if multi_label else {})
 
 
 def headline_metrics(run_dir: RunDir) -> dict[str, float | None]:
@@ -175,18 +186,20 @@ def _picture(path: Path) -> Picture:
 
 def _scores(found: Findings) -> dict[str, Any]:
     """What the section about scores shows."""
-    names = dict(HEADLINES)
+    names = headlines(found.multi_label)
     robustness = found.robustness
     return {
         "metrics": [
-            (key, name) for key, name in HEADLINES if any(s.get(key) is not None for s in found.scores.values())
+            (key, name) for key, name in names.items() if any(s.get(key) is not None for s in found.scores.values())
         ],
         "metric_names": names,
         "calibration_metrics": [(key, names[key]) for key in CALIBRATION],
         "lower_is_better": LOWER_IS_BETTER,
-        "per_class": _per_class(found.scored),
+        "per_class": weakest_first(found.scored)[:MAX_CLASS_ROWS],
+        "per_class_columns": per_class_columns(found.multi_label),
         "abstentions": [
-            highlights.abstention(found.scored) or "Every image gets a label.",
+            highlights.abstention(found.scored, found.multi_label)
+            or f"Every image gets {'an answer' if found.multi_label else 'a label'}.",
             *highlights.limits(found.bundle),
         ],
         "selective": _selective(found.scored.get("selective")),
@@ -195,10 +208,16 @@ def _scores(found: Findings) -> dict[str, Any]:
     }
 
 
-def _per_class(scored: Json) -> list[tuple[str, Json]]:
-    """The weakest classes first."""
+def weakest_first(scored: Json) -> list[tuple[str, Json]]:
+    """The classes and their scores."""
     rows = scored.get("per_class", {}).items()
-    return sorted(rows, key=lambda row: (row[1]["f1"] is None, row[1]["f1"] or 0.0))[:MAX_CLASS_ROWS]
+    return sorted(rows, key=lambda row: (row[1]["f1"] is None, row[1]["f1"] or 0.0))
+
+
+def per_class_columns(multi_label: bool) -> dict[str, str]:
+    """Key of metrics.json's `per_class` -> what it is called."""
+    columns = {"precision": "precision", "recall": "recall", "f1": "F1"}
+    return columns | ({"average_precision": "AP"} if multi_label else {})
 
 
 def _selective(measured: Json | None) -> list[tuple[float, float]]:

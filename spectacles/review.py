@@ -39,10 +39,12 @@ def write(
     earlier: pd.DataFrame,
     embed: bool,
     num_workers: int | None,
+    multi_label: bool = False,
 ) -> Path:
     """`doubtful`: the least credible first, `row` is its place in `rows` (file, label, path) and in `units` (N, D), the
-    centred features. `earlier`: the decisions that the run was made with, which the page's file repeats. Without
-    `embed` the page holds no pixel and links to the photos where they lie. Raises UserError for a photo that is gone.
+    centred features; with `multi_label`, `doubtful_label` is the one that its probabilities are about. `earlier`: the
+    decisions that the run was made with, which the page's file repeats. Without `embed` the page holds no pixel and
+    links to the photos where they lie. Raises UserError for a photo that is gone.
     """
     listed = doubtful.drop_duplicates("file").head(MOST)
     near, similarity = neighbours.nearest(units, listed["row"].to_numpy(), np.arange(len(units)), NEAR)
@@ -58,6 +60,7 @@ def write(
             "probability": row.probability_suggested,
             "split": row.split,
             "photo": photo,
+            "doubt": getattr(row, "doubtful_label", ""),
             "near": [[places[int(n)], round(float(s), 4)] for n, s in zip(others, cosines, strict=True) if n >= 0],
         }
         for row, photo, others, cosines in zip(listed.itertuples(), photos, near, similarity, strict=True)
@@ -69,6 +72,7 @@ def write(
         "--label_fixes label_fixes.csv",
         "question": label_column,
         "classes": list(classes),
+        "multi_label": multi_label,
         "items": items,
         "near": [
             {"file": file, "label": label, "photo": photo}

@@ -22,10 +22,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch.nn.functional import affine_grid, grid_sample
 
-from spectacles import attacks, intervals
+from spectacles import attacks, intervals, label_sets
 from spectacles.decoding import decoded_batches
 from spectacles.inference import Predictor
-from spectacles.metrics import decide
 from spectacles.progress import progress
 from spectacles.runtime import derive_seed
 from spectacles.wording import count_of, duration, percent
@@ -73,7 +72,8 @@ def measure(
     predictor: Predictor, rows: pd.DataFrame, labels: np.ndarray, seed: int, resamples: int, attacked: bool,
     num_workers: int | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What robustness.json holds, of `rows` (path, sha256, cluster, label) with these class indices (N,).
+    """What robustness.json holds, of `rows` (path, sha256, cluster, label) with these class indices (N,), or
+    labels (N, K).
 
     A row whose file cannot be read any more is left out. Accuracies are those of the bundle's decisions, threshold
     included, with 95 % intervals over clusters.
@@ -84,7 +84,8 @@ def measure(
     total, started = passes(-(-len(rows) // predictor.batch_size)), time.monotonic()
     steps = _changed_batches(predictor, rows, seed, num_workers)
     for done, (places, way, pixels) in enumerate(progress(steps, "changing photos", total, "batch"), 1):
-        correct = decide(predictor.probabilities(pixels), predictor.info.threshold) == labels[places]
+        decided = predictor.info.decide(predictor.probabilities(pixels))
+        correct = label_sets.same(decided, labels[places])
         right.setdefault(way, []).append(correct)
         if way == UNCHANGED:
             readable += places

@@ -13,14 +13,16 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from spectacles import label_sets
 from spectacles.errors import UserError
 from spectacles.galleries import THUMBNAIL, image_grid
 from spectacles.images import ImageRefused, decode
 from spectacles.progress import progress
 from spectacles.runtime import derive_seed
 from spectacles.shortcuts import Shortcut
+from spectacles.tables import NONE
 from spectacles.unusual import LIMIT, UNLIKE
-from spectacles.wording import count_of
+from spectacles.wording import count_of, noun_of, plural
 
 SAMPLE, ALL_SAMPLES = 200, 1200
 """Images decoded for a class's mean image, and for all of them together."""
@@ -39,26 +41,41 @@ def clear(folder: Path) -> None:
 
 
 def draw_classes(
-    labelled: pd.DataFrame, size: int, seed: int, pool: ThreadPoolExecutor, folder: Path
+    labelled: pd.DataFrame, size: int, seed: int, pool: ThreadPoolExecutor, folder: Path, multi_label: bool = False
 ) -> tuple[list[Path], Path]:
-    """Contact sheets and mean images of the largest classes, from one sample each: (sheets, means)."""
-    sizes = labelled["label"].value_counts()
+    """Contact sheets and mean images of the largest classes, from one sample each: (sheets, means). Of labels, NONE are
+    the images without any."""
+    sizes = _sizes(labelled["label"], multi_label)
     shown, shape = sizes.index[:MAX_MEANS], _mean_shape(labelled)
     sheets, means, captions = [], [], []
     for number, name in enumerate(progress(shown, "looking at classes", len(shown), "class"), start=1):
         on_sheet = size if number <= MAX_CONTACT_SHEETS else 0
         wanted = max(on_sheet, min(SAMPLE, ALL_SAMPLES // len(shown)))
-        rows = sample(labelled[labelled["label"] == name], wanted, derive_seed(seed, "explore", name))
+        own = label_sets.has(labelled["label"], name, multi_label and name != NONE)
+        rows = sample(labelled[own], wanted, derive_seed(seed, "explore", name))
         pictures = thumbnails(rows["path"], pool)
         if on_sheet:
             path = folder / f"contact_{number:02d}_{safe_name(name)}.png"
-            texts = [f"{Path(row['file']).name}\n{row['split']}" for row in rows[:on_sheet].to_dict("records")]
+            texts = [
+                f"{Path(row['file']).name}\n{row['split']}{', ' + row['label'] if multi_label else ''}"
+                for row in rows[:on_sheet].to_dict("records")
+            ]
             title = f"{name} ({sizes[name]:,} images in train and val)"
             sheets.append(image_grid(pictures[:on_sheet], texts, path, title=title))
         means.append(mean_image(pictures, shape))
         captions.append(f"{name}\nmean of {len(pictures)}")
-    which = f" of the {len(shown)} largest of {len(sizes)} classes" if len(shown) < len(sizes) else " of each class"
-    return sheets, image_grid(means, captions, folder / "mean_images.png", title=f"Mean images{which}")
+    noun = noun_of(multi_label)
+    which = f"the {len(shown)} largest of {len(sizes)} {plural(noun)}" if len(shown) < len(sizes) else f"each {noun}"
+    return sheets, image_grid(means, captions, folder / "mean_images.png", title=f"Mean images of {which}")
+
+
+def _sizes(labels: "pd.Series[str]", multi_label: bool) -> "pd.Series[int]":
+    """Images of each class or label, the largest first."""
+    if not multi_label:
+        return labels.value_counts()
+    counts = pd.Series(label_sets.count(labels, label_sets.names(labels), multi_label))
+    counts[NONE] = int((labels == NONE).sum())
+    return counts[counts > 0].sort_values(ascending=False, kind="stable")
 
 
 def draw_outliers(outliers: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: Path) -> Path:
@@ -116,13 +133,14 @@ def draw_shortcuts(
     shown, per_part = found[:MAX_SHORTCUTS], max(2, size // (4 * len(found[:MAX_SHORTCUTS])))
     parts, captions = [], []
     for shortcut in shown:
-        own = (rows["label"] == shortcut.label).to_numpy()
+        own = label_sets.has(rows["label"], shortcut.label, shortcut.multi_label).to_numpy(dtype=bool)
         for matches, words in ((shortcut.matches, shortcut.rule), (~shortcut.matches, f"not {shortcut.rule}")):
             for side in (own, ~own):
                 part = sample(rows[matches & side], per_part, derive_seed(seed, "shortcuts", shortcut.label))
                 parts.append(part)
                 captions += [f"{row['label']}\n{words}\n{Path(row['file']).name}" for row in part.to_dict("records")]
-    title = "What gives classes away: " + "; ".join(f"{shortcut.label}: {shortcut.rule}" for shortcut in shown)
+    noun = plural(noun_of(shown[0].multi_label))
+    title = f"What gives {noun} away: " + "; ".join(f"{shortcut.label}: {shortcut.rule}" for shortcut in shown)
     pictures = thumbnails([path for part in parts for path in part["path"]], pool)
     return image_grid(pictures, captions, path, title=title)
 

@@ -1,10 +1,11 @@
 """What gives a class away by accident: size, light, colour, border, format, compression or name of the files.
 
 A model may learn that instead of what the photos show (shortcut learning, Geirhos et al. 2020). Here a shallow decision
-tree sees nothing but such properties; where it tells a class from the rest, a network could as well.
+tree sees nothing but such properties; where it tells a class from the rest, a network could as well. Where an image has
+any number of labels, the images with a label are told from those without it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 import pandas as pd
 from sklearn.tree import DecisionTreeClassifier
 
+from spectacles import label_sets
 from spectacles.properties import Property, properties
 from spectacles.splits import stratified_split
-from spectacles.wording import percent
+from spectacles.wording import count_of, percent
 
 FOLDS, DEPTHS, LEAF = 5, (1, 2, 3), 5
 FEWEST = 20
@@ -28,6 +30,10 @@ ALIKE = 0.01
 MOST_ROWS, SCREENED_ROWS, MOST_JUDGED = 1500, 200, 12
 """Images of a class, and as many of the rest, that trees are fitted to (drawn with a seed); the same for a first look
 at many classes; and the classes that are judged then."""
+
+
+Has = Callable[[str], np.ndarray]
+"""Name of a class -> (N,) bool: the rows that are of it, or have that label."""
 
 
 @dataclass(frozen=True)
@@ -45,35 +51,45 @@ class Shortcut:
     balanced_accuracy: float
     """Of the tree for this class against the rest, on folds that it was not fitted to."""
     remedy: str
+    multi_label: bool = False
 
     def sentence(self) -> str:
-        return (
-            f"images {self.rule} are {percent(self.share)} class {self.label!r}, the others {percent(self.elsewhere)}: "
-            "a model may learn that instead of what the photos show"
-        )
+        share, elsewhere = percent(self.share), percent(self.elsewhere)
+        said = f"images {self.rule} are {share} class {self.label!r}, the others {elsewhere}"
+        if self.multi_label:
+            said = f"{share} of the images {self.rule} have label {self.label!r}, and {elsewhere} of the others"
+        return f"{said}: a model may learn that instead of what the photos show"
 
 
-def find(rows: pd.DataFrame, seed: int) -> tuple[list[Shortcut], float | None]:
+def find(rows: pd.DataFrame, seed: int, multi_label: bool = False) -> tuple[list[Shortcut], float | None]:
     """What gives classes away in labelled rows of the dataset stage's index, the strongest first; and the highest
     balanced accuracy that was found, a shortcut or not (chance is 0.5; None where there are too few images to say).
 
     A class is judged against the rest by a tree of depth 1 to 3 in folds that keep clusters (column `cluster`) whole;
     of many classes those are judged that a first look finds most promising.
     """
-    known, labels = properties(rows), rows["label"].to_numpy(dtype=str)
+    known = properties(rows)
     clusters = rows["cluster"].to_numpy() if "cluster" in rows else np.arange(len(rows))
-    names = _judged(labels, clusters)
+    every = label_sets.names(rows["label"]) if multi_label else [str(name) for name in np.unique(rows["label"])]
+    pair = every if len(every) == 2 and not multi_label else []
+
+    def has(name: str) -> np.ndarray:
+        return label_sets.has(rows["label"], name, multi_label).to_numpy(dtype=bool)
+
+    names = _judged(every, has, clusters)
+    names = names[:1] if pair else names  # the first speaks for both
     if not known or not names:
         return [], None
     # In the precision that trees compare in, so that thresholds divide here as they do there.
     values = np.stack([item.values for item in known], axis=1).astype(np.float32).astype(np.float64)
     found, best = [], 0.0
-    for name in _most_promising(values, labels, names, seed):
-        chosen = _sample(labels == name, MOST_ROWS, seed)
-        trial = _cross_validate(values[chosen], (labels == name)[chosen], clusters[chosen], seed)
+    for name in _most_promising(values, has, names, seed):
+        chosen = _sample(has(name), MOST_ROWS, seed)
+        trial = _cross_validate(values[chosen], has(name)[chosen], clusters[chosen], seed)
         best = max(best, trial.balanced_accuracy)
         if trial.balanced_accuracy > 0.5 + max(MARGIN, ERRORS * trial.error):
-            found.append(_explain(rows, known, values, chosen, name, trial))
+            other = next((each for each in pair if each != name), "")
+            found.append(_explain(has, known, values, chosen, (name, other), trial, multi_label))
     return sorted(found, key=lambda shortcut: -shortcut.balanced_accuracy), best
 
 
@@ -87,13 +103,20 @@ def table(found: Sequence[Shortcut]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).round(4)
 
 
-def _judged(labels: np.ndarray, clusters: np.ndarray) -> list[str]:
-    """Classes with enough independent images against the rest; of two classes the first speaks for both."""
-    names = [str(name) for name in np.unique(labels)]
-    independent = {name: len(np.unique(clusters[labels == name])) for name in names}
-    rest = {name: len(np.unique(clusters[labels != name])) for name in names}
-    enough = [name for name in names if min(independent[name], rest[name]) >= FEWEST]
-    return enough[:1] if len(names) == 2 else enough
+def summarise(found: Sequence[Shortcut], separation: float | None, noun: str) -> list[str]:
+    """What `find` found, in a sentence."""
+    if separation is None:
+        return [f"too few images to tell whether the files' properties give a {noun} away"]
+    said = f"size, light, colour, format and name of the files tell a {noun} with balanced accuracy {separation:.2f}"
+    if not found:
+        return [f"{said} at most (chance 0.50): no shortcut found"]
+    return [f"{said} (chance 0.50): they give {count_of(len(found), noun)} away, see explore/shortcuts.csv"]
+
+
+def _judged(names: Sequence[str], has: Has, clusters: np.ndarray) -> list[str]:
+    """Those with enough independent images against the rest."""
+    sides = ((name, own, ~own) for name in names for own in [has(name)])
+    return [name for name, *both in sides if min(len(np.unique(clusters[side])) for side in both) >= FEWEST]
 
 
 def _sample(positive: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -103,13 +126,13 @@ def _sample(positive: np.ndarray, most: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([rng.permutation(side)[:most] for side in sides]))
 
 
-def _most_promising(values: np.ndarray, labels: np.ndarray, names: Sequence[str], seed: int) -> list[str]:
+def _most_promising(values: np.ndarray, has: Has, names: Sequence[str], seed: int) -> list[str]:
     """Of many classes those that a tree tells best on some images that it was fitted to."""
     if len(names) <= MOST_JUDGED:
         return list(names)
     scores = {}
     for name in names:
-        positive = labels == name
+        positive = has(name)
         chosen = _sample(positive, SCREENED_ROWS, seed)
         right = _fit(values[chosen], positive[chosen], DEPTHS[-1]).predict(values[chosen]) == positive[chosen]
         scores[name] = _balanced(right, positive[chosen])
@@ -151,24 +174,26 @@ def _balanced(right: np.ndarray, positive: np.ndarray) -> float:
 
 
 def _explain(
-    rows: pd.DataFrame, known: list[Property], values: np.ndarray, chosen: np.ndarray, name: str, trial: _Trial
-) -> Shortcut:
-    """The most telling leaf of a tree fitted to all chosen rows, in words."""
-    labels = rows["label"].to_numpy(dtype=str)
-    positive = labels == name
+    has: Has, known: list[Property], values: np.ndarray, chosen: np.ndarray, names: tuple[str, str], trial: _Trial,
+    multi_label: bool,
+) -> Shortcut:  # fmt: skip
+    """The most telling leaf of a tree fitted to all chosen rows, in words; of two classes (`names`, else the second is
+    '') it may speak of either."""
+    name, other = names
+    positive = has(name)
     if trial.depth == 1:
         column = _plainest(values[chosen], positive[chosen])
         known, values = [known[column]], values[:, [column]]
     tree = _fit(values[chosen], positive[chosen], trial.depth)
-    path, favours = _leaf(tree, values[chosen], positive[chosen], both_sides=len(np.unique(labels)) == 2)
-    matches, parts = np.ones(len(rows), dtype=bool), []
+    path, favours = _leaf(tree, values[chosen], positive[chosen], both_sides=bool(other))
+    matches, parts = np.ones(len(values), dtype=bool), []
     for (column, above), threshold in path.items():
         limit = _round_between(values[:, column], threshold)
         matches &= (values[:, column] > limit) == above
         said = known[column].more if above else known[column].less
         parts.append(said.replace("{}", f"{limit:g}"))
-    label = name if favours else str(np.unique(labels[~positive])[0])
-    of_class = labels == label
+    label = name if favours else other
+    of_class = has(label)
     return Shortcut(
         label=label,
         rule=" and ".join(parts),
@@ -177,6 +202,7 @@ def _explain(
         elsewhere=float(of_class[~matches].mean()),
         balanced_accuracy=trial.balanced_accuracy,
         remedy=known[next(iter(path))[0]].remedy,
+        multi_label=multi_label,
     )
 
 

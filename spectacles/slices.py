@@ -104,9 +104,9 @@ def score(slices: list[Slice], scored: Scored, seed: int, resamples: int) -> dic
     """
     if not slices:
         return {"slices": [], "worst_gap": None}
-    wrong = scored.predicted != scored.labels
+    wrong = ~scored.right
     kinds = [np.ones(len(wrong), dtype=bool)]
-    kinds += [scored.labels == 0, scored.labels == 1] if scored.num_classes == 2 else []
+    kinds += [scored.labels == 0, scored.labels == 1] if scored.num_classes == 2 and not scored.multi_label else []
     members = np.stack([each.images & kind for kind in kinds for each in slices])
     columns = sparse.csr_matrix(np.concatenate([members, members & wrong])).astype(np.float64)
     sums = intervals.resampled_sums(columns, scored.clusters, seed, resamples)
@@ -156,7 +156,7 @@ def _worst_gap(
     places = [place for place, entry in enumerate(entries) if entry["sufficient"]]
     if len(places) < 2:
         return None
-    wrong = (scored.predicted != scored.labels).astype(np.float64)
+    wrong = (~scored.right).astype(np.float64)
     members = sparse.csr_matrix(np.stack([slices[place].images for place in places])).astype(np.float64)
     sizes = np.array([entries[place]["images"] for place in places])
     gaps = members @ wrong / sizes - wrong.mean()

@@ -1,17 +1,26 @@
 """What the person gave (CSV, JSON, JSONL, folders) as one table of rows, none dropped."""
 
 import os
-import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from spectacles import label_sets
 from spectacles.config import DatasetConfig
 from spectacles.errors import UserError
 from spectacles.images import SUFFIXES
-from spectacles.tables import clean_labels, file_names, find_id_column, find_label_column, read_table, require
+from spectacles.tables import (
+    clean_labels,
+    file_names,
+    find_id_column,
+    find_label_columns,
+    natural_key,
+    natural_sort,
+    read_table,
+    require,
+)
 
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
                  "test": "test", "testing": "test"}  # fmt: skip
@@ -27,29 +36,33 @@ class Rows:
 
     frame: pd.DataFrame
     label_column: str
+    """Several with commas between."""
     id_column: str
+    multi_label: bool = False
+    """Whether the label is a text as of `label_sets.join`."""
 
 
 def read_rows(config: DatasetConfig) -> Rows:
     """Every row of the training and test data as given. Raises UserError where the data cannot be understood."""
     if config.train_csv is not None:
-        train, label_column, id_column = _read_table(config, config.train_csv, _image_dir(config), "train")
+        train, label_columns, id_column = _read_table(config, config.train_csv, _image_dir(config), "train")
     elif config.image_dir is not None:
         _refuse_column_flags(config)
-        train, label_column, id_column = _read_folder(config.image_dir), "label", ""
+        train, label_columns, id_column = _read_folder(config.image_dir), ["label"], ""
     else:
         raise UserError("no training data: give --train_csv FILE (with --image_dir), or --image_dir FOLDER alone.")
     tables = [train]
     if config.test_csv is not None:
         folder = config.test_dir or config.image_dir or config.test_csv.parent
         labels = set(train["label"]) - {""}
-        test, _, id_column = _read_table(config, config.test_csv, folder, "test", label_column, labels)
+        test, _, id_column = _read_table(config, config.test_csv, folder, "test", label_columns, labels)
         tables.append(test)
     elif config.test_dir is not None:
         tables.append(_read_test_folder(config.test_dir, set(train["label"])))
     frame = pd.concat(tables, ignore_index=True)
     slices = [SLICE + name for name in slice_names(config)]
-    return Rows(frame.fillna(dict.fromkeys(slices, "")), label_column, id_column)
+    frame = frame.fillna(dict.fromkeys(slices, ""))
+    return Rows(frame, ",".join(label_columns), id_column, config.multi_label or len(label_columns) > 1)
 
 
 def slice_names(config: DatasetConfig) -> list[str]:
@@ -59,15 +72,17 @@ def slice_names(config: DatasetConfig) -> list[str]:
 
 
 def _refuse_column_flags(config: DatasetConfig) -> None:
-    flags = ("label_column", "group_column", "split_column", "file_column", "filename_template", "slice_columns")
+    flags = ("label_column", "multi_label", "group_column", "split_column", "file_column", "filename_template",
+             "slice_columns")  # fmt: skip
     for flag in flags:
-        if getattr(config, flag) is not None:
+        if getattr(config, flag) not in (None, False):
             raise UserError(f"--{flag} speaks of a table, and folders have none: add --train_csv, or leave it out.")
 
 
 def _read_table(
-    config: DatasetConfig, path: Path, folder: Path, source: str, train_label: str = "", labels: Set[str] = frozenset()
-) -> tuple[pd.DataFrame, str, str]:
+    config: DatasetConfig, path: Path, folder: Path, source: str, of_train: Sequence[str] = (),
+    labels: Set[str] = frozenset(),
+) -> tuple[pd.DataFrame, list[str], str]:  # fmt: skip
     table = read_table(path)
     files = file_names(table, path, config.file_column, config.filename_template)
     file_column = str(files.name)
@@ -75,12 +90,13 @@ def _read_table(
     slices = slice_names(config)
     known = {file_column, id_column, config.group_column or "", config.split_column or "", *slices}
     if source == "train":
-        label_column = find_label_column(table, path, config.label_column, known)
+        label_columns = find_label_columns(table, path, config.label_column, known)
         require(table, path, [config.group_column or ""], "--group_column")
         require(table, path, slices, "--slice_columns")
     else:
-        label_column = train_label if train_label in table.columns else ""
-        _check_renamed_labels(table, path, label_column or train_label, known, labels)
+        label_columns = _test_label_columns(table, path, of_train)
+        if not label_columns:
+            _check_renamed_labels(table, path, ",".join(of_train), known, labels)
 
     def text(column: str | None) -> "pd.Series[str]":
         return table[column].str.strip() if column and column in table.columns else pd.Series([""] * len(table))
@@ -91,7 +107,7 @@ def _read_table(
             "row": range(len(table)),
             "file": files.str.strip(),
             "path": [str((folder / name).absolute()) for name in files.str.strip()],
-            "label": clean_labels(table[label_column]) if label_column else text(None),
+            "label": _label_texts(table, path, label_columns, config.multi_label) if label_columns else text(None),
             "group": text(config.group_column),
             "id": text(id_column),
             "given_split": "test" if source == "test" else _given_splits(table, path, config.split_column),
@@ -99,7 +115,25 @@ def _read_table(
         }
     )
     _check_folder(frame, folder, path)
-    return frame, label_column, id_column
+    return frame, label_columns, id_column
+
+
+def _test_label_columns(table: pd.DataFrame, path: Path, of_train: Sequence[str]) -> list[str]:
+    """Those of the training table, or none where it has none of them. Raises UserError where some are missing."""
+    missing = [column for column in of_train if column not in table.columns]
+    if missing and len(missing) < len(of_train):
+        raise UserError(
+            f"{path} has no column {missing[0]!r}, but others of {', '.join(of_train)}: add it to have the test data "
+            "scored, or take all of them out to have them predicted only."
+        )
+    return [] if missing else list(of_train)
+
+
+def _label_texts(table: pd.DataFrame, path: Path, columns: Sequence[str], multi_label: bool) -> "pd.Series[str]":
+    if len(columns) > 1:
+        return label_sets.of_columns(table, path, columns)
+    [column] = columns
+    return label_sets.of_column(table[column], path) if multi_label else clean_labels(table[column])
 
 
 def _given_splits(table: pd.DataFrame, path: Path, column: str | None) -> "pd.Series[str] | str":
@@ -121,8 +155,6 @@ def _check_renamed_labels(
     table: pd.DataFrame, path: Path, label_column: str, known: set[str], labels: Set[str]
 ) -> None:
     """Labels under another name than in training would silently not be scored. Raises UserError."""
-    if label_column in table.columns:
-        return
     for column in table.columns:
         values = set(clean_labels(table[column])) - {""}
         if column not in known and values and values <= labels:
@@ -208,13 +240,3 @@ def _check_folder(frame: pd.DataFrame, folder: Path, table: Path) -> None:
             f"none of the {len(frame)} files that {table} names exists, for example {frame['path'].iloc[0]}: "
             "set --image_dir (or --test_dir) to the folder they are in, or --filename_template."
         )
-
-
-def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """'10' sorts after '9', and 'class 2' before 'class 10'."""
-    parts = re.split(r"(\d+)", text)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts if part]
-
-
-def natural_sort(names: list[str]) -> list[str]:
-    return sorted(names, key=lambda name: (natural_key(name), name))

@@ -13,17 +13,24 @@ RANK = {"train": 0, "val": 1, "test": 2}
 
 
 def stratified_split(labels: np.ndarray, clusters: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
-    """(N,) class indices and cluster numbers -> (N,) split numbers 0..len(fractions)-1.
+    """(N,) class indices, or (N, K) of 0 and 1, and cluster numbers (N,) -> (N,) split numbers 0..len(fractions)-1.
 
     Clusters are visited from large to small, equal ones in seeded order; each goes where its classes are missing most,
     measured against `fractions` of each class (greedy, as in Sechidis et al. 2011). With clusters of one image the
-    class counts of every split are within one of the exact share.
+    class counts of every split are within one of the exact share. Where an image may have several labels, having none
+    of them and being an image count as two more, and images with the rarest label go first: they leave least choice.
     """
     members, counts = _cluster_counts(labels, clusters)
     order = np.random.default_rng(seed).permutation(len(members))
-    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    if labels.ndim == 2:
+        rarest = np.where(counts > 0, counts.sum(axis=0), np.inf).min(axis=1)
+        order = order[np.argsort(rarest[order], kind="stable")]
+    sizes = np.array([len(images) for images in members])
+    order = order[np.argsort(-sizes[order], kind="stable")]
     missing = np.outer(np.asarray(fractions, dtype=np.float64), counts.sum(axis=0))
-    totals = np.maximum(counts.sum(axis=0), 1)
+    # Labels come in all combinations, so every split is filled at the same pace; with one class an image, exact shares
+    # come out whatever the pace.
+    totals = np.maximum(missing if labels.ndim == 2 else counts.sum(axis=0), 1e-9)
     split = np.empty(len(labels), dtype=np.int64)
     for cluster in order:
         own = counts[cluster]
@@ -41,8 +48,13 @@ def _cluster_counts(labels: np.ndarray, clusters: np.ndarray) -> tuple[list[np.n
     _, numbers = np.unique(clusters, return_inverse=True)
     order = np.argsort(numbers, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
-    counts = np.zeros((len(members), int(labels.max(initial=0)) + 1), dtype=np.int64)
-    np.add.at(counts, (numbers, labels), 1)
+    if labels.ndim == 2:
+        each = np.column_stack([labels, labels.sum(axis=1) == 0, np.ones(len(labels), dtype=np.int64)])
+        counts = np.zeros((len(members), each.shape[1]), dtype=np.int64)
+        np.add.at(counts, numbers, each)
+    else:
+        counts = np.zeros((len(members), int(labels.max(initial=0)) + 1), dtype=np.int64)
+        np.add.at(counts, (numbers, labels), 1)
     return members, counts
 
 

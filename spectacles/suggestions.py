@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spectacles.wording import count_of, percent
+from spectacles.records import DatasetReport
+from spectacles.wording import count_of, noun_of, percent
 
 IMBALANCE = 3.0
+RARE = 0.1
+"""Share of the training images below which a label is rare."""
 FEW_IMAGES = 20
 RECALL_MARGIN = 0.1
 """Half the 95 % interval within which a class's recall should be known."""
@@ -40,31 +43,46 @@ def balance(train: Mapping[str, int]) -> list[str]:
     ]
 
 
-def more_images(train: Mapping[str, int], val: Mapping[str, int]) -> list[str]:
+def rare_label(train: Mapping[str, int], images: int) -> list[str]:
+    """Of labels that any number of may belong to an image: `train` are the images with each, of so many training
+    images."""
+    rarest = min(train, key=train.__getitem__)
+    share = train[rarest] / max(1, images)
+    if share >= RARE:
+        return []
+    return [
+        f"try --class_weights balanced if a missed label is worse than one too many: only {percent(share)} of the "
+        f"training images have label {rarest!r}"
+    ]
+
+
+def more_images(data: DatasetReport) -> list[str]:
     """For the smallest class: how many make its recall known. Of a recall of 0.9 (normal approximation)."""
+    train, val, images = data.counts["train"], data.counts["val"], data.images
     smallest = min(train, key=lambda name: train[name] + val[name])
     if train[smallest] >= FEW_IMAGES:
         return []
     scored = 1.96**2 * 0.9 * 0.1 / RECALL_MARGIN**2
-    share = sum(val.values()) / max(1, sum(val.values()) + sum(train.values()))
+    share = images["val"] / max(1, images["val"] + images["train"])
     missing = int(np.ceil(scored / max(share, 0.01))) - train[smallest] - val[smallest]
     return [
-        f"collect images of class {smallest!r}: there are {train[smallest]} to learn from and {val[smallest]} to "
-        f"validate on; about {missing} more, divided alike, would tell its recall to within "
-        f"{100 * RECALL_MARGIN:.0f} points"
+        f"collect images {'with' if data.multi_label else 'of'} {noun_of(data.multi_label)} {smallest!r}: there are "
+        f"{train[smallest]} to learn from and {val[smallest]} to validate on; about {missing} more, divided alike, "
+        f"would tell its recall to within {100 * RECALL_MARGIN:.0f} points"
     ]
 
 
-def learning_curve(measured: Mapping[str, Any] | None) -> list[str]:
+def learning_curve(measured: Mapping[str, Any] | None, multi_label: bool = False) -> list[str]:
     """Whether more images of the same kind help, as learning from half of them does harm."""
     if measured is None:
         return []
     low, high = measured["differences"]["half"]["interval"]
     loss = -100 * measured["differences"]["half"]["accuracy"]
     if high < 0:
+        what = "images with all labels right" if multi_label else "accuracy"
         return [
             f"collect more images: learning from half of them instead of four fifths costs {loss:.1f} points of "
-            f"accuracy ({-100 * high:.1f} to {-100 * low:.1f}; frozen features), so more of them should still help"
+            f"{what} ({-100 * high:.1f} to {-100 * low:.1f}; frozen features), so more of them should still help"
         ]
     return []
 

@@ -13,6 +13,8 @@ from spectacles.images import SUFFIXES
 FILE_NAMES = ("file", "filename", "file_name", "image", "image_file", "image_name", "img", "path", "filepath",
               "file_path", "image_path", "photo", "picture")  # fmt: skip
 LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "y")
+SEPARATOR, NONE = "|", "none"
+"""Between several labels of one image, and what an image without any of them has."""
 ID_NAMES = ("id", "image_id", "img_id", "index", "uid", "uuid", "")
 
 
@@ -22,7 +24,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} does not exist.")
     try:
         if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
-            frame = pd.DataFrame(_json_records(path))
+            frame = pd.DataFrame(_json_records(path)).map(_joined)
         else:
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep=_delimiter(path), encoding="utf-8-sig",
                                 skipinitialspace=True)  # fmt: skip
@@ -38,6 +40,11 @@ def read_table(path: Path) -> pd.DataFrame:
     if frame.empty:
         raise UserError(f"{path} has no rows.")
     return frame.astype(object).where(frame.notna(), "").astype(str)
+
+
+def _joined(cell: object) -> object:
+    """JSON may list several labels."""
+    return (SEPARATOR.join(map(str, cell)) or NONE) if isinstance(cell, list) else cell
 
 
 def _delimiter(path: Path) -> str:
@@ -106,16 +113,18 @@ def find_id_column(table: pd.DataFrame, file_column: str) -> str:
     return next((c for c in table.columns if c.lower() in ID_NAMES and c != file_column), "")
 
 
-def find_label_column(table: pd.DataFrame, path: Path, given: str | None, known: set[str]) -> str:
+def find_label_columns(table: pd.DataFrame, path: Path, given: str | None, known: set[str]) -> list[str]:
+    """One, or those that `given` lists with commas between. Raises UserError where that is not clear."""
     if given is not None:
-        require(table, path, [given], "--label_column")
-        return given
+        columns = [given] if given in table.columns else list(dict.fromkeys(name.strip() for name in given.split(",")))
+        require(table, path, columns, "--label_column")
+        return columns
     candidates = [column for column in table.columns if column not in known]
     by_name = [column for column in candidates if column.lower() in LABEL_NAMES and _comes_back(table[column])]
     by_content = [column for column in candidates if _looks_like_labels(table[column])]
     for found in (by_name, candidates, by_content):
         if len(found) == 1:
-            return found[0]
+            return found
     raise UserError(f"which column of {path} is the label? It has {columns_of(table)}: name it with --label_column.")
 
 
@@ -142,3 +151,13 @@ def clean_labels(values: "pd.Series[str]") -> "pd.Series[str]":
 
 def columns_of(table: pd.DataFrame) -> str:
     return ", ".join(repr(column) for column in table.columns)
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """'10' sorts after '9', and 'class 2' before 'class 10'."""
+    parts = re.split(r"(\d+)", text)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts if part]
+
+
+def natural_sort(names: list[str]) -> list[str]:
+    return sorted(names, key=lambda name: (natural_key(name), name))

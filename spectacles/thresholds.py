@@ -16,6 +16,8 @@ from spectacles.metrics import Bools, Float64s, Floats, Ints
 Verdict = Literal["", "unsure", "unfamiliar"]
 NEVER = 2.0
 """A confidence that no label has."""
+ENOUGH_EACH = 10
+"""Validation images with a label, and without it, below which its own threshold would be noise."""
 NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 
 
@@ -116,14 +118,27 @@ def _first_best(ranks: list[Float64s]) -> int:
     return int(best[0])
 
 
-def certainty(probabilities: Floats, threshold: float | None) -> Float64s:
-    """The confidence of `metrics.decide`, (N, K) -> (N,): the probability of the label, and so of its being right.
+def choose_each(goal: Goal, labels: Ints, probabilities: Floats) -> list[Choice | None]:
+    """`choose` for each of the labels (N, K) of 0 and 1; None where fewer than ENOUGH_EACH images have or lack it."""
+    return [
+        choose(goal, has, own) if min(has.sum(), (1 - has).sum()) >= ENOUGH_EACH else None
+        for has, own in zip(np.asarray(labels).T, np.asarray(probabilities).T, strict=True)
+    ]
+
+
+def certainty(probabilities: Floats, decided: Ints) -> Float64s:
+    """The confidence of a decision, from probabilities (N, K): of classes (N,) the probability of the one decided on,
+    and so of its being right; of labels (N, K) of 0 and 1 that of the least certain, had or not had.
 
     With a threshold below 0.5 that of class 1 may be low: labels near the threshold, given for the sake of recall, are
     the least certain ones.
     """
     exact = np.asarray(probabilities, dtype=np.float64)
-    certain: Float64s = exact[np.arange(len(exact)), metrics.decide(exact, threshold)]
+    certain: Float64s = (
+        np.where(decided == 1, exact, 1 - exact).min(axis=1)
+        if decided.ndim == 2
+        else exact[np.arange(len(exact)), decided]
+    )
     return certain
 
 

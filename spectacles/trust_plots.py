@@ -135,7 +135,7 @@ def robustness(measured: Mapping[str, Any], path: Path) -> Path:
     clean = measured["accuracy_clean"]
     low, high = (100 * end for end in measured["interval_clean"])
     axes.axhspan(low, high, color=MUTED, alpha=0.15, label=f"unchanged: {percent(clean)}, 95 % interval")
-    label = f"always the most frequent class: {percent(measured['most_frequent'])}"
+    label = f"always the most frequent answer: {percent(measured['most_frequent'])}"
     axes.axhline(100 * measured["most_frequent"], color=MUTED, linewidth=0.9, linestyle=":", label=label)
     for index, (name, values) in enumerate(sorted(changes.items(), key=lambda item: -float(np.mean(item[1])))):
         _line(axes, index, [clean, *values], name)

@@ -31,7 +31,16 @@ def thousands(count: float) -> str:
 
 
 def count_of(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def noun_of(multi_label: bool) -> str:
+    """What is told apart: classes, of which an image has one, or labels, of which it has any number."""
+    return "label" if multi_label else "class"
 
 
 def duration(seconds: float) -> str:

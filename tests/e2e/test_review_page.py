@@ -54,6 +54,21 @@ def write_page(
     return review.write(folder / "review.html", run_dir, doubtful, rows, units, classes, "glasses", earlier, embed, 1)
 
 
+def write_labels_page(folder: Path, classes: tuple[str, ...] = ("cat", "dog", "face", "</b>")) -> Path:
+    """Six photos: given the second and the third label, without the second and with the first suggested."""
+    given, suggested = "|".join(classes[1:3]), "|".join((classes[0], classes[2]))
+    rows = pd.DataFrame({"file": NAMES, "label": given, "split": "train"})
+    rows["path"] = [str(folder / f"photo {number}.png") for number in range(len(NAMES))]
+    for path in rows["path"]:
+        Image.new("RGB", (60, 90), (90, 120, 200)).save(path)
+    doubtful = rows.assign(row=rows.index, suggested_label=suggested, doubtful_label=classes[1],
+                           probability_given=0.03, probability_suggested=0.97)  # fmt: skip
+    units = np.random.default_rng(0).normal(size=(len(NAMES), 8)).astype(np.float32)
+    none = pd.DataFrame(columns=label_fixes.COLUMNS)
+    return review.write(folder / "review.html", RunDir(folder / "outputs" / "run"), doubtful, rows, units, classes,
+                        "tags", none, True, 1, multi_label=True)  # fmt: skip
+
+
 class Opened:
     """A page and everything that went wrong in it."""
 
@@ -189,6 +204,72 @@ def test_a_class_among_many_is_found_by_typing(browser: Any, tmp_path: Path) -> 
     assert found[NAMES[1]] == ("changed", classes[-1])
     opened.context.close()
     assert opened.problems == []
+
+
+def test_any_combination_of_labels_is_set_by_keys(browser: Any, tmp_path: Path) -> None:
+    opened = Opened(browser, write_labels_page(tmp_path))
+    assert "dog, face" in opened.text("#bars") and "without dog: 97.0 %" in opened.text("#bars")
+    assert opened.text("#change").startswith("Change: add cat; remove dog")
+    opened.press("k", "c")
+    opened.press("2", "3", "Enter")  # neither of the two given
+    opened.press("o", "1", "4", "1", "Enter")
+    opened.press("4", "Escape")  # nothing is decided
+    opened.press("o", "Shift+Tab", "Shift+Tab", "Space", "Enter")  # from the button to the last label
+    assert "5 of 6 decided" in opened.text("#about")
+    opened.press("ArrowLeft")
+    assert "Photo 5 of 6: changed: dog, face, </b>" in opened.text("#place")
+    opened.press("o")
+    assert opened.page.locator("#options input:checked").count() == 3
+    opened.press("4", "Enter", "ArrowLeft")  # as it was given
+    assert decisions(opened.saved()) == {
+        NAMES[0]: ("confirmed", "dog|face"),
+        NAMES[1]: ("changed", "cat|face"),
+        NAMES[2]: ("changed", "none"),
+        NAMES[3]: ("changed", "dog|face|</b>"),
+        NAMES[4]: ("confirmed", "dog|face"),
+    }
+    opened.page.reload()
+    assert "5 of 6 decided" in opened.text("#about")
+    opened.context.close()
+    assert opened.problems == []
+
+
+def test_of_many_labels_some_are_found_by_typing_and_ticked(browser: Any, tmp_path: Path) -> None:
+    opened = Opened(browser, write_labels_page(tmp_path, tuple(f"kind {n}" for n in range(200))))
+    opened.press("o")
+    assert opened.page.locator("#options input").count() == 50
+    for typed in ("kind 17", "99", "kind 1"):  # the third ends what is given
+        opened.page.keyboard.type(typed)
+        opened.press("Enter")
+    assert opened.text("#apply").startswith("Set to kind 2, kind 17, kind 99")
+    assert opened.page.locator("#options input:checked").count() == 3
+    opened.press("Enter", "2")  # digits are for typing here
+    assert "1 of 6 decided" in opened.text("#about") and opened.page.is_hidden("#choice")
+    assert decisions(opened.saved()) == {NAMES[0]: ("changed", "kind 2|kind 17|kind 99")}
+    opened.context.close()
+    assert opened.problems == []
+
+
+def test_fingers_tick_labels_on_a_phone_and_dataset_reads_them(browser: Any, tmp_path: Path) -> None:
+    opened = Opened(browser, write_labels_page(tmp_path), viewport={"width": 390, "height": 844}, has_touch=True,
+                    is_mobile=True)  # fmt: skip
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
+    opened.page.tap("#other")
+    for label in opened.page.locator("#options label").all():
+        assert label.bounding_box()["height"] >= 44
+        label.tap()
+    opened.page.tap("#apply")
+    opened.page.tap("#change")
+    rows = opened.saved()
+    opened.context.close()
+    assert opened.problems == []
+    path = tmp_path / "label_fixes.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    assert reviewed.read(path).to_dict("records") == rows
+    frame = pd.DataFrame({"file": NAMES, "path": NAMES, "source": "train", "label": "dog|face"})
+    frame.loc[5, "label"] = "cat|</b>"
+    fixed, _ = label_fixes.apply(frame, path, multi_label=True)
+    assert fixed["label"].tolist() == ["</b>|cat", "cat|face", *["dog|face"] * 3, "cat|</b>"]
 
 
 def test_fingers_can_do_it_on_a_phone(browser: Any, tmp_path: Path) -> None:

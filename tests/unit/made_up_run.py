@@ -1,7 +1,7 @@
 """A run folder as the stages leave it behind, written by hand: small, with hostile names, every part removable."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 from pictures import exif, noise
 from PIL import Image
 
+from spectacles.records import DatasetReport, Ledger
 from spectacles.run_dir import RunDir
 
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -71,6 +72,17 @@ class MadeUp:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (60, 40), "white").save(path)
         return name
+
+
+def data_of(counts: dict[str, dict[str, int]], images: Mapping[str, int] | None = None) -> DatasetReport:
+    """What the dataset stage reports of these images a class, or, with `images` a split, of those with each label."""
+    totals = images or {split: sum(each.values()) for split, each in counts.items()}
+    used = sum(totals.values())
+    return DatasetReport(
+        summary=[], metrics={}, artifacts=[], classes=list(counts["train"]), multi_label=images is not None,
+        ledger=Ledger(rows=used, used=used, repaired=0, refused=0, repairs={}, refusals={}), counts=counts,
+        images=dict(totals), unlabelled=0, fingerprint="f", label_column="label", id_column="id",
+    )  # fmt: skip
 
 
 def make(folder: Path, classes: Sequence[str] = CLASSES) -> MadeUp:
@@ -192,3 +204,47 @@ def _error_analysis(run: MadeUp) -> None:
     run.result(
         "error_analysis", artifacts=[run.chart("error_analysis/misclassified.png")], errors=3, suspected_labels=9
     )
+
+
+def make_labels(folder: Path) -> MadeUp:
+    """As `make`, but of any number of three labels an image: 6 test images, of which two are wholly right."""
+    names = ("cat", EVIL, "night")
+    run = make(folder, names)
+    counts = {"train": dict(zip(names, (5, 3, 8), strict=True)), "val": dict.fromkeys(names, 1),
+              "test": dict(zip(names, (3, 2, 2), strict=True))}  # fmt: skip
+    data = json.loads(run.run_dir.result("dataset").read_text(encoding="utf-8"))
+    run.write_json("dataset/result.json", data | {
+        "multi_label": True, "counts": counts, "images": {"train": 9, "val": 2, "test": 6},
+        "label_column": "cat,x,night",
+    })  # fmt: skip
+    bundle = json.loads((run.run_dir.path / "train/bundle/bundle.json").read_text(encoding="utf-8"))
+    run.write_json("train/bundle/bundle.json", bundle | {
+        "multi_label": True, "threshold": None, "label_thresholds": [0.25, 0.5, 0.75],
+    })  # fmt: skip
+    run.rows.clear()
+    for name, label, predicted, chances in (
+        ("right 0.jpg", "cat|night", "cat|night", (0.9, 0.1, 0.9)),
+        ("right 1.jpg", "none", "none", (0.1, 0.1, 0.1)),
+        ("b2.jpg", "cat", "night", (0.2, 0.1, 0.8)),
+        ("b3.jpg", "cat", "none", (0.05, 0.1, 0.1)),
+        ("b4.jpg", EVIL, f"{EVIL}|night", (0.1, 0.9, 0.95)),
+        (f"a<{EVIL}.jpg", f"{EVIL}|night", EVIL, (0.1, 0.9, 0.6)),
+    ):
+        run.predict(name, label, predicted, min(max(chance, 1 - chance) for chance in chances))
+        run.rows[-1] |= {f"p_{each}": chance for each, chance in zip(names, chances, strict=True)}
+    run.save_predictions()
+    scores = {"accuracy": 2 / 6, "label_accuracy": 0.75, "micro_f1": 0.625, "mean_average_precision": 0.875,
+              "images": 6, "refused": 0, "accuracy_interval": [0.1, 0.7], "intervals": {"accuracy": [0.1, 0.7]},
+              "unsure": 1, "unfamiliar": 0, "labelled": {"images": 5, "accuracy": 0.4, "interval": [0.1, 0.8]},
+              "selective": {"coverage": [1.0], "accuracy": [2 / 6]}}  # fmt: skip
+    own = {
+        "precision": 0.5,
+        "recall": 0.5,
+        "f1": 0.5,
+        "average_precision": 0.8125,
+        "support": 2,
+        "missed": 1,
+        "added": 2,
+    }
+    run.write_json("evaluate/metrics.json", {"test": scores | {"per_class": dict.fromkeys(names, own)}})
+    return run

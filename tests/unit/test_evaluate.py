@@ -46,8 +46,9 @@ def make_run(tmp_path: Path, make_bundle: Callable[..., Path]) -> Make:
         shutil.copytree(make_bundle(*classes, data_fingerprint=FINGERPRINT, **facts), made.bundle)
         ledger = Ledger(rows=len(rows), used=len(rows), repaired=0, refused=0, repairs={}, refusals={})
         report = DatasetReport(
-            summary=[], metrics={}, artifacts=[], classes=list(classes), ledger=ledger, counts={}, unlabelled=0,
-            fingerprint=FINGERPRINT, label_column="label", id_column="",
+            summary=[], metrics={}, artifacts=[], classes=list(classes), multi_label=bool(facts.get("multi_label")),
+            ledger=ledger, counts={}, images={}, unlabelled=0, fingerprint=FINGERPRINT,
+            label_column="label", id_column="",
         )  # fmt: skip
         made.save_result("dataset", report)
         made.write_config({"no_pretrained": True})

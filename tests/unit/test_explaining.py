@@ -137,3 +137,26 @@ def test_a_photo_that_is_gone_is_named(scored: pd.DataFrame, bundle_dir: Path, t
     Path(scored["path"][0]).unlink()
     with pytest.raises(UserError, match=r"0\.png was readable when it was scored and is not any more \(file not found"):
         explain(scored, bundle_dir, tmp_path / "out")
+
+
+def test_of_several_labels_the_most_probable_decided_one_is_explained(
+    scored: pd.DataFrame, make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    draw = explaining.image_grid
+
+    def listen(pictures: list[Image.Image], captions: list[str], *rest: object) -> Path:
+        told.extend(captions)
+        return draw(pictures, captions, *rest)
+
+    monkeypatch.setattr(explaining, "image_grid", listen)
+    folder = make_bundle("cat", "dog", "face", multi_label=True, label_thresholds=(0.9, 0.2, 0.2))
+    scored = scored.assign(label="none", predicted="none", p_cat=0.8, p_dog=0.3, p_face=0.4)
+    scored.loc[:3, ["label", "predicted"]] = ["dog|face", "dog|face"]
+    scored.loc[4:6, "predicted"] = "dog"
+    names, _, _ = explain(scored, folder, tmp_path / "out")
+    assert sorted(names) == sorted(["faithfulness.json", *PICTURES])
+    checked = json.loads((tmp_path / "out" / "faithfulness.json").read_text(encoding="utf-8"))["methods"]["gradcam"]
+    # cat is more probable than the labels that were decided on, and is explained where there are none
+    assert {name: of["images"] for name, of in checked["classes"].items()} == {"face": 4, "cat": 13}
+    assert "none -> dog, 0.750" in told[0] and told[1] == "gradcam: speaks for dog"

@@ -195,3 +195,10 @@ def test_names() -> None:
         assert config(explain_with="gradcam,occlusion").explain_with == "gradcam,occlusion"
     with pytest.raises(UserError, match="--no_galleries forbids"):
         PredictConfig(explain=True, galleries=False)
+
+
+def test_of_any_number_of_labels_each_speaks_for_itself() -> None:
+    classifier = Classifier(nn.Flatten(), 12, 3, dropout=0.0, multi_label=True)
+    images, targets = torch.randn(4, 3, 2, 2), torch.tensor([0, 2, 1, 0])
+    expected = classifier(images)[range(4), targets]
+    torch.testing.assert_close(log_odds(classifier, images, targets), expected)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_up_run import data_of
 from PIL import Image, ImageEnhance, ImageFilter
 from safetensors.torch import save_file
 
@@ -305,17 +306,17 @@ def test_shift_between_splits():
 )
 def test_classes_with_few_images(train, words):
     enough = dict.fromkeys(train, 100)
-    assert mentions(exploration.check_classes({"train": train, "val": enough, "test": enough}), *words)
+    assert mentions(exploration.check_classes(data_of({"train": train, "val": enough, "test": enough})), *words)
 
 
 def test_enough_images_need_no_warning():
     enough = {"a": 400, "b": 90}
-    assert exploration.check_classes({"train": enough, "val": enough, "test": enough}) == []
+    assert exploration.check_classes(data_of({"train": enough, "val": enough, "test": enough})) == []
 
 
 def test_scoring_data_that_is_missing():
     counts = {"train": {"a": 100, "b": 100}, "val": {"a": 30, "b": 0}, "test": {"a": 0, "b": 0}}
-    warnings = exploration.check_classes(counts)
+    warnings = exploration.check_classes(data_of(counts))
     assert mentions(warnings, "no validation image of class 'b'", "--val_fraction")
     assert mentions(warnings, "only 30 validation images", "uncertain by 11 points")
     assert mentions(warnings, "no labelled test image", "--test_fraction")

@@ -149,3 +149,13 @@ def test_a_small_gain_in_many_images_is_needed(monkeypatch: pytest.MonkeyPatch) 
     assert judge(drops, chance, ["a"] * 48)["faithful"] is False
     assert judge(drops + 0.5, chance, ["a"] * 48)["faithful"] is True
     assert faithfulness.ENOUGH <= faithfulness.IMAGES
+
+
+def test_of_several_labels_the_drop_is_that_of_the_sigmoid(corner: Classifier) -> None:
+    photo, heat = images(1), heat_at(0, 0, 1)
+    calibration = Calibration(2.0, (0.9, 1.1), (0.3, -0.2), multi_label=True)
+    drops, _ = probability_drops(corner, photo, torch.tensor([1]), heat, calibration)
+    hidden = torch.where(highlighted(heat, SIZE)[:, None], blurred(photo), photo)
+    logits = corner(torch.cat([photo, hidden])).detach().double().numpy()[:, 1]
+    whole, without = 1 / (1 + np.exp(-(1.1 * logits / 2.0 - 0.2)))
+    assert drops[0] == pytest.approx(whole - without, abs=1e-6)

@@ -14,7 +14,7 @@ from pictures import encoded, noise
 
 import dataset
 import train
-from spectacles import bundle, calibration, finishing, metrics, run_dir, thresholds, training_log
+from spectacles import bundle, calibration, finishing, label_sets, metrics, run_dir, thresholds, training_log
 from spectacles.bundle import BundleInfo
 from spectacles.config import DatasetConfig, TrainConfig
 from spectacles.errors import UserError
@@ -64,7 +64,7 @@ def validation(run: RunDir) -> tuple[np.ndarray, list[Prediction], Predictor]:
     """(class indices, what the finished bundle predicts, with what) of the validation photos."""
     rows = dataset.load_split(run, "val")
     predictor = Predictor(run.bundle, CPU, engine="torch")
-    labels = np.array(dataset.class_indices(rows["label"], list(predictor.info.classes)))
+    labels = label_sets.encode(rows["label"], list(predictor.info.classes), multi_label=False)
     return labels, list(predictor.predict([Path(path) for path in rows["path"]])), predictor
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from pictures import write_rows
 
-from spectacles import fold_training
+from spectacles import fold_training, label_sets
 from spectacles.errors import UserError
 from spectacles.records import DatasetReport, Ledger
 from spectacles.run_dir import RunDir
@@ -64,7 +65,8 @@ def run_dir(tmp_path: Path) -> RunDir:
     ledger = Ledger(rows=12, used=12, repaired=0, refused=0, repairs={}, refusals={})
     counts = {"train": {"0": 6, "1": 6}, "val": {"0": 0, "1": 0}, "test": {"0": 0, "1": 0}}
     report = DatasetReport(summary=[], metrics={}, artifacts=[], classes=["0", "1"], ledger=ledger, counts=counts,
-                           unlabelled=3, fingerprint="f", label_column="label", id_column="")  # fmt: skip
+                           multi_label=False, images={"train": 12, "val": 0, "test": 0}, unlabelled=3, fingerprint="f",
+                           label_column="label", id_column="")  # fmt: skip
     run.save_result("dataset", report)
     run.save_config("train", {"epochs": 2, "device": "cpu", "run_name": "run", "output_dir": "elsewhere"})
     return run
@@ -161,3 +163,22 @@ def test_an_image_that_has_become_unreadable_cannot_be_judged(
     probabilities = judge(rows, run_dir, folds=2)
     assert np.isnan(probabilities[5]).all()
     assert np.isfinite(np.delete(probabilities, 5, axis=0)).all()
+
+
+def test_images_with_several_labels(
+    rows: pd.DataFrame, run_dir: RunDir, tmp_path: Path, make_bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(tmp_path, make_bundle("0", "1", multi_label=True, label_thresholds=(0.5, 0.5)), monkeypatch)
+    data = run_dir.load_result("dataset", DatasetReport)
+    run_dir.save_result("dataset", replace(data, multi_label=True))
+    rows = rows.assign(label=["0|1", "none", "0"] * 4)
+    labels = label_sets.encode(rows["label"], data.classes, True)
+    probabilities = fold_training.out_of_fold_probabilities(rows, labels, run_dir, 3, 0, CPU)
+    assert probabilities.shape == (12, 2) and np.isfinite(probabilities).all()
+    assert not np.allclose(probabilities.sum(axis=1), 1)
+    for folder in folders(run_dir):
+        report = RunDir(folder).load_result("dataset", DatasetReport)
+        assert report.multi_label
+        assert report.images["train"] == 8 and report.images["val"] == 4
+        assert report.counts["train"]["0"] + report.counts["val"]["0"] == 8
+        assert report.counts["train"]["1"] + report.counts["val"]["1"] == 4

@@ -108,3 +108,18 @@ def test_a_name_that_two_files_share_is_not_guessed(tmp_path):
 def test_a_table_of_another_kind_is_told(tmp_path):
     assert "no column 'given_label' (--label_fixes)" in mistake(tmp_path, "a.png,no", header="file,label")
     assert "has no rows" in mistake(tmp_path)
+
+
+SEVERAL = frame(("a.png", "cat|dog"), ("b.png", "none"), ("c.png", "bird"))
+
+
+def test_several_labels_are_set_at_once_in_any_order_and_to_none(tmp_path):
+    path = tmp_path / "label_fixes.csv"
+    lines = ["a.png,cat|dog,none,changed,r", "b.png,none,dog|bird,changed,r", "c.png,bird,bird,confirmed,r"]
+    path.write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
+    table, _ = label_fixes.apply(SEVERAL, path, multi_label=True)
+    assert table["label"].tolist() == ["none", "bird|dog", "bird"]
+    assert table["review"][0] == "label changed from cat|dog to none by review"
+    path.write_text(f"{HEADER}\na.png,cat|dog,cat|fish,changed,r\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"row 1: the fixed label 'fish' does not occur.*'bird', 'cat', 'dog'"):
+        label_fixes.apply(SEVERAL, path, multi_label=True)

@@ -117,3 +117,78 @@ def test_too_little_to_judge_gives_an_empty_list(labels: list[int]) -> None:
     assert len(probabilities) == len(given)
     ranked = rank_label_issues(given, probabilities)
     assert len(ranked["row"]) == len(ranked["suspected"]) <= 1
+
+
+def several_labels(count: int, dimensions: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features that are the sum of a direction for each of three labels, and those labels (N, 3)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, (count, 3))
+    directions = rng.normal(size=(3, dimensions)) * 2
+    return (labels @ directions + rng.normal(size=(count, dimensions))).astype(np.float32), labels
+
+
+def test_planted_flips_of_one_label_lead_the_ranking_and_are_named() -> None:
+    features, true = several_labels(400)
+    rng = np.random.default_rng(1)
+    rows, places = rng.choice(400, 20, replace=False), rng.integers(0, 3, 20)
+    labels = true.copy()
+    labels[rows, places] ^= 1
+    probabilities = out_of_fold_probabilities(features, labels, folds=5, seed=0)
+    assert probabilities.shape == (400, 3)
+    ranked = rank_label_issues(labels, probabilities)
+    first = ranked["row"][:20]
+    assert len(set(first) & set(rows)) >= 18
+    both = np.isin(first, rows)
+    np.testing.assert_array_equal(ranked["suggested"][:20][both], true[first[both]])
+    flipped = dict(zip(rows, places, strict=True))
+    assert ranked["doubtful"][:20][both].tolist() == [flipped[row] for row in first[both]]
+    assert ranked["suspected"][:20][both].mean() >= 0.75 and ranked["suspected"].sum() < 40
+
+
+@given(seed=st.integers(0, 200), labels=st.integers(2, 4))
+def test_an_image_is_listed_once_with_every_label_whose_other_answer_is_more_probable(seed: int, labels: int) -> None:
+    rng = np.random.default_rng(seed)
+    given, probabilities = rng.integers(0, 2, (20, labels)), rng.random((20, labels))
+    probabilities[rng.random((20, labels)) < 0.1] = np.nan
+    ranked = rank_label_issues(given, probabilities)
+    of_given = np.where(given == 1, probabilities, 1 - probabilities)
+    assert sorted(ranked["row"]) == np.flatnonzero((of_given < 0.5).any(axis=1)).tolist()
+    np.testing.assert_array_equal(ranked["suggested"], np.where(of_given < 0.5, 1 - given, given)[ranked["row"]])
+    assert (np.diff(ranked["score"]) >= 0).all()
+    np.testing.assert_allclose(ranked["p_given"], of_given[ranked["row"], ranked["doubtful"]])
+    np.testing.assert_allclose(ranked["p_given"] + ranked["p_suggested"], 1)
+    columns = given.T, probabilities.T
+    alone = [rank_label_issues(has, np.stack([1 - own, own], axis=1)) for has, own in zip(*columns, strict=True)]
+    for row, score, suspected in zip(ranked["row"], ranked["score"], ranked["suspected"], strict=True):
+        assert score == min(one["score"][one["row"] == row].min(initial=9) for one in alone)
+        assert suspected == any(one["suspected"][one["row"] == row].any() for one in alone)
+
+
+def test_a_label_that_one_image_has_cannot_be_judged_there_and_nothing_speaks_for_it_elsewhere() -> None:
+    features, labels = several_labels(60)
+    only, always = np.eye(60, dtype=np.int64)[7], np.ones(60, dtype=np.int64)
+    labels = np.column_stack([labels, only, 1 - only, always, 0 * always])
+    probabilities = out_of_fold_probabilities(features, labels, folds=5, seed=0)
+    unknown = np.zeros((60, 7), dtype=bool)
+    unknown[7, 3:5] = True
+    np.testing.assert_array_equal(np.isnan(probabilities), unknown)
+    assert probabilities[:, 5].min() == 1 and probabilities[:, 6].max() == 0
+    ranked = rank_label_issues(labels, probabilities)
+    np.testing.assert_array_equal(ranked["suggested"][:, 3:], labels[ranked["row"], 3:])
+
+
+def test_with_several_labels_a_group_is_never_both_fitted_and_judged() -> None:
+    features, labels, groups = memorable(60)
+    both = np.column_stack([labels, labels[::-1]])
+    grouped = out_of_fold_probabilities(features, both, 5, 0, groups)
+    np.testing.assert_array_equal(grouped[::2], grouped[1::2])
+    assert accuracy(np.stack([1 - grouped[:, 0], grouped[:, 0]], axis=1), labels) < 0.65
+
+
+@pytest.mark.parametrize("labels", [[], [[1, 0]], [[1, 0], [0, 1]], [[1, 1], [1, 1], [1, 0]]])
+def test_too_few_images_with_labels_give_next_to_nothing(labels: list[list[int]]) -> None:
+    given = np.array(labels, dtype=np.int64).reshape(-1, 2)
+    probabilities = out_of_fold_probabilities(np.ones((len(given), 2), dtype=np.float32), given, folds=5, seed=0)
+    assert probabilities.shape == given.shape
+    ranked = rank_label_issues(given, probabilities)
+    assert len(ranked["row"]) == len(ranked["suspected"]) == len(ranked["suggested"]) <= 2

@@ -57,7 +57,15 @@ def test_class_distribution(path, num_classes):
     counts = {
         split: {name: i * size for i, name in enumerate(names(num_classes))} for split, size in (("train", 9), ("$", 1))
     }
-    assert_picture(plots.class_distribution(counts, path))
+    images = {split: sum(each.values()) for split, each in counts.items()}
+    assert_picture(plots.class_distribution(counts, images, path))
+
+
+@pytest.mark.parametrize("num_labels", [2, 60])
+def test_label_pairs(path, num_labels):
+    together = np.full((num_labels, num_labels), 3) + np.diag(np.arange(num_labels))
+    assert_picture(plots.label_pairs(together, names(num_labels), path))
+    assert_picture(plots.label_pairs(np.zeros_like(together), names(num_labels), path))
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,9 @@ def test_a_class_without_training_images_is_never_predicted(classes, absent, mon
 def test_weights_count_as_scikit_learn_counts_them(classes, monkeypatch):
     one_strength(monkeypatch, 0.1)
     train = gaussians(200, classes)
-    weights = np.random.default_rng(1).uniform(0.1, 3, 200)
+    weights = np.random.default_rng(1).uniform(0.1, 3, classes)
     head = fit_head(train, train, classes, weights)
-    assert_same_answers(head, scikit_learn(train, 0.1, weights), train[0])
+    assert_same_answers(head, scikit_learn(train, 0.1, weights[train[1]]), train[0])
     unweighted = fit_head(train, train, classes)
     assert not np.allclose(head.weight, unweighted.weight, rtol=0.05)
 

@@ -25,7 +25,7 @@ from spectacles.environment import describe_environment
 from spectacles.run_dir import RunDir, write_json
 from spectacles.settings import select, to_plain
 
-VOID = {"meta", "img", "br", "line", "polyline"}
+VOID = {"meta", "img", "br", "wbr", "line", "polyline"}
 
 
 class Page(HTMLParser):

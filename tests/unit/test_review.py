@@ -194,3 +194,21 @@ def test_a_photo_that_is_gone_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"0\.png was readable .*restore it"):
         write_page(tmp_path, ["a"], draw=lambda _: Gone())
+
+
+def test_a_page_about_several_labels_names_the_one_in_doubt(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"file": ["a.png", "b.png"], "label": ["cat|dog", "none"], "split": "train"})
+    rows["path"] = [str(tmp_path / name) for name in rows["file"]]
+    for path in rows["path"]:
+        photo(0, 24, 24).save(path)
+    doubtful = rows.assign(row=rows.index, suggested_label=["cat", "</b>"], doubtful_label=["dog", "</b>"],
+                           probability_given=0.2, probability_suggested=0.8)  # fmt: skip
+    units = np.eye(2, dtype=np.float32)
+    none = pd.DataFrame(columns=label_fixes.COLUMNS)
+    data = read(review.write(tmp_path / "review.html", RunDir(tmp_path / "run"), doubtful, rows, units,
+                             ("</b>", "cat", "dog"), "tags", none, True, 1, multi_label=True)).data  # fmt: skip
+    assert data["multi_label"] is True
+    assert [(item["label"], item["suggested"], item["doubt"]) for item in data["items"]] == [
+        ("cat|dog", "cat", "dog"), ("none", "</b>", "</b>"),
+    ]  # fmt: skip
+    assert read(write_page(tmp_path)).data["multi_label"] is False

@@ -34,8 +34,8 @@ TRAIN = TrainReport(
 RECORDS = [
     Report(**COMMON),
     DatasetReport(
-        **COMMON, classes=["0", "1"], ledger=LEDGER, counts={"train": {"0": 1, "1": 1}}, unlabelled=0, fingerprint="f",
-        label_column="label", id_column="",
+        **COMMON, classes=["0", "1"], multi_label=False, ledger=LEDGER, counts={"train": {"0": 1, "1": 1}},
+        images={"train": 2}, unlabelled=0, fingerprint="f", label_column="label", id_column="",
     ),
     ExploreReport(**COMMON, warnings=[], suggestions=[]),
     TRAIN,

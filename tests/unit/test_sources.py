@@ -11,8 +11,8 @@ from pictures import write_noise
 
 from spectacles.config import DatasetConfig
 from spectacles.errors import UserError
-from spectacles.sources import Rows, natural_sort, read_rows
-from spectacles.tables import read_table
+from spectacles.sources import Rows, read_rows
+from spectacles.tables import natural_sort, read_table
 
 LABELS = ["0", "1", "0"]
 NAMES = ["a.png", "b.png", "c.png"]

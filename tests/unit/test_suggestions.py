@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_run import data_of
 
 from spectacles import suggestions
 
@@ -25,13 +26,26 @@ def test_imbalance_suggests_weights():
 
 
 def test_a_small_class_says_how_many_images_would_help():
-    assert suggestions.more_images({"a": 200, "b": 20}, {"a": 40, "b": 4}) == []
-    [line] = suggestions.more_images({"a": 200, "b": 12}, {"a": 50, "b": 3})
+    assert suggestions.more_images(data_of({"train": {"a": 200, "b": 20}, "val": {"a": 40, "b": 4}})) == []
+    [line] = suggestions.more_images(data_of({"train": {"a": 200, "b": 12}, "val": {"a": 50, "b": 3}}))
     assert "class 'b': there are 12 to learn from and 3 to validate on" in line
     missing = int(line.split("about ")[1].split()[0])
     validated = (15 + missing) * 53 / 265
     half_interval = 1.96 * (0.9 * 0.1 / validated) ** 0.5
     assert half_interval == pytest.approx(0.1, abs=0.003)
+
+
+def test_a_rare_label_says_how_many_images_would_help():
+    data = data_of({"train": {"a": 190, "b": 12}, "val": {"a": 45, "b": 3}}, images={"train": 200, "val": 50})
+    [line] = suggestions.more_images(data)
+    assert "collect images with label 'b': there are 12 to learn from and 3 to validate on" in line
+    validated = (15 + int(line.split("about ")[1].split()[0])) * 50 / 250
+    assert 1.96 * (0.9 * 0.1 / validated) ** 0.5 == pytest.approx(0.1, abs=0.003)
+    [line] = suggestions.rare_label(data.counts["train"], 200)
+    assert (
+        line.startswith("try --class_weights balanced") and "only 6.0 % of the training images have label 'b'" in line
+    )
+    assert suggestions.rare_label({"a": 190, "b": 20}, 200) == []
 
 
 @pytest.mark.parametrize(("interval", "told"), [([-0.05, -0.01], True), ([-0.02, 0.01], False), ([0.0, 0.0], False)])

@@ -149,13 +149,13 @@ def test_certainty_is_the_probability_of_the_label(data, threshold):
     _, probabilities = data
     both = np.stack([1 - probabilities, probabilities], axis=1)
     expected = [row[label] for row, label in zip(both, decide(both, threshold), strict=True)]
-    np.testing.assert_array_equal(thresholds.certainty(both, threshold), expected)
+    np.testing.assert_array_equal(thresholds.certainty(both, decide(both, threshold)), expected)
 
 
 def test_labels_near_a_low_threshold_are_the_least_certain():
     both = np.array([[0.99, 0.01], [0.85, 0.15], [0.5, 0.5], [0.1, 0.9]])
-    np.testing.assert_allclose(thresholds.certainty(both, 0.1), [0.99, 0.15, 0.5, 0.9])
-    np.testing.assert_allclose(thresholds.certainty(np.array([[0.2, 0.3, 0.5]]), 0.1), [0.5])
+    np.testing.assert_allclose(thresholds.certainty(both, decide(both, 0.1)), [0.99, 0.15, 0.5, 0.9])
+    np.testing.assert_allclose(thresholds.certainty(np.array([[0.2, 0.3, 0.5]]), np.array([2])), [0.5])
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 80), st.sampled_from([0.5, 0.8, 0.95]), st.sampled_from([5, 10**6]))

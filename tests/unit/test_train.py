@@ -20,7 +20,7 @@ from torch import nn
 import dataset
 import evaluate
 import train
-from spectacles import backbones, budget, bundle, calibration, folding, probe, run_dir, training_log
+from spectacles import backbones, budget, bundle, calibration, folding, label_sets, probe, run_dir, training_log
 from spectacles import classifier as classifiers
 from spectacles.config import DatasetConfig, EvaluateConfig, TrainConfig
 from spectacles.errors import UserError
@@ -201,7 +201,7 @@ def test_the_probe_is_what_scikit_learn_fits_on_the_features_of_the_bundle(
         with torch.no_grad():
             features[split] = classifier.embed(info.preprocessing.normalize(torch.from_numpy(pixels))).numpy()
             logits = classifier(info.preprocessing.normalize(torch.from_numpy(pixels))).numpy()
-        labels[split] = np.array(dataset.class_indices(part["label"], list(info.classes)))
+        labels[split] = label_sets.encode(part["label"], list(info.classes), multi_label=False)
     fits = [
         make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000)).fit(
             features["train"], labels["train"]
