@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     outputs = tmp_path_factory.mktemp("outputs")
     flags = ("--train_csv", data / "train.csv", "--test_csv", data / "test.csv", "--label_column", "tags",
-             "--multi_label", "true", "--test_fraction", 0.2, "--epochs", 2, "--fine_tuned_folds", 2)  # fmt: skip
+             "--multi_label", "--test_fraction", 0.2, "--epochs", 2, "--fine_tuned_folds", 2)  # fmt: skip
     done = run_script("run_pipeline.py", *flags, *SMALL, "--output_dir", outputs)
     assert done.returncode == 0, done.stdout + done.stderr
     return find(outputs, "latest")

@@ -307,7 +307,8 @@ def test_what_lies_in_the_browser_is_not_trusted(opened: Opened) -> None:
 
 def test_without_galleries_the_photos_are_shown_from_where_they_lie(browser: Any, tmp_path: Path) -> None:
     opened = Opened(browser, write_page(tmp_path, embed=False))
-    opened.page.wait_for_function("document.querySelector('#photo img').naturalWidth === 60")
+    width = opened.page.locator("#photo img").evaluate("image => image.decode().then(() => image.naturalWidth)")
+    assert width == 60
     opened.context.close()
     assert opened.problems == []
 
