@@ -118,13 +118,26 @@ def test_each_threshold_is_the_best_for_its_label() -> None:
     rng = np.random.default_rng(1)
     labels = (rng.random((200, 3)) < [0.5, 0.2, 0.02]).astype(np.int64)
     probabilities = np.clip(0.3 * labels + rng.random((200, 3)) * 0.7, 0, 1)
-    choices = thresholds.choose_each(thresholds.parse("f1"), labels, probabilities)
+    choices = thresholds.choose_each(thresholds.parse("recall:0.9"), labels, probabilities)
     assert choices[2] is None, "4 images are too few"
     for place in range(2):
-        tried = [f1_score(labels[:, place], probabilities[:, place] >= cut) for cut in probabilities[:, place]]
-        chosen = choices[place]
-        assert chosen is not None
-        assert f1_score(labels[:, place], probabilities[:, place] >= chosen.threshold) == pytest.approx(max(tried))
+        assert choices[place] == thresholds.choose(
+            thresholds.parse("recall:0.9"), labels[:, place], probabilities[:, place]
+        )
+
+
+def test_for_f1_it_is_where_calibrated_probabilities_have_their_best() -> None:
+    rng = np.random.default_rng(2)
+    probabilities = rng.beta(0.5, 2, (20_000, 1))  # the truth is drawn from them, so they are calibrated
+    labels = (rng.random((20_000, 1)) < probabilities).astype(np.int64)
+    [choice] = thresholds.choose_each(thresholds.parse("f1"), labels, probabilities)
+    assert choice is not None
+    said = probabilities[:, 0] >= choice.threshold
+    best = max(f1_score(labels[:, 0], probabilities[:, 0] >= cut) for cut in np.linspace(0.1, 0.9, 81))
+    assert f1_score(labels[:, 0], said) > best - 0.003
+    assert choice.threshold == pytest.approx(best / 2, abs=0.005)
+    assert choice.recall == pytest.approx(said[labels[:, 0] == 1].mean())
+    assert choice.precision == pytest.approx(labels[said, 0].mean())
 
 
 def test_confidence_is_that_of_the_least_certain_label() -> None:
