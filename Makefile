@@ -6,11 +6,11 @@ OUTPUTS ?= outputs
 IMAGES ?= 600
 SAMPLE = $(OUTPUTS)/sample
 
-.PHONY: help setup dev demo test check fmt bench clean
+.PHONY: help setup dev demo test check fmt bench bench-serving attack clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
 
 setup: $(VENV)/.runtime  ## make .venv with everything that runs
 
@@ -47,6 +47,20 @@ $(FASTAI)/.installed: benchmarks/requirements-fastai.txt
 bench: setup $(FASTAI)/.installed  ## compare with a tutorial loop and fastai (SPECTACLES_DATA=, FOLDER_DATA=, FLAGS=)
 	$(BIN)/python -m benchmarks.compare $(if $(SPECTACLES_DATA),--spectacles_data $(SPECTACLES_DATA)) \
 		$(if $(FOLDER_DATA),--folder_data $(FOLDER_DATA)) --output_dir $(OUTPUTS)/bench $(BENCH) -- $(FLAGS)
+
+SERVING := .venv-serving
+
+$(SERVING)/.installed: benchmarks/requirements-serving.txt requirements.txt
+	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-serving.txt
+	touch $@
+
+bench-serving: setup $(SERVING)/.installed  ## compare the server with LitServe and mlflow (BUNDLE=, PHOTO=; needs wrk)
+	$(BIN)/python -m benchmarks.serving --bundle $(BUNDLE) --photo $(PHOTO) --output_dir $(OUTPUTS)/bench-serving \
+		--python $(SERVING)/bin/python
+
+attack: setup  ## attack the server and count what is lost (BUNDLE=, PHOTO=, FLAGS='--odd FOLDER')
+	$(BIN)/python -m benchmarks.attack --bundle $(BUNDLE) --photo $(PHOTO) --output_dir $(OUTPUTS)/attack $(FLAGS)
 
 fmt: dev  ## format the code
 	$(BIN)/ruff format .

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +16,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from spectacles import bundle
+from spectacles.server import access
+from spectacles.server.service import LOADING
+
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 60
+START_SECONDS = 120
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -45,6 +50,8 @@ def running(command: list[str], log: Path, **environment: str) -> Iterator[str]:
                     break
             else:
                 pytest.fail("the server did not start:\n" + "".join(lines))
+            while curl(f"{found[1]}/health/ready")[1].get("detail") == LOADING:
+                assert process.poll() is None
             deadline.cancel()
             yield found[1]
         finally:
@@ -80,7 +87,7 @@ def test_uvicorn_serves_predictions(bundle_dir: Path, tmp_path: Path) -> None:
             assert (status, "32 MiB" in refusal["detail"]) == (413, True)
         assert curl(f"{address}/health/live") == (200, {"status": "live"})
     events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    assert [event["event"] for event in events] == ["ready", "inference", "inference", "inference"]
+    assert [event["event"] for event in events] == ["ready", *["inference"] * 3, *["refused"] * 3]
     assert events[1]["request_id"] == "e2e-1"
 
 
@@ -88,3 +95,50 @@ def test_the_script_starts_a_server_too(bundle_dir: Path, tmp_path: Path) -> Non
     with running(["api.py", "--bundle", str(bundle_dir)], tmp_path / "log") as address:
         status, card = curl(f"{address}/model")
     assert (status, card["classes"]) == (200, ["no", "yes"])
+
+
+def test_other_machines_are_let_in_with_keys_only(bundle_dir: Path) -> None:
+    command = [sys.executable, "api.py", "--bundle", str(bundle_dir), "--host", "0.0.0.0", "--port", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS, check=False)
+    assert done.returncode == 2
+    assert "--host 0.0.0.0 lets other machines in" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_key_is_made_and_opens_the_server(bundle_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "api.py", "--make_key", "alice"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS, check=True).stdout
+    key, entry = (line.split()[-1] for line in made.splitlines())
+    assert entry == f"alice:{access.digest(key)}"
+    with running(["api.py", "--bundle", str(bundle_dir)], tmp_path / "log", SPECTACLES_API_KEYS=entry) as address:
+        assert curl(f"{address}/model")[0] == 401
+        assert curl("-H", f"Authorization: Bearer {key}", f"{address}/model")[0] == 200
+    assert key not in (tmp_path / "log").read_text(encoding="utf-8")
+
+
+def test_a_signal_brings_another_model_and_one_ends_the_server(bundle_dir: Path, tmp_path: Path) -> None:
+    own, log = tmp_path / "bundle", tmp_path / "log"
+    shutil.copytree(bundle_dir, own)
+    command = [sys.executable, "api.py", "--bundle", str(own), "--port", "0"]
+    environment = {**os.environ, "SPECTACLES_DEVICE": "cpu", "SPECTACLES_DRAIN": "0.2"}
+    with log.open("wb") as stdout, subprocess.Popen(
+        command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:  # fmt: skip
+        deadline = Timer(START_SECONDS, process.kill)
+        deadline.start()
+        assert process.stderr is not None
+        address = next(found[1] for line in process.stderr if (found := re.search(r"running on (http://\S+)", line)))
+        while curl(f"{address}/health/ready")[0] != 200:
+            assert process.poll() is None
+        before = curl(f"{address}/model")[1]["model_id"]
+        info, state, _ = bundle.load(bundle_dir)
+        after = bundle.save(own, info, {name: value * 0.5 for name, value in state.items()})
+        process.send_signal(signal.SIGHUP)
+        while (now := curl(f"{address}/model")[1]["model_id"]) == before:
+            assert process.poll() is None
+        assert now == after
+        process.send_signal(signal.SIGTERM)
+        process.wait(START_SECONDS)
+        deadline.cancel()
+        process.stderr.read()
+    events = [json.loads(line)["event"] for line in log.read_text(encoding="utf-8").splitlines()]
+    assert events == ["ready", "swapped", "draining"]

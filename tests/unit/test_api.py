@@ -4,7 +4,6 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from served import serve
 
-import api
 from spectacles import bundle, familiarity
 from spectacles.inference import Predictor
-from spectacles.serving import MAX_BODY_BYTES, MAX_FILES, page_headers
+from spectacles.server.answers import page_headers
+from spectacles.server.limits import MAX_BODY_BYTES, MAX_FILES
 from spectacles.thresholds import NEVER
 
 CLASSES = ("cat", "dog", "<b>other</b>")
@@ -27,18 +27,6 @@ CLASSES = ("cat", "dog", "<b>other</b>")
 @pytest.fixture(scope="module")
 def bundle_dir(make_bundle: Callable[..., Path]) -> Path:
     return make_bundle(*CLASSES, temperature=0.01)  # probabilities differ visibly in spite of random weights
-
-
-@contextmanager
-def serve(**environment: str) -> Iterator[TestClient]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("SPECTACLES_BUNDLE", "SPECTACLES_OUTPUT_DIR", "SPECTACLES_LOG_FILENAMES"):
-            patch.delenv(name, raising=False)
-        patch.setenv("SPECTACLES_DEVICE", "cpu")
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        with TestClient(api.app) as client:
-            yield client
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +131,9 @@ def test_one_bad_file_among_several_spoils_no_other(client: TestClient, bundle_d
     assert response.status_code == 200
     first, second, third, fourth = response.json()["predictions"]
     expected = list(Predictor(bundle_dir, torch.device("cpu"), engine="torch").predict(contents))
-    assert list(first["probabilities"].values()) == pytest.approx(expected[0].probabilities, abs=1e-9)
-    assert list(third["probabilities"].values()) == pytest.approx(expected[2].probabilities, abs=1e-9)
+    # The same images in batches of other sizes may differ in the last digits of float32.
+    assert list(first["probabilities"].values()) == pytest.approx(expected[0].probabilities, abs=1e-6)
+    assert list(third["probabilities"].values()) == pytest.approx(expected[2].probabilities, abs=1e-6)
     assert (second["status"], fourth["status"]) == (415, 422)
     assert "not an image" in second["error"]
     assert "empty" in fourth["error"]
@@ -204,21 +193,20 @@ def test_a_valid_request_id_is_kept_and_another_replaced(client: TestClient) -> 
         assert replaced.headers["x-request-id"] == replaced.json()["request_id"] != bad
 
 
-@pytest.mark.parametrize("with_names", [False, True])
-def test_each_image_is_logged_as_one_json_line(
-    bundle_dir: Path, capsys: pytest.CaptureFixture[str], with_names: bool
+def test_each_image_is_logged_as_one_json_line_without_its_name(
+    bundle_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    environment = {"SPECTACLES_LOG_FILENAMES": "1"} if with_names else {}
-    with serve(SPECTACLES_BUNDLE=str(bundle_dir), **environment) as client:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
         answer = send(client, READABLE["jpeg"], REFUSED["text"][0], headers={"X-Request-ID": "r1"}).json()
-    ready, first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr().out
+    ready, first, second = map(json.loads, printed.splitlines())
     assert ready["event"] == "ready"
     assert first["request_id"] == second["request_id"] == "r1"
     assert first["bytes"] == len(READABLE["jpeg"])
     assert (first["label"], first["milliseconds"]) == (answer["predictions"][0]["label"], answer["milliseconds"])
     assert first["time"].endswith("+00:00")
     assert second["status"] == 415
-    assert first.get("file") == ("0.bin" if with_names else None)
+    assert "0.bin" not in printed
 
 
 def test_the_model_card_tells_what_the_bundle_knows_and_no_path(client: TestClient, bundle_dir: Path) -> None:
@@ -274,7 +262,7 @@ def test_the_page_needs_no_other_host(client: TestClient) -> None:
 
 def test_the_documentation_describes_answers_and_refusals(client: TestClient) -> None:
     responses = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "413", "415", "422", "503"}
+    assert set(responses) == {"200", "400", "401", "403", "408", "413", "415", "422", "429", "503"}
     assert "SinglePrediction" in json.dumps(responses["200"])
 
 

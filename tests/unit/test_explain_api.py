@@ -12,8 +12,8 @@ import torch
 from fastapi.testclient import TestClient
 from pictures import encoded, exif, frames, noise, png_header
 from PIL import Image
+from served import serve
 
-import api
 from spectacles import explanations
 from spectacles.inference import Predictor
 from spectacles.layouts import NoFeatureMap
@@ -30,11 +30,8 @@ def bundle_dir(make_bundle: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def client(bundle_dir: Path) -> Iterator[TestClient]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECTACLES_BUNDLE", str(bundle_dir))
-        patch.setenv("SPECTACLES_DEVICE", "cpu")
-        with TestClient(api.app) as client:
-            yield client
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
+        yield client
 
 
 def send(client: TestClient, *contents: bytes, **fields: str) -> Any:
@@ -150,21 +147,16 @@ def test_a_backbone_without_a_map_is_told_with_the_methods_that_work(
     assert picture(send(client, PHOTO, method="occlusion")).shape == (SIDE, SIDE, 3)
 
 
-def test_without_a_bundle_it_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SPECTACLES_BUNDLE", raising=False)
-    monkeypatch.setenv("SPECTACLES_OUTPUT_DIR", str(tmp_path))
-    with TestClient(api.app) as client:
+def test_without_a_bundle_it_is_not_ready(tmp_path: Path) -> None:
+    with serve(SPECTACLES_OUTPUT_DIR=str(tmp_path)) as client:
         response = send(client, PHOTO)
     assert response.status_code == 503 and "holds no run yet" in response.json()["detail"]
 
 
 def test_each_explanation_is_logged_as_one_line(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECTACLES_BUNDLE", str(bundle_dir))
-        patch.setenv("SPECTACLES_DEVICE", "cpu")
-        with TestClient(api.app) as client:
-            send(client, PHOTO)
-            send(client, b"nothing")
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
+        send(client, PHOTO)
+        send(client, b"nothing")
     _, explained, refused = map(json.loads, capsys.readouterr().out.splitlines())
     assert explained["bytes"] == len(PHOTO) and explained["label"] in CLASSES and "file" not in explained
     assert refused["status"] == 415
@@ -173,7 +165,7 @@ def test_each_explanation_is_logged_as_one_line(bundle_dir: Path, capsys: pytest
 def test_the_documentation_describes_it(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     operation = schema["paths"]["/explain"]["post"]
-    assert set(operation["responses"]) == {"200", "400", "413", "415", "422", "503"}
+    assert set(operation["responses"]) == {"200", "400", "401", "403", "408", "413", "415", "422", "429", "503"}
     assert set(operation["responses"]["200"]["content"]) == {"image/png", "application/json"}
     reference = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"]
     fields = schema["components"]["schemas"][reference.split("/")[-1]]["properties"]

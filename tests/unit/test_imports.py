@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {path.stem: path for path in ROOT.glob("*.py")}
-ROOMS = {f"spectacles.{path.stem}": path for path in (ROOT / "spectacles").glob("*.py") if path.stem != "__init__"}
+ROOMS = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in (ROOT / "spectacles").rglob("*.py")
+    if path.stem != "__init__"
+}
 EVERYTHING = SCRIPTS | ROOMS
 
 BASE = {"dataset", "model"}

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from pictures import blocks, encoded, exif, photo
 from PIL import Image
+from served import serve
 
-import api
 import predict
 from spectacles import epochs, predictions
 from spectacles.config import PredictConfig, TrainConfig
@@ -101,9 +100,7 @@ def test_all_paths_agree_bit_for_bit(
         written = [[float(row[f"p_{name}"]) for name in classes] for row in csv.DictReader(file)]
     np.testing.assert_array_equal(written, answers)
 
-    monkeypatch.setenv("SPECTACLES_BUNDLE", str(bundle_dir))
-    monkeypatch.setenv("SPECTACLES_DEVICE", "cpu")
-    with TestClient(api.app) as client:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
         seen.clear()  # the server warms up before its first request
         replies = [client.post("/predict", files={"file": BytesIO(path.read_bytes())}).json() for path in photos]
     np.testing.assert_array_equal(np.concatenate(seen), expected)

@@ -1,39 +1,19 @@
-"""What the server's routes stand on: which bundle, the body limit, the shapes of the answers, the log, the page."""
+"""Shapes of the server's answers, as they stand in its OpenAPI page too."""
 
-import json
-import logging
-import os
-import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import numpy as np
-from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from spectacles import __version__, engines, run_dir, runtime
+from spectacles import __version__
+from spectacles.bundle import BundleInfo
 from spectacles.content_policy import inline_hash
 from spectacles.environment import package_versions
-from spectacles.errors import UserError
 from spectacles.images import UNKNOWN_FORMAT
 from spectacles.inference import UNSURE, Prediction, Predictor
+from spectacles.server import events
+from spectacles.server.service import MAX_PIXELS
 from spectacles.thresholds import Verdict
-
-MAX_BODY_BYTES = 32 * 1024 * 1024
-MAX_FILES = 16
-MAX_PIXELS = 25_000_000
-"""An image: enough for a phone's photo, and some 100 MB of memory for each one that is being decoded."""
-
-PAGE = Path(__file__).with_name("page.html")
-
-log = logging.getLogger("spectacles.api")
 
 
 class ImagePrediction(BaseModel):
@@ -41,8 +21,18 @@ class ImagePrediction(BaseModel):
         description=f"The class that the image is taken for; {UNSURE!r} where the verdict says so.",
         examples=["glasses"],
     )
-    guess: str = Field(description="The class all the same.", examples=["glasses"])
-    confidence: float = Field(description="Calibrated probability of the guess, 0 to 1.", examples=[0.97])
+    guess: str = Field(
+        description="The class all the same; any number of labels with | between them, none without any.",
+        examples=["glasses"],
+    )
+    labels: list[str] = Field(
+        description="The guess as a list: one class, or where an image has any number of labels, all of them.",
+        examples=[["glasses"]],
+    )
+    confidence: float = Field(
+        description="Calibrated probability of the guess, 0 to 1; of several labels that of the least certain one.",
+        examples=[0.97],
+    )
     verdict: Verdict = Field(
         description="unsure: the confidence is lower than the model was asked to have. unfamiliar: the image is unlike "
         "the training photos. Empty: the label stands."
@@ -111,7 +101,13 @@ class ModelCard(BaseModel):
     threshold: float | None = Field(
         description="Two classes: probability from which the second is the label. null: the most probable class wins."
     )
-    temperature: float = Field(description="Logits are divided by it before the softmax.")
+    multi_label: bool = Field(
+        description="Whether an image has any number of the classes, each with a probability of its own."
+    )
+    label_thresholds: list[float] = Field(
+        description="Any number of labels: probability from which an image has the label, one each."
+    )
+    temperature: float = Field(description="Logits are divided by it before the softmax, or the sigmoid.")
     class_scales: list[float] = Field(description="Factors of the logits after that, one a class; empty: none.")
     class_biases: list[float] = Field(description="Added to the scaled logits, one a class; empty: none.")
     sure_from: float | None = Field(
@@ -125,6 +121,10 @@ class ModelCard(BaseModel):
     versions: dict[str, str] = Field(description="Packages of this server.")
 
 
+class Swapped(BaseModel):
+    model_id: str = Field(description="Of the model that answers from now on.", examples=["75d94a8611a8d3a1"])
+
+
 class Status(BaseModel):
     status: str = Field(examples=["ready"])
 
@@ -132,21 +132,6 @@ class Status(BaseModel):
 class Problem(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": {"detail": "The image is refused: truncated. Send ..."}})
     detail: str = Field(description="What is wrong and what to do.")
-
-
-def load_predictor() -> Predictor:
-    """The bundle SPECTACLES_BUNDLE, else the newest run's, on SPECTACLES_DEVICE. UserError where that cannot be."""
-    folder = os.environ.get("SPECTACLES_BUNDLE")
-    output_dir = Path(os.environ.get("SPECTACLES_OUTPUT_DIR") or "outputs")
-    bundle = Path(folder) if folder else run_dir.newest_bundle(output_dir)
-    device = runtime.prepare(runtime.resolve_device(os.environ.get("SPECTACLES_DEVICE") or "auto"))
-    engine = os.environ.get("SPECTACLES_ENGINE") or "auto"
-    if engine not in ("auto", *engines.ENGINES):
-        raise UserError(f"SPECTACLES_ENGINE={engine} is unknown: use auto, {', '.join(engines.ENGINES)}.")
-    predictor = Predictor(bundle, device, engine=engine)
-    # The first pass is several times slower than the others: no person should wait for it.
-    predictor.probabilities(np.zeros((1, *predictor.info.preprocessing.shape), dtype=np.uint8))
-    return predictor
 
 
 def model_card(predictor: Predictor) -> ModelCard:
@@ -158,6 +143,8 @@ def model_card(predictor: Predictor) -> ModelCard:
         label_column=info.label_column,
         preprocessing=info.preprocessing.to_json(),
         threshold=info.threshold,
+        multi_label=info.multi_label,
+        label_thresholds=list(info.label_thresholds),
         temperature=info.temperature,
         class_scales=list(info.class_scales),
         class_biases=list(info.class_biases),
@@ -171,7 +158,7 @@ def model_card(predictor: Predictor) -> ModelCard:
     )
 
 
-def answer(prediction: Prediction, classes: tuple[str, ...]) -> ImagePrediction | RefusedImage:
+def answer(prediction: Prediction, info: BundleInfo) -> ImagePrediction | RefusedImage:
     if prediction.reason:
         status = 415 if prediction.reason == UNKNOWN_FORMAT else 422
         remedy = f"Send a complete image file of at most {MAX_PIXELS // 10**6} million pixels."
@@ -179,77 +166,25 @@ def answer(prediction: Prediction, classes: tuple[str, ...]) -> ImagePrediction 
     return ImagePrediction(
         label=prediction.answer,
         guess=prediction.label,
+        labels=info.labels_of(prediction.label),
         confidence=prediction.confidence,
         verdict=prediction.verdict,
         familiarity=prediction.familiarity,
-        probabilities=dict(zip(classes, prediction.probabilities, strict=True)),
+        probabilities=dict(zip(info.classes, prediction.probabilities, strict=True)),
         repairs=list(prediction.repairs),
     )
 
 
-def limit_body(app: ASGIApp, max_bytes: int) -> ASGIApp:
-    """Middleware that answers 413 as soon as a body is known to be too large, before anything parses it.
-
-    Counts what arrives, because a chunked body announces no length; an announced one is refused unread.
-    """
-
-    async def limited(scope: Scope, receive: Receive, send: Send) -> None:
-        announced = Headers(scope=scope).get("content-length", "") if scope["type"] == "http" else ""
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            if announced.isdecimal() and int(announced) > max_bytes:
-                raise _too_large(max_bytes)
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > max_bytes:
-                raise _too_large(max_bytes)
-            return message
-
-        await app(scope, counted, send)
-
-    return limited
-
-
-def _too_large(max_bytes: int) -> HTTPException:
-    return HTTPException(413, f"The request is larger than {max_bytes >> 20} MiB: send fewer or smaller images.")
-
-
-def choose_request_id(given: str) -> str:
-    """The caller's own, where it is one that can stand in a log and a header."""
-    return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else str(uuid4())
-
-
-@contextmanager
-def json_log() -> Iterator[None]:
-    """One JSON object a line on stdout, whatever the program around the server does with its own logs."""
-    handler = logging.StreamHandler(sys.stdout)
-    before = log.level, log.propagate
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.level, log.propagate = before
-
-
-def log_event(event: str, **facts: Any) -> None:
-    log.info(json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}))
-
-
-def log_inference(
-    request_id: str, milliseconds: float, size: int, outcome: ImagePrediction | RefusedImage, filename: str | None
-) -> None:
-    """One line an image. File names may tell who is on the photo: they stay out unless SPECTACLES_LOG_FILENAMES=1."""
-    name = {"file": filename} if os.environ.get("SPECTACLES_LOG_FILENAMES") == "1" else {}
+def log_image(request_id: str, milliseconds: float, size: int, outcome: ImagePrediction | RefusedImage) -> None:
+    """One line an image, without its name: that may tell who is on the photo."""
     if isinstance(outcome, RefusedImage):
         result: dict[str, Any] = {"status": outcome.status, "error": outcome.error}
     else:
         result = {"label": outcome.label, "confidence": outcome.confidence, "verdict": outcome.verdict}
-    log_event("inference", request_id=request_id, milliseconds=milliseconds, bytes=size, **name, **result)
+    events.write("inference", request_id=request_id, milliseconds=milliseconds, bytes=size, **result)
+
+
+PAGE = Path(__file__).with_name("page.html")
 
 
 def page_headers(page: str) -> dict[str, str]:

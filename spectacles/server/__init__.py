@@ -1,0 +1,1 @@
+"""What api.py serves with."""

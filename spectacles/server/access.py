@@ -1,0 +1,106 @@
+"""Who may ask: keys, this machine alone without them, host names, and how much a second."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+MOST_CLIENTS = 10_000
+"""Remembered for their rates; the one that was silent for longest is forgotten first."""
+BURST_SECONDS = 2.0
+"""Of its rate that a client may use at once."""
+
+
+class Refused(HTTPException):
+    """`reason` is one of a fixed set of words, for metrics; `detail` is for a person."""
+
+    def __init__(self, status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, detail, headers)
+        self.reason = reason
+
+
+def make_key() -> tuple[str, str]:
+    """(a new key, its sha256 in hex, which is all that the server is told)."""
+    key = secrets.token_urlsafe(32)
+    return key, digest(key)
+
+
+def digest(key: str) -> str:
+    """Keys are long and random, so one round of a fast hash is enough."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def identify(scope: Scope, keys: Mapping[str, str]) -> str:
+    """The name of who asks: of the key's holder, else the address. Raises Refused."""
+    address = (scope.get("client") or ("", 0))[0]
+    if not keys:
+        here = (scope.get("server") or ("", 0))[0]
+        if here and not is_loopback(here):
+            detail = "This server has no keys, so it answers this machine only: set SPECTACLES_API_KEYS."
+            raise Refused(403, "no_keys", detail)
+        return address
+    given = digest(_given_key(Headers(scope=scope)))
+    # Every key is compared, so that how long it takes tells nothing.
+    names = [name for known, name in keys.items() if hmac.compare_digest(known, given)]
+    if not names:
+        detail = "Send a key of this server as the header 'Authorization: Bearer KEY'."
+        raise Refused(401, "no_key", detail, {"WWW-Authenticate": "Bearer"})
+    return f"key:{names[0]}"
+
+
+def _given_key(headers: Headers) -> str:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+def check_host(scope: Scope, allowed: tuple[str, ...]) -> None:
+    """Another site's page can make its own name point to this machine (DNS rebinding); it cannot choose the Host.
+    Raises Refused."""
+    if "*" in allowed:
+        return
+    host = Headers(scope=scope).get("host", "")
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    if name.lower() not in allowed:
+        raise Refused(400, "host", f"This server is not called {name[:60]!r}: SPECTACLES_ALLOWED_HOSTS names it.")
+
+
+class RateLimit:
+    """A token bucket a client (an image a token), filled at `rate` a second; a rate of 0 limits nothing."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.burst = rate, max(1.0, rate * BURST_SECONDS)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, client: str, images: int = 1, now: float | None = None) -> None:
+        """Raises Refused (429) where the bucket is empty; a request of many images may leave it in debt."""
+        if not self.rate:
+            return
+        now = time.monotonic() if now is None else now
+        tokens, since = self._buckets.pop(client, (self.burst, now))
+        tokens = min(self.burst, tokens + (now - since) * self.rate)
+        allowed = tokens >= 1
+        self._buckets[client] = (tokens - images if allowed else tokens, now)
+        if len(self._buckets) > MOST_CLIENTS:
+            self._buckets.popitem(last=False)
+        if not allowed:
+            wait = (1 - tokens) / self.rate
+            detail = f"More than {self.rate:g} images a second: come back in {wait:.1f} s."
+            raise Refused(429, "rate", detail, {"Retry-After": str(max(1, int(wait + 0.999)))})

@@ -1,0 +1,139 @@
+"""Decoding in processes of its own: what a hostile file can break is a process that is replaced.
+
+Pillow's decoders are C code that reads whatever a stranger sends. Here they have little memory and little time.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import queue
+import resource
+import signal
+import sys
+import warnings
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from spectacles.decoding import Decoded, decode_one
+from spectacles.preprocess import Preprocessing
+
+MEMORY = 1 << 30
+"""Bytes that a decoder may allocate beyond what it starts with: enough for 25 megapixels in any mode."""
+MOST_TEXT = 1 << 20
+"""Bytes of one comment in a PNG, which may be compressed a thousandfold; and an eighth of all of them."""
+SECONDS = 10.0
+"""For one file: a hundred times what a photo of 12 megapixels takes."""
+TOO_SLOW = f"takes longer than {SECONDS:.0f} s to decode"
+TOO_LARGE = "takes more memory to decode than a photo may"
+
+
+class Decoder:
+    """One process, one file at a time; a new process takes the place of one that was killed."""
+
+    def __init__(self, context: BaseContext, max_pixels: int, memory: int) -> None:
+        self.context, self.limits = context, (max_pixels, memory)
+        self._start()
+
+    def _start(self) -> None:
+        self.connection, there = self.context.Pipe()
+        self.process = self.context.Process(  # type: ignore[attr-defined]
+            target=_serve, args=(there, *self.limits), name="decoder", daemon=True
+        )
+        self.process.start()
+        there.close()
+
+    def __call__(self, content: bytes, preprocessing: Preprocessing, seconds: float = SECONDS) -> Decoded:
+        """What `decode_one` gives; whatever happens to the process is a reason to refuse the file."""
+        try:
+            self.connection.send(preprocessing)
+            self.connection.send_bytes(content)
+            if self.connection.poll(seconds):
+                return self._receive(preprocessing)
+            reason = TOO_SLOW
+        except (EOFError, OSError):  # it was killed, or a decoder's own fault killed it
+            reason = TOO_LARGE
+        self._replace()
+        return Decoded("", None, (), reason)
+
+    def _receive(self, preprocessing: Preprocessing) -> Decoded:
+        """Nothing that comes back is unpickled: a process that a file has taken over must not get further."""
+        facts = json.loads(self.connection.recv_bytes(1 << 20))
+        pixels = None
+        if not facts["reason"]:
+            content = self.connection.recv_bytes(int(np.prod(preprocessing.shape)))
+            pixels = np.frombuffer(bytearray(content), dtype=np.uint8).reshape(preprocessing.shape)
+        return Decoded("", pixels, tuple(facts["repairs"]), str(facts["reason"]))
+
+    def _replace(self) -> None:
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+
+
+class Decoders:
+    """So many decoders, for as many threads; closed by `with`."""
+
+    def __init__(self, count: int, max_pixels: int, memory: int = MEMORY) -> None:
+        # Forked from a process that has imported everything and runs no thread: quick to replace, and safe.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", __name__])
+        self.count = count
+        self._idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+        self._all = [Decoder(context, max_pixels, memory) for _ in range(count)]
+        for decoder in self._all:
+            self._idle.put(decoder)
+
+    def __call__(self, content: bytes, preprocessing: Preprocessing) -> Decoded:
+        """Waits for a free decoder."""
+        decoder = self._idle.get()
+        try:
+            return decoder(content, preprocessing)
+        finally:
+            self._idle.put(decoder)
+
+    def warm(self, preprocessing: Preprocessing) -> None:
+        """Waits until all have started."""
+        for decoder in self._all:
+            decoder(b"", preprocessing, seconds=60.0)
+
+    def __enter__(self) -> Decoders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for decoder in self._all:
+            decoder.close()
+
+
+def _serve(connection: Connection, max_pixels: int, memory: int) -> None:
+    """The decoder's process: one file after the other until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the server, which finishes what it has accepted
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters is in the answer
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = MOST_TEXT, 8 * MOST_TEXT
+    limit_memory(memory)
+    with suppress(EOFError, OSError):
+        while True:
+            preprocessing, content = connection.recv(), connection.recv_bytes()
+            decoded = decode_one(content, preprocessing, max_pixels)
+            connection.send_bytes(json.dumps({"repairs": decoded.repairs, "reason": decoded.reason}).encode())
+            if decoded.pixels is not None:
+                connection.send_bytes(np.ascontiguousarray(decoded.pixels).tobytes())
+
+
+def limit_memory(more: int) -> None:
+    """Allocations beyond so many bytes more than now fail with MemoryError; on Linux only."""
+    if sys.platform.startswith("linux"):
+        with open("/proc/self/status", encoding="ascii") as file:
+            data = next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData:"))
+        resource.setrlimit(resource.RLIMIT_DATA, (data + more, data + more))

@@ -1,0 +1,127 @@
+"""A model that answers: loaded and checked before it is ready, exchanged while it answers, drained before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+
+from spectacles import runtime
+from spectacles.errors import UserError
+from spectacles.inference import Predictor
+from spectacles.server import events
+from spectacles.server.access import RateLimit, Refused
+from spectacles.server.batching import Batcher, Overloaded
+from spectacles.server.decoders import Decoders
+from spectacles.server.metrics import Metrics
+from spectacles.server.settings import Settings
+
+log = logging.getLogger("spectacles.api")
+
+MAX_PIXELS = 25_000_000
+"""An image: enough for a phone's photo, and some 100 MB of memory for each one that is being decoded."""
+LOADING = "The model is being loaded: ask again in a moment."
+
+
+class Service:
+    """State of one server; everything that requests need."""
+
+    def __init__(self, settings: Settings, problem: str = "") -> None:
+        """`problem`: why nothing can be served, whatever is loaded."""
+        self.settings = settings
+        self.metrics = Metrics(lambda: self.batcher.inside if self.batcher else 0)
+        self.rate_limit = RateLimit(settings.rate)
+        self.batcher: Batcher | None = None
+        self.problem = problem or LOADING
+        """Why there is no model; '' where there is one."""
+        self.draining = False
+        self.loop = asyncio.get_running_loop()
+        self._swapping = asyncio.Lock()
+
+    def ready_batcher(self) -> Batcher:
+        """Raises Refused (503) while there is no model."""
+        if self.batcher is None:
+            raise Refused(503, "not_ready", self.problem, {"Retry-After": "1"})
+        return self.batcher
+
+    def check_room(self, images: int = 1) -> None:
+        """Raises Refused (503) where images that come now could not be answered in time."""
+        try:
+            self.ready_batcher().check_room(images)
+        except Overloaded as overload:
+            raise busy(overload) from None
+
+    async def run(self, stack: AsyncExitStack) -> None:
+        """Loads the first model and keeps what it takes in `stack`. Without a model the server says why."""
+        try:
+            if self.problem != LOADING:
+                raise UserError(self.problem)
+            await self._start(stack)
+        except (UserError, OSError) as error:
+            self.problem = str(error)
+            events.write("not ready", error=self.problem)
+        except Exception:
+            self.problem = "The model could not be loaded: the server's log says why."
+            log.exception("loading failed")
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        loop = asyncio.get_running_loop()
+        decoders = await loop.run_in_executor(None, Decoders, runtime.cpu_count(), MAX_PIXELS)
+        stack.enter_context(decoders)
+        model = await loop.run_in_executor(None, load, self.settings)
+        await loop.run_in_executor(None, decoders.warm, model.info.preprocessing)
+        batcher = Batcher(model, decoders, self.settings.queue, self.settings.deadline)
+        self.batcher, self.problem = await stack.enter_async_context(batcher), ""
+        events.write("ready", model_id=model.model_id, device=str(model.device), engine=model.engine)
+
+    async def swap(self, folder: Path | None = None) -> str:
+        """Loads what is in the bundle's folder now, or in another one, and serves it from then on; the id of the model.
+
+        The old one goes on until the new one is checked and warm, and for good where it cannot be used (UserError).
+        """
+        async with self._swapping:
+            try:
+                batcher = self.ready_batcher()
+                model = await asyncio.get_running_loop().run_in_executor(None, load, self.settings, folder)
+            except (UserError, OSError, Refused) as error:
+                self.metrics.swaps.labels("failed").inc()
+                events.write("swap failed", error=str(error))
+                raise UserError(str(error)) from error
+            batcher.model = model
+            self.metrics.swaps.labels("done").inc()
+            events.write("swapped", model_id=model.model_id)
+            return model.model_id
+
+
+def busy(overload: Overloaded) -> Refused:
+    detail = "The server has more photos to look at than it can: come back a little later."
+    return Refused(503, overload.reason, detail, {"Retry-After": str(overload.seconds)})
+
+
+def load(settings: Settings, folder: Path | None = None) -> Predictor:
+    """The bundle, its hashes checked, after a first pass, which takes several times as long as all that follow. Raises
+    UserError."""
+    device = runtime.prepare(runtime.resolve_device(settings.device))
+    model = Predictor(folder or settings.bundle_folder(), device, engine=settings.engine)
+    for images in (1, model.batch_size):
+        outputs = model.probabilities(np.zeros((images, *model.info.preprocessing.shape), dtype=np.uint8))
+        if not np.isfinite(outputs).all():
+            raise UserError(f"the model {model.model_id} gives numbers that are not finite: train it again.")
+    return model
+
+
+@asynccontextmanager
+async def started(settings: Settings, problem: str = "") -> AsyncIterator[Service]:
+    """A service that loads its model while it already answers that it is alive."""
+    service = Service(settings, problem)
+    async with AsyncExitStack() as stack:
+        loading = asyncio.create_task(service.run(stack))
+        try:
+            yield service
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)

@@ -1,0 +1,144 @@
+"""A photo named by its URL, fetched for a stranger: public addresses only, each checked and then dialled itself."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterable
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from spectacles.server.access import Refused
+from spectacles.server.limits import MAX_BODY_BYTES
+
+REDIRECTS = 3
+SECONDS = 10.0
+"""For all of it, redirects included."""
+CHUNK = 1 << 16
+PORTS = {"http": 80, "https": 443}
+Resolve = Callable[[str, int], Iterable[str]]
+"""(host, port) -> addresses."""
+
+
+def resolve(host: str, port: int) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def fetch(url: str, resolver: Resolve = resolve, public: Callable[[str], bool] | None = None) -> bytes:
+    """What is behind `url`, at most MAX_BODY_BYTES. Raises Refused.
+
+    A name is resolved once, and the address that was checked is the one that is dialled, so that a resolver cannot
+    answer twice (DNS rebinding); TLS still checks the name. Each redirect is treated like the first URL.
+    """
+    ends = time.monotonic() + SECONDS
+    for _ in range(REDIRECTS + 1):
+        parts = _check(url)
+        port = parts.port or PORTS[parts.scheme]
+        address = _public_address(str(parts.hostname), port, resolver, public or is_public)
+        status, location, content = _get(parts, address, port, ends)
+        if status in (301, 302, 303, 307, 308) and location:
+            url = urljoin(url, location)
+        elif status == 200:
+            return content
+        else:
+            raise _refused(f"the server there answers {status}")
+    raise _refused(f"there are more than {REDIRECTS} redirects")
+
+
+def is_public(address: str) -> bool:
+    """Neither this machine nor its network, in any notation; IPv4 in IPv6 counts as what it stands for."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None) or _nat64(ip)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def _nat64(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """RFC 6052."""
+    inside = ip in ipaddress.ip_network("64:ff9b::/96")
+    return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if inside else None
+
+
+def _check(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise _refused("it cannot be read") from None
+    if parts.scheme not in PORTS or not parts.hostname:
+        raise _refused("it is no http or https address")
+    if parts.username is not None or parts.password is not None:
+        raise _refused("it holds a name or a password")
+    if port is not None and port not in PORTS.values():
+        raise _refused("only the ports 80 and 443 are asked")
+    return parts
+
+
+def _public_address(host: str, port: int, resolver: Resolve, public: Callable[[str], bool]) -> str:
+    try:
+        addresses = list(resolver(host, port))
+    except (OSError, UnicodeError):
+        raise _refused("its name is unknown") from None
+    # One private address among public ones is an attack or a mistake; neither is worth a try.
+    if not addresses or not all(public(address) for address in addresses):
+        raise _refused("it is not on the public network")
+    return addresses[0]
+
+
+def _get(parts: SplitResult, address: str, port: int, ends: float) -> tuple[int, str, bytes]:
+    """(status, location, content of a 200)."""
+    connection = _Dialled(str(parts.hostname), address, port, parts.scheme == "https", _left(ends))
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "spectacles"})
+        with connection.getresponse() as response:
+            content = _read(response, connection.dialled, ends) if response.status == 200 else b""
+            return response.status, response.headers.get("location", ""), content
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _refused(f"it cannot be fetched ({type(error).__name__})") from None
+    finally:
+        connection.close()
+
+
+class _Dialled(http.client.HTTPConnection):
+    """A connection to an address, with the host's name in its header and in its certificate."""
+
+    def __init__(self, host: str, address: str, port: int, secure: bool, seconds: float) -> None:
+        super().__init__(host, port, timeout=seconds)
+        self.address, self.secure = address, secure
+        self.default_port = PORTS["https" if secure else "http"]
+
+    def connect(self) -> None:
+        self.sock = socket.create_connection((self.address, self.port), self.timeout)
+        if self.secure:
+            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+        self.dialled = self.sock  # the response goes on reading from it when the connection has let go of it
+
+
+def _read(response: http.client.HTTPResponse, dialled: socket.socket, ends: float) -> bytes:
+    content = b""
+    while True:
+        dialled.settimeout(_left(ends))
+        chunk = response.read1(CHUNK)
+        if not chunk:
+            return content
+        content += chunk
+        if len(content) > MAX_BODY_BYTES:
+            raise _refused(f"it is larger than {MAX_BODY_BYTES >> 20} MiB")
+
+
+def _left(ends: float) -> float:
+    left = ends - time.monotonic()
+    if left <= 0:
+        raise _refused(f"it takes longer than {SECONDS:.0f} s")
+    return left
+
+
+def _refused(reason: str) -> Refused:
+    """Says nothing that the client could not know: this server must not become a probe of its network."""
+    return Refused(422, "url", f"The address is refused: {reason}.")
