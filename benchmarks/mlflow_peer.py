@@ -1,0 +1,28 @@
+"""The same bundle as an MLflow model, for `mlflow models serve`; `save` writes it."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+
+from benchmarks import common
+from spectacles import runtime
+from spectacles.inference import Predictor
+
+
+class Classify(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    def load_context(self, context: Any) -> None:
+        device = runtime.prepare(runtime.resolve_device("cpu"))
+        self.predictor = Predictor(Path(context.artifacts["bundle"]), device)
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> list[dict[str, Any]]:
+        found = self.predictor.predict(base64.b64decode(text) for text in model_input["image"])
+        return [{"label": each.label, "confidence": each.confidence} for each in found]
+
+
+def save(bundle: Path, folder: Path) -> None:
+    mlflow.pyfunc.save_model(
+        folder, python_model=Classify(), artifacts={"bundle": str(bundle)}, pip_requirements=[],
+        code_paths=[str(common.ROOT / name) for name in ("spectacles", "benchmarks")],
+    )  # fmt: skip

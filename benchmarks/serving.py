@@ -1,0 +1,167 @@
+"""Our server, LitServe and `mlflow models serve` on the same bundle, in turn, and the loop without a server.
+
+`python -m benchmarks.serving --bundle outputs/<run>/train/bundle --photo small.jpg --output_dir FOLDER`
+Load comes from wrk (Debian: apt-get install wrk) at 1, 8 and 64 clients, each of which sends its next photo when the
+last one is answered; then ten times as many clients as our server has room for. A second kind of photo is made of the
+first one: 12 megapixels. Prints requests/s, milliseconds (p50, p95, p99), refusals and memory, and writes serving.json.
+"""
+
+import argparse
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from benchmarks import common, mlflow_peer, server_process
+from benchmarks.server_process import Server
+from spectacles import runtime
+from spectacles.errors import UserError
+from spectacles.inference import Predictor
+
+CLIENTS = (1, 8, 64)
+OVERLOAD = 1280
+"""Clients: ten times the images that our server has room for."""
+LARGE = (4000, 3000)
+PORT = 8766
+BOUNDARY = "ae1f7c0b"
+SCRIPT = Path(__file__).with_name("post.lua")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    name: str
+    command: list[str]
+    path: str
+    ready: str
+    content_type: str
+
+    def body(self, photo: bytes) -> bytes:
+        if self.content_type.startswith("multipart"):
+            head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
+            return head.encode() + photo + f"\r\n--{BOUNDARY}--\r\n".encode()
+        text = base64.b64encode(photo).decode()
+        if self.name == "mlflow":
+            return json.dumps({"dataframe_split": {"columns": ["image"], "data": [[text]]}}).encode()
+        return json.dumps({"image": text}).encode()
+
+
+def run(args: argparse.Namespace) -> None:
+    if shutil.which("wrk") is None:
+        raise UserError("wrk is missing: apt-get install wrk.")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    small = args.photo.read_bytes()
+    photos = {"small": small, "12 MP": enlarged(args.photo)}
+    rows = [offline(args.bundle, name, photo, args.seconds) for name, photo in photos.items()]
+    for candidate in candidates(args):
+        with server(candidate, args.output_dir) as started:
+            for name, photo in photos.items():
+                for clients in CLIENTS:
+                    rows.append(measure(candidate, started, name, photo, clients, args))
+                if candidate.name == "ours":
+                    rows.append(measure(candidate, started, name, photo, OVERLOAD, args))
+    table = pd.DataFrame(rows)
+    (args.output_dir / "serving.json").write_text(table.to_json(orient="records", indent=1), encoding="utf-8")
+    print(table.to_string(index=False, float_format="{:.1f}".format, na_rep=""))
+
+
+def candidates(args: argparse.Namespace) -> Iterator[Candidate]:
+    multipart = f"multipart/form-data; boundary={BOUNDARY}"
+    bundle = args.bundle.resolve()
+    if "ours" in args.servers:
+        yield Candidate("ours", server_process.ours(bundle, PORT), "/predict", "/health/ready", multipart)
+    if "litserve" in args.servers:
+        command = [args.python, "-m", "benchmarks.litserve_peer", str(bundle), str(PORT)]
+        yield Candidate("litserve", command, "/predict", "/health", "application/json")
+    if "mlflow" in args.servers:
+        folder = args.output_dir / "mlflow-model"
+        shutil.rmtree(folder, ignore_errors=True)
+        mlflow_peer.save(bundle, folder)
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(folder), "--env-manager",
+                   "local", "--host", "127.0.0.1", "--port", str(PORT)]  # fmt: skip
+        yield Candidate("mlflow", command, "/invocations", "/ping", "application/json")
+
+
+@contextmanager
+def server(candidate: Candidate, folder: Path) -> Iterator[Server]:
+    log = folder / f"{candidate.name}.log"
+    with server_process.running(candidate.command, log, PORT, candidate.ready, PYTHONPATH=str(common.ROOT)) as started:
+        yield started
+
+
+def enlarged(photo: Path) -> bytes:
+    buffer = BytesIO()
+    with Image.open(photo) as image:
+        image.convert("RGB").resize(LARGE, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def offline(bundle: Path, name: str, photo: bytes, seconds: int) -> dict[str, Any]:
+    """The batched loop of predict.py, at the same threads."""
+    predictor = Predictor(bundle, runtime.prepare(runtime.resolve_device("cpu")))
+    done, started = 0, time.perf_counter()
+
+    def endless() -> Iterator[bytes]:
+        while time.perf_counter() - started < seconds + 1:
+            yield photo
+
+    warm = 0.0
+    for done, _ in enumerate(predictor.predict(endless()), 1):
+        if done == predictor.batch_size:  # the first batch warms up
+            warm = time.perf_counter()
+    rate = (done - predictor.batch_size) / (time.perf_counter() - warm)
+    return {"server": "offline loop", "photos": name, "clients": None, "requests_per_second": rate}
+
+
+def measure(
+    candidate: Candidate, server: Server, name: str, photo: bytes, clients: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    body = args.output_dir / "body"
+    body.write_bytes(candidate.body(photo))
+    load(candidate, body, min(clients, 8), 2)
+    found = load(candidate, body, clients, args.seconds)
+    return {
+        "server": candidate.name, "photos": name, "clients": clients,
+        "requests_per_second": found["answered"] / found["seconds"],
+        **{key: found[key] for key in ("p50", "p95", "p99")},
+        "refused_per_second": found["refused"] / found["seconds"], "failed": found["failed"] + found["errors"],
+        "memory_mb": server.memory(),
+    }  # fmt: skip
+
+
+def load(candidate: Candidate, body: Path, clients: int, seconds: int) -> dict[str, Any]:
+    done = subprocess.run(
+        ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "60s", "-s", str(SCRIPT),
+         f"http://127.0.0.1:{PORT}{candidate.path}", "--", str(body), candidate.content_type],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = re.search(r"^result (.*)$", done.stdout, re.MULTILINE)
+    assert found, done.stdout
+    return dict(json.loads(found[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--photo", type=Path, required=True, help="a small one; the large one is made of it")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--servers", nargs="+", default=["ours", "litserve", "mlflow"])
+    parser.add_argument("--python", default=sys.executable, help="of the environment that has LitServe")
+    with common.exit_codes():
+        run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
