@@ -1,7 +1,7 @@
 """Requests of many clients, computed together: a bounded queue, a deadline from arrival, and batches as they come.
 
-A batch is whatever has been decoded by the time the network is free: one image when there is little to do, many under
-load. Nobody waits for a batch to fill up.
+A batch is whatever has been decoded by the time the network is free: one image when there is little to do, more under
+load. Nobody waits for a batch to fill up. Threads decode and compute; the event loop only hands over and answers.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 
 from spectacles.decoding import Decoded
@@ -26,7 +29,6 @@ RECENT = 0.1
 """Weight of the newest batch in the estimate of what an image takes."""
 FIRST_GUESS = 0.02
 """Seconds an image, before anything has been measured."""
-
 MOST_OTHERS = 2
 """Explanations that wait or are computed: predictions must not wait for more."""
 
@@ -57,43 +59,43 @@ class Job:
     arrived: float
     deadline: float
     answer: asyncio.Future[Answer]
-    model: Predictor | None = None
+    model: Any = None
+    """The Predictor that it is decoded for, and that will answer it."""
     decoded: Any = None
-    """`Decoded`, once it is."""
     waited: float = 0.0
     decoding: float = 0.0
 
 
-@dataclass
 class Batcher:
     """Use as `async with`; all methods on one event loop."""
 
-    model: Predictor
-    """Assign another one at any time: an image is prepared for, and answered by, the model at its decoding."""
-    decoders: Decoders
-    capacity: int
-    """Images that may be in it at once; what comes beyond is refused."""
-    seconds: float
-    """From arrival to the deadline."""
-    seconds_an_image: float = FIRST_GUESS
-    inside: int = 0
-    _others: int = 0
-    _waiting: asyncio.Queue[Job] = field(default_factory=asyncio.Queue)
-    _ready: asyncio.Queue[Job] = field(default_factory=asyncio.Queue)
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    def __init__(self, model: Predictor, decoders: Decoders, capacity: int, seconds: float) -> None:
+        """`capacity`: images that may be in it at once; `seconds`: from arrival to the deadline."""
+        self.model = model
+        """Assign another one at any time: an image is prepared for, and answered by, the model at its decoding."""
+        self.decoders, self.capacity, self.seconds = decoders, capacity, seconds
+        self.seconds_an_image, self.inside, self.others = FIRST_GUESS, 0, 0
+        self._done = time.monotonic()
+        self._waiting: SimpleQueue[Job | None] = SimpleQueue()
+        self._ready: SimpleQueue[Job | None] = SimpleQueue()
 
     async def __aenter__(self) -> Batcher:
-        self._decoding = ThreadPoolExecutor(self.decoders.count, "decoding")
-        self._inference = ThreadPoolExecutor(1, "inference")
-        self._room = asyncio.Semaphore(2 * self.model.batch_size)
-        self._tasks = [asyncio.create_task(self._decode_all()) for _ in range(self.decoders.count)]
-        self._tasks.append(asyncio.create_task(self._infer_all()))
+        self._loop = asyncio.get_running_loop()
+        self._decoding = ThreadPoolExecutor(1, "other decoding")
+        self._inference = ThreadPoolExecutor(1, "other inference")
+        lanes = self.model.lanes[0]
+        targets = [self._decode_all] * self.decoders.count + [self._infer_all] * lanes
+        self._threads = [Thread(target=target, name=target.__name__) for target in targets]
+        for thread in self._threads:
+            thread.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _thread in self._threads:
+            self._waiting.put(None)
+            self._ready.put(None)
+        for thread in self._threads:
+            await self._loop.run_in_executor(None, thread.join)
         self._decoding.shutdown()
         self._inference.shutdown()
 
@@ -108,16 +110,15 @@ class Batcher:
     async def predict(self, content: bytes) -> Answer:
         """Cancelling it takes the image out of the queue. Raises Overloaded where the deadline has passed."""
         now = time.monotonic()
-        job = Job(content, now, now + self.seconds, asyncio.get_running_loop().create_future())
+        job = Job(content, now, now + self.seconds, self._loop.create_future())
         with self._counted():
-            self._waiting.put_nowait(job)
-            try:
-                return await job.answer
-            finally:
-                job.answer.cancel()  # nobody listens any more; without effect where it is done
+            self._waiting.put(job)
+            return await job.answer
 
     async def predict_all(self, contents: Sequence[bytes]) -> list[Answer]:
         """Of one request; where one of them fails or nobody waits any more, none is computed."""
+        if len(contents) == 1:
+            return [await self.predict(contents[0])]
         tasks = [asyncio.create_task(self.predict(content)) for content in contents]
         try:
             return list(await asyncio.gather(*tasks))
@@ -127,19 +128,19 @@ class Batcher:
 
     async def decode(self, content: bytes, preprocessing: Preprocessing) -> Decoded:
         """For other uses of a photo than a prediction."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoding, self.decoders, content, preprocessing)
+        return await self._loop.run_in_executor(self._decoding, self.decoders, content, preprocessing)
 
     async def between_batches(self, work: Callable[[], T]) -> T:
         """Something else that needs the network (an explanation) and takes long; only a few at a time. Raises
         Overloaded."""
-        if self._others >= MOST_OTHERS:
+        if self.others >= MOST_OTHERS:
             raise Overloaded("queue_full", 1.0)
-        self._others += 1
+        self.others += 1
         try:
             with self._counted():
-                return await asyncio.get_running_loop().run_in_executor(self._inference, work)
+                return await self._loop.run_in_executor(self._inference, work)
         finally:
-            self._others -= 1
+            self.others -= 1
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -149,71 +150,69 @@ class Batcher:
         finally:
             self.inside -= 1
 
-    async def _decode_all(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._room.acquire()  # what is decoded and not yet computed is bounded
-            job = await self._waiting.get()
+    def _decode_all(self) -> None:
+        while (job := self._waiting.get()) is not None:
             if not self._wanted(job):
-                self._room.release()
                 continue
             job.model, started = self.model, time.monotonic()
             job.waited = started - job.arrived
-            job.decoded = await loop.run_in_executor(
-                self._decoding, self.decoders, job.content, job.model.info.preprocessing
-            )
+            job.decoded = self.decoders(job.content, job.model.info.preprocessing)
             job.content, job.decoding = b"", time.monotonic() - started
             if job.decoded.pixels is None:
-                self._finish(job, job.model.predict_batch([job.decoded])[0], 0.0, 1)
+                self._tell([job], [job.model.predict_batch([job.decoded])[0]], 0.0)
             else:
-                self._ready.put_nowait(job)
+                self._ready.put(job)
 
-    async def _infer_all(self) -> None:
-        done = time.monotonic()
-        while True:
-            jobs = [await self._ready.get()]
-            while len(jobs) < self.model.batch_size and not self._ready.empty():
-                jobs.append(self._ready.get_nowait())
+    def _infer_all(self) -> None:
+        while (job := self._ready.get()) is not None:
+            jobs = [job, *self._more(job.model.lanes[1] - 1)]
             for model, batch in groupby(jobs, key=lambda job: job.model):
-                assert model is not None
-                await self._infer(model, list(batch))
-            idle_until = max(done, jobs[0].arrived)
-            done = time.monotonic()
-            self.seconds_an_image += RECENT * ((done - idle_until) / len(jobs) - self.seconds_an_image)
+                wanted = [job for job in batch if self._wanted(job)]
+                if wanted:
+                    started = time.monotonic()
+                    outcomes = _predict(model, [job.decoded for job in wanted])
+                    self._tell(wanted, outcomes, time.monotonic() - started)
 
-    async def _infer(self, model: Predictor, jobs: list[Job]) -> None:
-        wanted = []
-        for job in jobs:
-            if self._wanted(job):
-                wanted.append(job)
-            else:
-                self._room.release()
-        started, loop = time.monotonic(), asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(self._inference, _predict, model, [job.decoded for job in wanted])
-        seconds = time.monotonic() - started
-        for job, outcome in zip(wanted, outcomes, strict=True):
-            self._finish(job, outcome, seconds, len(wanted))
+    def _more(self, most: int) -> Iterator[Job]:
+        """Those that are ready too."""
+        for _ in range(most):
+            try:
+                job = self._ready.get_nowait()
+            except Empty:
+                return
+            if job is None:
+                self._ready.put(None)  # for the thread that it was meant for
+                return
+            yield job
 
     def _wanted(self, job: Job) -> bool:
         """Whether somebody still waits for it; one that is too late is told so."""
         if not job.answer.done() and time.monotonic() > job.deadline:
-            job.answer.set_exception(Overloaded("too_late", self.inside * self.seconds_an_image))
+            self._tell([job], [Overloaded("too_late", self.inside * self.seconds_an_image)], 0.0)
+            return False
         return not job.answer.done()
 
-    def _finish(self, job: Job, outcome: Prediction | Exception, inference: float, batch: int) -> None:
-        self._room.release()
-        if job.answer.done():
-            return
-        if isinstance(outcome, Exception):
-            job.answer.set_exception(outcome)
-            return
-        assert job.model is not None
-        job.answer.set_result(Answer(outcome, job.model, job.waited, job.decoding, inference, batch))
+    def _tell(self, jobs: list[Job], outcomes: Sequence[Prediction | Exception], inference: float) -> None:
+        self._loop.call_soon_threadsafe(partial(self._finish, jobs, outcomes, inference))
+
+    def _finish(self, jobs: list[Job], outcomes: Sequence[Prediction | Exception], inference: float) -> None:
+        now = time.monotonic()
+        idle_until = max(self._done, min(job.arrived for job in jobs))
+        self._done = now
+        self.seconds_an_image += RECENT * ((now - idle_until) / len(jobs) - self.seconds_an_image)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if job.answer.done():
+                continue
+            if isinstance(outcome, Exception):
+                job.answer.set_exception(outcome)
+            else:
+                answer = Answer(outcome, job.model, job.waited, job.decoding, inference, len(jobs))
+                job.answer.set_result(answer)
 
 
 def _predict(model: Predictor, batch: Sequence[Decoded]) -> list[Prediction | Exception]:
     """Where a whole batch fails, each image alone: one that cannot be computed spoils no other."""
     try:
-        return list(model.predict_batch(batch)) if batch else []
+        return list(model.predict_batch(batch))
     except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to one of the images, which gets it back
         return [error] if len(batch) == 1 else [outcome for item in batch for outcome in _predict(model, [item])]

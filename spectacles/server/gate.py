@@ -62,6 +62,7 @@ class Gate:
                 await JSONResponse({"detail": FAILED}, 500)(scope, receive, send_named)
             raise  # for the traceback in the server's log
         finally:
+            service.admitted -= scope["state"].get("admitted", False)
             if status:
                 service.metrics.finish(scope["path"], status, time.monotonic() - started)
 

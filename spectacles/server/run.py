@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from spectacles.server.service import TOO_BUSY, Service
+
+COSTLY = (b"/predict", b"/explain")
 HEADER_SECONDS = 10.0
 """From the first byte of a request, or from connecting, to the end of its headers."""
 GRACE_SECONDS = 12
 """For accepted requests when the server ends; with the draining before it, under 15 s."""
-MOST_CONNECTIONS = 1000
+MOST_CONNECTIONS = 4096
+"""Beyond, new ones are closed: each may hold a file descriptor and a little memory."""
+
+
+ANSWERED = SimpleNamespace(response_complete=True)
+"""In the place of a request that has its answer: uvicorn lets what is left of its body go by."""
+BUSY = """HTTP/1.1 503 Service Unavailable\r
+Content-Type: application/json\r
+Retry-After: {seconds}\r
+Content-Length: {length}\r
+\r
+{body}"""
 
 
 class ImpatientProtocol(HttpToolsProtocol):
-    """Closes a connection whose request does not get on: without this, a client that sends a byte a minute costs
-    nothing and holds a connection for ever."""
+    """uvicorn's, for bad times.
+
+    It closes a connection whose request does not get on: without this, a client that sends a byte a minute costs
+    nothing and holds a connection for ever. And it refuses photos that there is no room for as soon as it has read the
+    headers: a refusal that goes through all layers of the app takes ten times as long, and many of them would take the
+    time that the photos need which were accepted.
+    """
 
     _alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
         self._set_alarm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -38,7 +60,25 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_alarm()
-        super().on_headers_complete()
+        service: Service | None = self.app_state.get("service")
+        costly = self.parser.get_method() == b"POST" and self.url.partition(b"?")[0] in COSTLY
+        idle = self.cycle is None or self.cycle.response_complete
+        seconds = service.busy_for() if service and costly and idle else 0
+        if not seconds:
+            if service and costly:
+                service.admitted += 1
+                self.scope["state"]["admitted"] = True  # the gate counts it out again
+            super().on_headers_complete()
+            return
+        body = json.dumps({"detail": TOO_BUSY})
+        self.transport.write(BUSY.format(seconds=seconds, length=len(body), body=body).encode())
+        self.cycle = ANSWERED  # type: ignore[assignment]
+        self.on_response_complete()
+        self._set_alarm()  # for the rest of its body
+
+    def on_message_complete(self) -> None:
+        self._stop_alarm()
+        super().on_message_complete()
 
     def _set_alarm(self) -> None:
         self._stop_alarm()
@@ -71,7 +111,7 @@ def serve(app: Any, host: str, port: int, seconds: float) -> None:
     """Until a signal. `app.state.drain` and `app.state.reload` are what the app does on SIGTERM and SIGHUP."""
     config = uvicorn.Config(
         app, host=host, port=port, http=ImpatientProtocol, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS,
-        limit_concurrency=MOST_CONNECTIONS, backlog=MOST_CONNECTIONS,
+        backlog=MOST_CONNECTIONS,
     )  # fmt: skip
     server = DrainingServer(config, app.state.drain, seconds)
     if hasattr(signal, "SIGHUP"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -24,7 +25,11 @@ log = logging.getLogger("spectacles.api")
 
 MAX_PIXELS = 25_000_000
 """An image: enough for a phone's photo, and some 100 MB of memory for each one that is being decoded."""
-LOADING = "The model is being loaded: ask again in a moment."
+SWITCH_SECONDS = 0.0005
+"""After which a thread lets another one run Python. With Python's own 5 ms, threads that decode and compute wait that
+long many times an image while the event loop turns away a flood."""
+TOO_BUSY = "The server has more photos to look at than it can: come back a little later."
+LOADING = "The model is being loaded."
 
 
 class Service:
@@ -39,6 +44,8 @@ class Service:
         self.problem = problem or LOADING
         """Why there is no model; '' where there is one."""
         self.draining = False
+        self.admitted = 0
+        """Requests with photos that were let in and have no answer yet."""
         self.loop = asyncio.get_running_loop()
         self._swapping = asyncio.Lock()
 
@@ -54,6 +61,18 @@ class Service:
             self.ready_batcher().check_room(images)
         except Overloaded as overload:
             raise busy(overload) from None
+
+    def busy_for(self) -> int:
+        """As `check_room` for one image, in next to no time: seconds after which to come back, 0 where there is room.
+        Requests that were let in and are still being read take room too. Counts the refusal."""
+        if self.batcher is None:
+            return 0  # why, the app says
+        try:
+            self.batcher.check_room(1 + max(0, self.admitted - self.batcher.inside))
+        except Overloaded as overload:
+            self.metrics.refuse(overload.reason)
+            return overload.seconds
+        return 0
 
     async def run(self, stack: AsyncExitStack) -> None:
         """Loads the first model and keeps what it takes in `stack`. Without a model the server says why."""
@@ -98,8 +117,7 @@ class Service:
 
 
 def busy(overload: Overloaded) -> Refused:
-    detail = "The server has more photos to look at than it can: come back a little later."
-    return Refused(503, overload.reason, detail, {"Retry-After": str(overload.seconds)})
+    return Refused(503, overload.reason, TOO_BUSY, {"Retry-After": str(overload.seconds)})
 
 
 def load(settings: Settings, folder: Path | None = None) -> Predictor:
@@ -117,6 +135,7 @@ def load(settings: Settings, folder: Path | None = None) -> Predictor:
 @asynccontextmanager
 async def started(settings: Settings, problem: str = "") -> AsyncIterator[Service]:
     """A service that loads its model while it already answers that it is alive."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     service = Service(settings, problem)
     async with AsyncExitStack() as stack:
         loading = asyncio.create_task(service.run(stack))

@@ -1,6 +1,9 @@
 """One small pipeline run, shared by the tests that look at its outcome."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import SMALL, Finished, data_flags, run_script
@@ -9,6 +12,7 @@ from spectacles import sample_data
 from spectacles.run_dir import find
 
 IMAGES = 60
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,16 @@ def finished(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished
     done = run_script("run_pipeline.py", *data_flags(sample), *SMALL, "--epochs", 2, "--output_dir", outputs)
     assert done.returncode == 0, done.stdout + done.stderr
     return Finished(find(outputs, "latest"), sample, done.stdout)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    playwright.expect.set_options(timeout=20_000)
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()

@@ -23,18 +23,6 @@ from spectacles.errors import UserError
 from spectacles.run_dir import RunDir, find, write_json
 
 NAMES = ["one, two.png", 'say "no".png', "</script>.png", "line\nbreak.png", "ünï 日本 😀.png", "__proto__"]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def write_page(

@@ -22,7 +22,8 @@ PIXELS = np.zeros((2, 2, 3), dtype=np.uint8)
 class Model:
     """Predicts what a content says; waits for `go` first."""
 
-    batch_size = 4
+    lanes = (1, 4)
+    """One thread, four pictures at a time."""
 
     def __init__(self, name: str = "one") -> None:
         self.name, self.info = name, SimpleNamespace(preprocessing=name)

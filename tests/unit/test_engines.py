@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,6 +57,18 @@ def test_every_engine_gives_torchs_outputs_for_batches_of_any_size(tmp_path, nam
         outputs, expected = run(pixels), directly(network, COLOUR, pixels)
         assert outputs.dtype == np.float32 and outputs.shape == expected.shape
         np.testing.assert_allclose(outputs, expected, atol=TOLERANCE * expected.std())
+
+
+@pytest.mark.skipif("openvino" not in INSTALLED, reason="openvino is not installed")
+def test_several_threads_may_call_an_engine_with_lanes(tmp_path):
+    network = make_net("simple_cnn")
+    _, run = engines.choose(network, COLOUR, CPU, tmp_path / "engine.json", "openvino")
+    assert engines.lanes("openvino", CPU) == engines.cpu_count() and engines.lanes("torch", CPU) == 1
+    batches = [pixels_of(COLOUR, 40)[start : start + size] for start in range(0, 30, 3) for size in (1, 2, 9)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run, batches))
+    for pixels, outputs in zip(batches, found, strict=True):
+        np.testing.assert_allclose(outputs, directly(network, COLOUR, pixels), atol=1e-4)
 
 
 @pytest.mark.parametrize("engine", ["torch", *INSTALLED])

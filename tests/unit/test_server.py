@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -291,3 +292,66 @@ def test_the_log_is_lines_of_json(bundle_dir: Path, capsys: pytest.CaptureFixtur
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events] == ["ready", "inference", "refused"]
     assert events[2]["reason"] == "host" and events[2]["request_id"]
+
+
+async def _tell_path(scope: Scope, receive: Receive, send: Send) -> None:
+    body = scope["path"].encode() + b" admitted" * scope["state"].get("admitted", False)
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def test_a_photo_without_room_is_refused_at_the_door_and_the_connection_goes_on() -> None:
+    busy = iter([7, 0])
+    service = SimpleNamespace(busy_for=lambda: next(busy), admitted=0)
+    post = b"POST /predict?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto"
+    get = b"GET /model HTTP/1.1\r\nHost: a\r\n\r\n"
+
+    async def ask() -> list[bytes]:
+        config = uvicorn.Config(_tell_path, lifespan="off")
+        config.load()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: run.ImpatientProtocol(config, ServerState(), {"service": service}), "127.0.0.1", 0
+        )
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            answers = []
+            for request in (post, get, post):
+                writer.write(request)
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+                length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+                answers.append(head + await reader.readexactly(length))
+            writer.close()
+            await writer.wait_closed()
+            return answers
+
+    refused, told, admitted = asyncio.run(ask())
+    assert refused.startswith(b"HTTP/1.1 503") and b"Retry-After: 7\r\n" in refused and b"come back" in refused
+    assert told.endswith(b"/model"), "other questions are answered"
+    assert admitted.endswith(b"/predict admitted") and service.admitted == 1
+
+
+def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "MOST_CONNECTIONS", 1)
+
+    async def connect() -> bytes:
+        config, state = uvicorn.Config(_tell_path, lifespan="off"), ServerState()
+        config.load()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: run.ImpatientProtocol(config, state, {}), "127.0.0.1", 0)
+        async with server:
+            address = server.sockets[0].getsockname()
+            _, first = await asyncio.open_connection(*address)
+            first.write(b"GET / HTTP/1.1\r\n")
+            await first.drain()
+            reader, second = await asyncio.open_connection(*address)
+            try:
+                return await asyncio.wait_for(reader.read(), 20)
+            except ConnectionResetError:
+                return b""
+            finally:
+                for writer in (first, second):
+                    writer.transport.abort()
+
+    assert asyncio.run(connect()) == b""
