@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks import common
@@ -46,14 +46,18 @@ class Server:
 
     def stop(self) -> float:
         """SIGTERM; seconds until it is gone."""
-        started = time.monotonic()
+        started, family = time.monotonic(), _family(self.process.pid)
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
             self.process.wait()
-        return time.monotonic() - started
+        seconds = time.monotonic() - started
+        for process in family:  # some servers leave workers behind, which keep the port
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        return seconds
 
     def memory(self) -> float:
         """MB resident, of the process and all that it started; shared pages count once (PSS)."""

@@ -9,6 +9,7 @@ first one: 12 megapixels. Prints requests/s, milliseconds (p50, p95, p99), refus
 import argparse
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -95,8 +96,9 @@ def candidates(args: argparse.Namespace) -> Iterator[Candidate]:
 
 @contextmanager
 def server(candidate: Candidate, folder: Path) -> Iterator[Server]:
-    log = folder / f"{candidate.name}.log"
-    with server_process.running(candidate.command, log, PORT, candidate.ready, PYTHONPATH=str(common.ROOT)) as started:
+    log, scripts = folder / f"{candidate.name}.log", Path(sys.executable).parent  # mlflow starts uvicorn by its name
+    environment = {"PYTHONPATH": str(common.ROOT), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    with server_process.running(candidate.command, log, PORT, candidate.ready, **environment) as started:
         yield started
 
 
