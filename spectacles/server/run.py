@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from spectacles.server.service import TOO_BUSY, Service
 
+LARGE, LINGER_SECONDS = 1 << 18, 1.0
+"""Bytes of a body, and how long after a refusal a connection with a larger one is kept for the answer to arrive."""
 COSTLY = (b"/predict", b"/explain")
 HEADER_SECONDS = 10.0
 """From the first byte of a request, or from connecting, to the end of its headers."""
@@ -28,6 +31,7 @@ ANSWERED = SimpleNamespace(response_complete=True)
 BUSY = """HTTP/1.1 503 Service Unavailable\r
 Content-Type: application/json\r
 Retry-After: {seconds}\r
+Connection: {connection}\r
 Content-Length: {length}\r
 \r
 {body}"""
@@ -70,11 +74,23 @@ class ImpatientProtocol(HttpToolsProtocol):
                 self.scope["state"]["admitted"] = True  # the gate counts it out again
             super().on_headers_complete()
             return
+        self._refuse(seconds)
+
+    def _refuse(self, seconds: int) -> None:
+        """A small body is let go by, so that the connection goes on; a large one is left unread, or a flood of them
+        would take the time of the photos that were accepted."""
+        large = _announced(self.headers) > LARGE
         body = json.dumps({"detail": TOO_BUSY})
-        self.transport.write(BUSY.format(seconds=seconds, length=len(body), body=body).encode())
+        connection = "close" if large else "keep-alive"
+        answer = BUSY.format(seconds=seconds, connection=connection, length=len(body), body=body)
+        self.transport.write(answer.encode())
         self.cycle = ANSWERED  # type: ignore[assignment]
         self.on_response_complete()
-        self._set_alarm()  # for the rest of its body
+        if large:
+            self.transport.pause_reading()
+            self.loop.call_later(LINGER_SECONDS, self.transport.abort)  # at once, the answer could get lost
+        else:
+            self._set_alarm()  # for the rest of its body
 
     def on_message_complete(self) -> None:
         self._stop_alarm()
@@ -88,6 +104,13 @@ class ImpatientProtocol(HttpToolsProtocol):
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
+
+
+def _announced(headers: Iterable[tuple[bytes, bytes]]) -> float:
+    """Bytes of the body; without end where it comes in chunks."""
+    known = dict(headers)
+    length = known.get(b"content-length", b"")
+    return int(length) if length.isdigit() else math.inf if b"transfer-encoding" in known else 0
 
 
 class DrainingServer(uvicorn.Server):

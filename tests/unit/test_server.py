@@ -3,7 +3,8 @@
 import asyncio
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -265,17 +266,24 @@ def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch
     assert refused.value.status_code == 408
 
 
+@asynccontextmanager
+async def listening(app: Any, **state: Any) -> AsyncIterator[tuple[str, int]]:
+    """The address of a socket behind which our protocol speaks to an app."""
+    config, server_state = uvicorn.Config(app, lifespan="off"), ServerState()
+    config.load()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: run.ImpatientProtocol(config, server_state, state), "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
 def test_headers_that_do_not_arrive_are_given_up(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr(run, "HEADER_SECONDS", 0.01)
 
     async def connect() -> bytes:
-        config = uvicorn.Config(api.app)
-        config.load()
-        state, loop = ServerState(), asyncio.get_running_loop()
-        server = await loop.create_server(lambda: run.ImpatientProtocol(config, state, {}), "127.0.0.1", 0)
-        async with server:
-            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        async with listening(_tell_path) as address:
+            reader, writer = await asyncio.open_connection(*address)
             writer.write(sent)
             answer = await asyncio.wait_for(reader.read(), 20)
             writer.close()
@@ -308,14 +316,8 @@ def test_a_photo_without_room_is_refused_at_the_door_and_the_connection_goes_on(
     get = b"GET /model HTTP/1.1\r\nHost: a\r\n\r\n"
 
     async def ask() -> list[bytes]:
-        config = uvicorn.Config(_tell_path, lifespan="off")
-        config.load()
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            lambda: run.ImpatientProtocol(config, ServerState(), {"service": service}), "127.0.0.1", 0
-        )
-        async with server:
-            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        async with listening(_tell_path, service=service) as address:
+            reader, writer = await asyncio.open_connection(*address)
             answers = []
             for request in (post, get, post):
                 writer.write(request)
@@ -336,12 +338,7 @@ def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(run, "MOST_CONNECTIONS", 1)
 
     async def connect() -> bytes:
-        config, state = uvicorn.Config(_tell_path, lifespan="off"), ServerState()
-        config.load()
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: run.ImpatientProtocol(config, state, {}), "127.0.0.1", 0)
-        async with server:
-            address = server.sockets[0].getsockname()
+        async with listening(_tell_path) as address:
             _, first = await asyncio.open_connection(*address)
             first.write(b"GET / HTTP/1.1\r\n")
             await first.drain()
@@ -355,3 +352,22 @@ def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> Non
                     writer.transport.abort()
 
     assert asyncio.run(connect()) == b""
+
+
+def test_a_large_photo_without_room_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "LINGER_SECONDS", 0.05)
+    service = SimpleNamespace(busy_for=lambda: 7, admitted=0)
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"
+
+    async def ask() -> bytes:
+        async with listening(_tell_path, service=service) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(head + bytes(1000))
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+            with suppress(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), 20)  # until the server has closed it
+            writer.transport.abort()
+            return answer
+
+    answer = asyncio.run(ask())
+    assert answer.startswith(b"HTTP/1.1 503") and b"Retry-After: 7" in answer and b"Connection: close" in answer
