@@ -159,7 +159,12 @@ def _to_json(info: BundleInfo) -> dict[str, Any]:
 
 
 def _from_json(manifest: dict[str, Any]) -> BundleInfo:
-    values = {field.name: manifest[field.name] for field in fields(BundleInfo)}
+    names = [field.name for field in fields(BundleInfo)]
+    if missing := [name for name in names if name not in manifest]:
+        raise UserError(
+            f"the bundle lacks {missing[0]!r}: another version wrote it. Train the model again, or use that version."
+        )
+    values = {name: manifest[name] for name in names}
     for name in ("classes", "class_scales", "class_biases", "label_thresholds"):
         values[name] = tuple(values[name])
     values["preprocessing"] = Preprocessing.from_json(values["preprocessing"])

@@ -180,6 +180,15 @@ def test_another_format_version_is_named(folder, version):
         classifiers.load(folder)
 
 
+def test_a_manifest_that_lacks_something_is_named(folder):
+    manifest = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    del manifest["multi_label"]
+    manifest["model_id"] = bundle._model_id(manifest)
+    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UserError, match="lacks 'multi_label'"):
+        bundle.load(folder)
+
+
 @pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "{}", '{"format": 2}'])
 def test_json_that_is_no_manifest_is_refused(folder, text):
     (folder / "bundle.json").write_text(text)
