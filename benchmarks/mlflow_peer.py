@@ -16,7 +16,7 @@ class Classify(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         device = runtime.prepare(runtime.resolve_device("cpu"))
         self.predictor = Predictor(Path(context.artifacts["bundle"]), device)
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # noqa: ANN - mlflow reads the hints
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # mlflow reads hints
         found = self.predictor.predict(base64.b64decode(text) for text in model_input["image"])
         return [{"label": each.label, "confidence": each.confidence} for each in found]
 

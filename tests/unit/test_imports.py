@@ -129,3 +129,9 @@ def test_importing_everything_does_nothing_else(tmp_path):
     output = python(SIDE_EFFECTS.replace("MODULES", repr(sorted(EVERYTHING))), tmp_path)
     assert json.loads(output) == {"changed": [], "mlflow": False}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest collects only one of them, and only where both folders are run is it an error."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len(names) == len(set(names))
