@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import signal
+import socket
 from collections.abc import Callable, Iterable
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ LARGE, LINGER_SECONDS = 1 << 18, 1.0
 COSTLY = (b"/predict", b"/explain")
 HEADER_SECONDS = 10.0
 """From the first byte of a request, or from connecting, to the end of its headers."""
+LAST_WORD_SECONDS = 0.3
 GRACE_SECONDS = 12
 """For accepted requests when the server ends; with the draining before it, under 15 s."""
 MOST_CONNECTIONS = 4096
@@ -56,6 +58,8 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_alarm()
+        if self.cycle is ANSWERED:  # type: ignore[comparison-overlap]
+            self.cycle = None  # type: ignore[assignment]
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -128,6 +132,13 @@ class DrainingServer(uvicorn.Server):
         self.drain()
         loop = asyncio.get_running_loop()
         loop.call_later(self.seconds, super().handle_exit, sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn closes connections that have said nothing yet: those that were taken last get a moment for it."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LAST_WORD_SECONDS)
+        await super().shutdown(sockets)
 
 
 def serve(app: Any, host: str, port: int, seconds: float) -> None:

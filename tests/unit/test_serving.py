@@ -271,10 +271,14 @@ async def listening(app: Any, **state: Any) -> AsyncIterator[tuple[str, int]]:
     """The address of a socket behind which our protocol speaks to an app."""
     config, server_state = uvicorn.Config(app, lifespan="off"), ServerState()
     config.load()
-    loop = asyncio.get_running_loop()
+    loop, faults = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, fault: faults.append(fault))
     server = await loop.create_server(lambda: run.ImpatientProtocol(config, server_state, state), "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()
+        while server_state.connections:
+            await asyncio.sleep(0)
+    assert faults == []
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
