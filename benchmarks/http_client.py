@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BOUNDARY = "ae1f7c0b"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,26 @@ class Reply:
         return json.loads(self.body)
 
 
-def photo_request(*contents: bytes, path: str = "/predict") -> bytes:
-    """One whole request: POST of files as a form."""
+def form(*contents: bytes) -> bytes:
+    """Files as the body of a form."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{number}.jpg"\r\n\r\n'.encode()
         + content
         + b"\r\n"
         for number, content in enumerate(contents)
     ]
-    body = b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
+    return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
+
+
+def photo_request(*contents: bytes, path: str = "/predict") -> bytes:
+    """One whole request: POST of files as a form."""
+    body = form(*contents)
     return head(path, f"Content-Length: {len(body)}") + body
 
 
 def head(path: str, *headers: str, method: str = "POST") -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1",
-             f"Content-Type: multipart/form-data; boundary={BOUNDARY}", *headers]  # fmt: skip
+             f"Content-Type: {FORM}", *headers]  # fmt: skip
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from benchmarks import common, mlflow_peer, server_process
+from benchmarks import common, http_client, mlflow_peer, server_process
 from benchmarks.server_process import Server
 from spectacles import runtime
 from spectacles.errors import UserError
@@ -36,7 +36,6 @@ OVERLOAD = 1280
 """Clients: ten times the images that our server has room for."""
 LARGE = (4000, 3000)
 PORT = 8766
-BOUNDARY = "ae1f7c0b"
 SCRIPT = Path(__file__).with_name("post.lua")
 
 
@@ -49,9 +48,8 @@ class Candidate:
     content_type: str
 
     def body(self, photo: bytes) -> bytes:
-        if self.content_type.startswith("multipart"):
-            head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
-            return head.encode() + photo + f"\r\n--{BOUNDARY}--\r\n".encode()
+        if self.content_type == http_client.FORM:
+            return http_client.form(photo)
         text = base64.b64encode(photo).decode()
         if self.name == "mlflow":
             return json.dumps({"dataframe_split": {"columns": ["image"], "data": [[text]]}}).encode()
@@ -78,10 +76,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def candidates(args: argparse.Namespace) -> Iterator[Candidate]:
-    multipart = f"multipart/form-data; boundary={BOUNDARY}"
     bundle = args.bundle.resolve()
     if "ours" in args.servers:
-        yield Candidate("ours", server_process.ours(bundle, PORT), "/predict", "/health/ready", multipart)
+        yield Candidate("ours", server_process.ours(bundle, PORT), "/predict", "/health/ready", http_client.FORM)
     if "litserve" in args.servers:
         command = [args.python, "-m", "benchmarks.litserve_peer", str(bundle), str(PORT)]
         yield Candidate("litserve", command, "/predict", "/health", "application/json")

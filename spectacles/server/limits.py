@@ -16,8 +16,6 @@ MAX_BODIES_BYTES = 8 * MAX_BODY_BYTES
 BODY_SECONDS = 30.0
 """For a whole body: 32 MiB at 9 Mbit/s."""
 MAX_FILES = 16
-MAX_FIELDS = 4
-MAX_FIELD_BYTES = 4096
 
 
 class BodyLimit:

@@ -14,11 +14,12 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from spectacles.server import gate
 from spectacles.server.service import TOO_BUSY, Service
 
 LARGE, LINGER_SECONDS = 1 << 18, 1.0
 """Bytes of a body, and how long after a refusal a connection with a larger one is kept for the answer to arrive."""
-COSTLY = (b"/predict", b"/explain")
+COSTLY = tuple(path.encode() for path in gate.COSTLY)
 HEADER_SECONDS = 10.0
 """From the first byte of a request, or from connecting, to the end of its headers."""
 LAST_WORD_SECONDS = 0.3
@@ -44,7 +45,7 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     It closes a connection whose request does not get on: without this, a client that sends a byte a minute costs
     nothing and holds a connection for ever. And it refuses photos that there is no room for as soon as it has read the
-    headers: a refusal that goes through all layers of the app takes ten times as long, and many of them would take the
+    headers: a refusal that goes through all layers of the app takes far longer, and many of them would take the
     time that the photos need which were accepted.
     """
 
