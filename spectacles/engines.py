@@ -263,7 +263,7 @@ def _onnxruntime(path: Path) -> Engine:
 
 
 def _openvino(path: Path) -> Engine:
-    """A single picture on all cores; of several each core computes its own, a few at a time: cores that need not wait
+    """A single picture on all cores, if they are free; of several each core computes its own, a few at a time: cores that need not wait
     for each other, and whose caches hold what they compute, are a quarter faster. May be called by several threads."""
     import openvino
 
@@ -294,7 +294,7 @@ def _openvino(path: Path) -> Engine:
             idle.put(request)
 
     def run(pixels: np.ndarray) -> np.ndarray:
-        if len(pixels) == 1 and alone.acquire(blocking=False):
+        if len(pixels) == 1 and idle.qsize() == cores and alone.acquire(blocking=False):
             try:
                 return infer(together, pixels)
             finally:
