@@ -5,7 +5,9 @@ Pillow's decoders are C code that reads whatever a stranger sends. Here they hav
 
 from __future__ import annotations
 
+import gc
 import json
+import math
 import multiprocessing
 import queue
 import resource
@@ -15,6 +17,7 @@ import warnings
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
+from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -26,6 +29,8 @@ MEMORY = 1 << 30
 """Bytes that a decoder may allocate beyond what it starts with: enough for 25 megapixels in any mode."""
 MOST_TEXT = 1 << 20
 """Bytes of one comment in a PNG, which may be compressed a thousandfold; and an eighth of all of them."""
+MOST_BYTES = 1 << 24
+"""Of a decoded picture: 2,300 x 2,300 pixels, more than any network sees. Memory is taken as it is used."""
 SECONDS = 10.0
 """For one file: a hundred times what a photo of 12 megapixels takes."""
 TOO_SLOW = f"takes longer than {SECONDS:.0f} s to decode"
@@ -41,8 +46,10 @@ class Decoder:
 
     def _start(self) -> None:
         self.connection, there = self.context.Pipe()
+        shared = self.context.RawArray("B", MOST_BYTES)
+        self.shared = np.frombuffer(shared, dtype=np.uint8)
         self.process = self.context.Process(  # type: ignore[attr-defined]
-            target=_serve, args=(there, *self.limits), name="decoder", daemon=True
+            target=_serve, args=(there, shared, *self.limits), name="decoder", daemon=True
         )
         self.process.start()
         there.close()
@@ -50,8 +57,7 @@ class Decoder:
     def __call__(self, content: bytes, preprocessing: Preprocessing, seconds: float = SECONDS) -> Decoded:
         """What `decode_one` gives; whatever happens to the process is a reason to refuse the file."""
         try:
-            self.connection.send(preprocessing)
-            self.connection.send_bytes(content)
+            self.connection.send((preprocessing, content))
             if self.connection.poll(seconds):
                 return self._receive(preprocessing)
             reason = TOO_SLOW
@@ -65,8 +71,7 @@ class Decoder:
         facts = json.loads(self.connection.recv_bytes(1 << 20))
         pixels = None
         if not facts["reason"]:
-            content = self.connection.recv_bytes(int(np.prod(preprocessing.shape)))
-            pixels = np.frombuffer(bytearray(content), dtype=np.uint8).reshape(preprocessing.shape)
+            pixels = self.shared[: math.prod(preprocessing.shape)].reshape(preprocessing.shape).copy()
         return Decoded("", pixels, tuple(facts["repairs"]), str(facts["reason"]))
 
     def _replace(self) -> None:
@@ -114,21 +119,23 @@ class Decoders:
             decoder.close()
 
 
-def _serve(connection: Connection, max_pixels: int, memory: int) -> None:
+def _serve(connection: Connection, shared: Any, max_pixels: int, memory: int) -> None:
     """The decoder's process: one file after the other until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the server, which finishes what it has accepted
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters is in the answer
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = MOST_TEXT, 8 * MOST_TEXT
+    pixels = np.frombuffer(shared, dtype=np.uint8)
     limit_memory(memory)
+    gc.freeze()
     with suppress(EOFError, OSError):
         while True:
-            preprocessing, content = connection.recv(), connection.recv_bytes()
+            preprocessing, content = connection.recv()
             decoded = decode_one(content, preprocessing, max_pixels)
-            connection.send_bytes(json.dumps({"repairs": decoded.repairs, "reason": decoded.reason}).encode())
             if decoded.pixels is not None:
-                connection.send_bytes(np.ascontiguousarray(decoded.pixels).tobytes())
+                pixels[: decoded.pixels.size] = decoded.pixels.ravel()
+            connection.send_bytes(json.dumps({"repairs": decoded.repairs, "reason": decoded.reason}).encode())
 
 
 def limit_memory(more: int) -> None:
