@@ -6,17 +6,15 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel
-from starlette.formparsers import MultiPartParser
 
 from spectacles import __version__, cli
 from spectacles.errors import UserError
-from spectacles.server import access, answers, events, gate, limits, run, service, settings, work
+from spectacles.server import access, answers, events, forms, gate, limits, run, service, settings, work
 from spectacles.server.access import Refused
 from spectacles.server.answers import (
     Explanation,
@@ -36,7 +34,6 @@ from spectacles.settings import EXPLANATIONS
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Without a bundle the server starts all the same and says why it is not ready."""
-    MultiPartParser.spool_max_size = limits.MAX_BODY_BYTES  # photos stay in memory and never touch the disk
     async with service.started(*told()) as started:
         app.state.service = started
         page = answers.PAGE.read_text(encoding="utf-8")
@@ -81,24 +78,6 @@ async def tell_refusal(request: Request, refused: Refused) -> JSONResponse:
     return gate.refuse(request.state.service, request.state.request_id, refused)
 
 
-@app.exception_handler(RequestValidationError)
-async def explain_form(request: Request, error: RequestValidationError) -> JSONResponse:
-    """A request can get the form's file field wrong, and for /explain the words in the others."""
-    request.state.service.metrics.refuse("bad_request")
-    wrong = next((problem for problem in error.errors() if problem["type"] == "literal_error"), None)
-    if wrong:
-        detail = f"{wrong['loc'][-1]} {str(wrong['input'])[:40]!r} is unknown: use {wrong['ctx']['expected']}."
-        return JSONResponse({"detail": detail}, status_code=422)
-    return JSONResponse({"detail": work.how_to_ask(request.url.path)}, status_code=422)
-
-
-async def current_service(request: Request) -> Service:
-    serving: Service = request.state.service
-    serving.ready_batcher()
-    return serving
-
-
-Ready = Annotated[Service, Depends(current_service)]
 NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "description": "No bundle is loaded"}}
 DENIED: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "Another host's name, or a multipart body that cannot be read"},
@@ -115,16 +94,20 @@ REFUSALS: dict[int | str, dict[str, Any]] = DENIED | {
 }
 
 
-@app.post("/predict", response_model=SinglePrediction | PredictionList, responses=REFUSALS)
-async def predict(
-    request: Request,
-    serving: Ready,
-    file: Annotated[list[UploadFile], File(description="One to sixteen photos.")] = [],  # noqa: B006
-    url: Annotated[str, Form(description="A photo's address instead, where the server is told to allow that.")] = "",
-) -> Response:
+PREDICT_FORM = forms.described(
+    limits.MAX_FILES,
+    url={"description": "A photo's address instead of files, where the server is told to allow that."},
+)
+
+
+@app.post("/predict", response_model=SinglePrediction | PredictionList, responses=REFUSALS, openapi_extra=PREDICT_FORM)
+async def predict(request: Request) -> Response:
     """One file: its label and probabilities, or a 4xx with the reason. Several files: a list of those, in order."""
+    serving: Service = request.state.service
+    serving.ready_batcher()
+    form = await forms.read(request, work.how_to_ask("/predict"), "url")
     started = time.perf_counter()
-    contents = await work.contents(request, serving, file, url, limits.MAX_FILES)
+    contents = await work.contents(request, serving, form, limits.MAX_FILES)
     found = await work.unless_gone(request, work.predict(serving, contents))
     milliseconds = round((time.perf_counter() - started) * 1000, 1)
     outcomes = [answers.answer(each.prediction, each.model.info) for each in found]
@@ -157,32 +140,36 @@ EXPLAINED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@app.post("/explain", responses=EXPLAINED | REFUSALS, response_class=Response)
-async def explain(
-    request: Request,
-    serving: Ready,
-    file: Annotated[list[UploadFile], File(description="One photo.", max_length=1)],
-    method: Annotated[Literal[EXPLANATIONS], Form(description="How it is found out.")] = EXPLANATIONS[0],
-    label: Annotated[
-        str,
-        Form(
-            description="The class to explain. Default: the one that the photo is taken for; of several labels the "
-            "most probable."
-        ),
-    ] = "",
-    format: Annotated[Literal["png", "json"], Form(description="A picture, or numbers.")] = "png",
-) -> Response:
+FORMATS = ("png", "json")
+EXPLAIN_FORM = forms.described(
+    1,
+    required=True,
+    method={"enum": list(EXPLANATIONS), "default": EXPLANATIONS[0], "description": "How it is found out."},
+    label={"description": "The class to explain. Default: the one that the photo is taken for; of several labels the "
+           "most probable."},
+    format={"enum": list(FORMATS), "default": FORMATS[0], "description": "A picture, or numbers."},
+)  # fmt: skip
+
+
+@app.post("/explain", responses=EXPLAINED | REFUSALS, response_class=Response, openapi_extra=EXPLAIN_FORM)
+async def explain(request: Request) -> Response:
     """What in a photo speaks for a class: a PNG of the square that the model sees of it, the hottest spots red.
 
     occlusion and integrated_gradients take about a second."""
+    serving: Service = request.state.service
+    classes = serving.ready_batcher().model.info.classes
     if request.query_params:
         detail = "Send method, label and format as form fields, like the file: -F method=occlusion"
         raise Refused(422, "bad_request", detail)
-    if label and label not in serving.ready_batcher().model.info.classes:
+    form = await forms.read(request, work.how_to_ask("/explain"), "method", "label", "format")
+    method = forms.choice(form, "method", EXPLANATIONS)
+    format = forms.choice(form, "format", FORMATS)
+    label = form.fields["label"]
+    if label and label not in classes:
         detail = f"label {label[:40]!r} is none of the model's classes; GET /model lists them."
         raise Refused(422, "bad_request", detail)
     started = time.perf_counter()
-    [content] = await work.contents(request, serving, file, "", 1)
+    [content] = await work.contents(request, serving, form, 1)
     [found] = await work.unless_gone(request, work.predict(serving, [content]))
     outcome = answers.answer(found.prediction, found.model.info)
     refused = isinstance(outcome, RefusedImage)
@@ -215,8 +202,8 @@ async def ready(request: Request) -> Status:
 
 
 @app.get("/model", responses=DENIED | NOT_READY)
-async def model(serving: Ready) -> ModelCard:
-    return answers.model_card(serving.ready_batcher().model)
+async def model(request: Request) -> ModelCard:
+    return answers.model_card(request.state.service.ready_batcher().model)
 
 
 @app.get("/metrics", responses=DENIED, response_class=PlainTextResponse)

@@ -39,7 +39,8 @@ class BodyLimit:
             if finished:
                 return await receive()  # a disconnect, whenever that comes
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, ends - time.monotonic()))
+                async with asyncio.timeout(max(0.0, ends - time.monotonic())):
+                    message = await receive()
             except TimeoutError:
                 detail = f"The request did not arrive within {BODY_SECONDS:.0f} s."
                 raise Refused(408, "slow_client", detail, {"Connection": "close"}) from None

@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import Any, TypeVar
 
 import numpy as np
-from fastapi import Request, UploadFile
+from fastapi import Request
 from PIL import Image
 
 from spectacles import explanations, overlays
@@ -18,6 +18,7 @@ from spectacles.preprocess import Preprocessing, to_picture
 from spectacles.server import limits, urls
 from spectacles.server.access import Refused
 from spectacles.server.batching import Answer, Batcher, Overloaded
+from spectacles.server.forms import Form
 from spectacles.server.service import Service, busy
 
 T = TypeVar("T")
@@ -29,8 +30,9 @@ def how_to_ask(path: str) -> str:
     return f"Send {count} as multipart/form-data in the field 'file': {example}"
 
 
-async def contents(request: Request, service: Service, files: list[UploadFile], url: str, most: int) -> list[bytes]:
-    """What was sent, or what is behind the URL. Raises Refused where that is nothing, or more than the client may."""
+async def contents(request: Request, service: Service, form: Form, most: int) -> list[bytes]:
+    """The photos in it, or what its URL leads to. Raises Refused where that is nothing, or more than a client may."""
+    files, url = form.files, form.fields.get("url", "")
     if bool(files) == bool(url):
         raise Refused(422, "bad_request", how_to_ask(request.url.path))
     if len(files) > most:
@@ -38,7 +40,7 @@ async def contents(request: Request, service: Service, files: list[UploadFile], 
     service.rate_limit.take(request.state.client, max(1, len(files)))
     service.check_room(max(1, len(files)))
     if files:
-        return [await upload.read() for upload in files]
+        return files
     if not service.settings.allow_urls:
         raise Refused(422, "url", "This server fetches no photos: send the file itself.")
     return [await asyncio.get_running_loop().run_in_executor(None, urls.fetch, url)]
