@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -21,56 +23,68 @@ REASONS = (
 )  # fmt: skip
 
 
+def series(metric: Any) -> Any:
+    """Its series by the values of its labels, each looked up once: that takes longer than to count."""
+    return functools.cache(metric.labels)
+
+
 class Metrics:
     """Of one server. Every series exists from the start, so that a rate of 0 is a number too."""
 
     def __init__(self, inside: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
 
-        def counter(name: str, text: str, label: str, values: Sequence[str]) -> Counter:
-            made = Counter(f"spectacles_{name}", text, [label], registry=self.registry)
+        def counter(name: str, text: str, label: str, values: Sequence[str] = ()) -> Callable[[str], Counter]:
+            made: Callable[[str], Counter] = series(
+                Counter(f"spectacles_{name}", text, [label], registry=self.registry)
+            )
             for value in values:
-                made.labels(value)
+                made(value)
             return made
 
-        def histogram(name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
+        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
             return Histogram(f"spectacles_{name}", text, labels, buckets=buckets, registry=self.registry)
 
         Gauge("spectacles_queue_images", "Images that wait or are computed", registry=self.registry).set_function(
             inside
         )
-        self.requests = Counter("spectacles_requests", "Requests answered", ["route", "status"], registry=self.registry)
+        requests = Counter("spectacles_requests", "Requests answered", ["route", "status"], registry=self.registry)
+        self.requests: Callable[[str, str], Counter] = series(requests)
         self.refusals = counter("refusals", "Images and requests refused", "reason", REASONS)
-        self.predictions = Counter("spectacles_predictions", "Images by label", ["label"], registry=self.registry)
+        self.predictions = counter("predictions", "Images by label", "label")
         self.verdicts = counter("verdicts", "Images by verdict", "verdict", ("sure", "unsure", "unfamiliar"))
         self.swaps = counter("swaps", "Bundles loaded after the first", "outcome", ("done", "failed"))
-        self.stages = histogram("stage_seconds", "Time of an image in each stage", SECONDS, ["stage"])
-        self.latency = histogram("request_seconds", "Time of a request, its upload included", SECONDS, ["route"])
+        self.stages: Callable[[str], Histogram] = series(
+            histogram("stage_seconds", "Time of an image in each stage", SECONDS, "stage")
+        )
+        self.latency: Callable[[str], Histogram] = series(
+            histogram("request_seconds", "Time of a request, its upload included", SECONDS, "route")
+        )
         self.batches = histogram("batch_images", "Images computed together", BATCHES)
 
     def observe(self, answer: Answer) -> None:
         """One image."""
         prediction, info = answer.prediction, answer.model.info
-        self.stages.labels("queue").observe(answer.waited)
-        self.stages.labels("decoding").observe(answer.decoding)
+        self.stages("queue").observe(answer.waited)
+        self.stages("decoding").observe(answer.decoding)
         if prediction.reason:
-            self.refusals.labels("image").inc()
+            self.refusals("image").inc()
             return
-        self.stages.labels("inference").observe(answer.inference)
+        self.stages("inference").observe(answer.inference)
         self.batches.observe(answer.batch)
         known = info.classes[:MOST_CLASSES]
         for label in info.labels_of(prediction.label):
-            self.predictions.labels(label if label in known else OTHER).inc()
-        self.verdicts.labels(prediction.verdict or "sure").inc()
+            self.predictions(label if label in known else OTHER).inc()
+        self.verdicts(prediction.verdict or "sure").inc()
 
     def refuse(self, reason: str) -> None:
-        self.refusals.labels(reason if reason in REASONS else OTHER).inc()
+        self.refusals(reason if reason in REASONS else OTHER).inc()
 
     def finish(self, path: str, status: int, seconds: float) -> None:
         """One request; paths that do not exist count as one."""
         route = path if path in ROUTES else OTHER
-        self.requests.labels(route, str(status)).inc()
-        self.latency.labels(route).observe(seconds)
+        self.requests(route, str(status)).inc()
+        self.latency(route).observe(seconds)
 
     def exposition(self) -> tuple[bytes, str]:
         """(text, content type)."""

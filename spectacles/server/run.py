@@ -8,6 +8,7 @@ import math
 import signal
 import socket
 from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,8 @@ from spectacles.server.service import TOO_BUSY, Service
 LARGE, LINGER_SECONDS = 1 << 18, 1.0
 """Bytes of a body, and how long after a refusal a connection with a larger one is kept for the answer to arrive."""
 COSTLY = tuple(path.encode() for path in gate.COSTLY)
+AT_ONCE = 0.002
+"""Seconds that a refusal is early rather than waited for."""
 HEADER_SECONDS = 10.0
 """From the first byte of a request, or from connecting, to the end of its headers."""
 LAST_WORD_SECONDS = 0.3
@@ -40,6 +43,13 @@ Content-Length: {length}\r
 {body}"""
 
 
+@lru_cache
+def refusal(seconds: int, connection: str) -> bytes:
+    """The whole answer."""
+    body = json.dumps({"detail": TOO_BUSY})
+    return BUSY.format(seconds=seconds, connection=connection, length=len(body), body=body).encode()
+
+
 class ImpatientProtocol(HttpToolsProtocol):
     """uvicorn's, for bad times.
 
@@ -50,6 +60,8 @@ class ImpatientProtocol(HttpToolsProtocol):
     """
 
     _alarm: asyncio.TimerHandle | None = None
+    _owed: Callable[[], None] | None = None
+    """A refusal that is not said yet."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -59,6 +71,7 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_alarm()
+        self._owed = None
         if self.cycle is ANSWERED:  # type: ignore[comparison-overlap]
             self.cycle = None  # type: ignore[assignment]
         super().connection_lost(exc)
@@ -69,33 +82,49 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_alarm()
+        self._settle()
         service: Service | None = self.app_state.get("service")
         costly = self.parser.get_method() == b"POST" and self.url.partition(b"?")[0] in COSTLY
-        idle = self.cycle is None or self.cycle.response_complete
-        seconds = service.busy_for() if service and costly and idle else 0
-        if not seconds:
-            if service and costly:
-                service.admitted += 1
-                self.scope["state"]["admitted"] = True  # the gate counts it out again
+        if not service or not costly:
             super().on_headers_complete()
             return
-        self._refuse(seconds)
+        idle = self.cycle is None or self.cycle.response_complete
+        seconds = service.busy_for() if idle else 0
+        if seconds:
+            self._owe(seconds, service.refuse_after())
+            return
+        service.admitted += 1
+        self.scope["state"]["admitted"] = True  # the gate counts it out again
+        super().on_headers_complete()
 
-    def _refuse(self, seconds: int) -> None:
+    def _owe(self, seconds: int, after: float) -> None:
+        self.cycle = ANSWERED  # type: ignore[assignment]
+        self._owed = partial(self._refuse, seconds, _announced(self.headers) > LARGE)
+        if after < AT_ONCE:
+            self._settle()
+        else:
+            self.flow.pause_reading()
+            self.loop.call_later(after, self._settle)
+
+    def _settle(self) -> None:
+        if self._owed:
+            self._owed()
+            self._owed = None
+
+    def _refuse(self, seconds: int, large: bool) -> None:
         """A small body is let go by, so that the connection goes on; a large one is left unread, or a flood of them
         would take the time of the photos that were accepted."""
-        large = _announced(self.headers) > LARGE
-        body = json.dumps({"detail": TOO_BUSY})
-        connection = "close" if large else "keep-alive"
-        answer = BUSY.format(seconds=seconds, connection=connection, length=len(body), body=body)
-        self.transport.write(answer.encode())
-        self.cycle = ANSWERED  # type: ignore[assignment]
+        self.transport.write(refusal(seconds, "close" if large else "keep-alive"))
         self.on_response_complete()
         if large:
             self.transport.pause_reading()
             self.loop.call_later(LINGER_SECONDS, self.transport.abort)  # at once, the answer could get lost
         else:
             self._set_alarm()  # for the rest of its body
+
+    def shutdown(self) -> None:
+        self._settle()
+        super().shutdown()
 
     def on_message_complete(self) -> None:
         self._stop_alarm()

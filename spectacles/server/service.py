@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -28,6 +29,9 @@ MAX_PIXELS = 25_000_000
 SWITCH_SECONDS = 0.0005
 """After which a thread lets another one run Python. With Python's own 5 ms, threads that decode and compute wait that
 long many times an image while the event loop turns away a flood."""
+TURNED_AWAY = 10
+"""Times as many requests as can be answered are refused at once. Whoever comes on top of that waits for the refusal:
+clients that ask again at once would otherwise be refused so often that no time is left for photos."""
 TOO_BUSY = "The server has more photos to look at than it can: come back a little later."
 LOADING = "The model is being loaded."
 
@@ -48,6 +52,7 @@ class Service:
         """Requests with photos that were let in and have no answer yet."""
         self.loop = asyncio.get_running_loop()
         self._swapping = asyncio.Lock()
+        self._last_refusal = 0.0
 
     def ready_batcher(self) -> Batcher:
         """Raises Refused (503) while there is no model."""
@@ -74,6 +79,13 @@ class Service:
             return overload.seconds
         return 0
 
+    def refuse_after(self) -> float:
+        """Seconds until the next refusal may be said: 0 up to TURNED_AWAY times the load that can be borne."""
+        now = self.loop.time()
+        pause = self.ready_batcher().seconds_an_image / TURNED_AWAY
+        self._last_refusal = max(self._last_refusal + pause, now)
+        return self._last_refusal - now
+
     async def run(self, stack: AsyncExitStack) -> None:
         """Loads the first model and keeps what it takes in `stack`. Without a model the server says why."""
         try:
@@ -95,6 +107,7 @@ class Service:
         await loop.run_in_executor(None, decoders.warm, model.info.preprocessing)
         batcher = Batcher(model, decoders, self.settings.queue, self.settings.deadline)
         self.batcher, self.problem = await stack.enter_async_context(batcher), ""
+        spare_garbage_collection()
         events.write("ready", model_id=model.model_id, device=str(model.device), engine=model.engine)
 
     async def swap(self, folder: Path | None = None) -> str:
@@ -107,13 +120,21 @@ class Service:
                 batcher = self.ready_batcher()
                 model = await asyncio.get_running_loop().run_in_executor(None, load, self.settings, folder)
             except (UserError, OSError, Refused) as error:
-                self.metrics.swaps.labels("failed").inc()
+                self.metrics.swaps("failed").inc()
                 events.write("swap failed", error=str(error))
                 raise UserError(str(error)) from error
             batcher.model = model
-            self.metrics.swaps.labels("done").inc()
+            spare_garbage_collection()
+            self.metrics.swaps("done").inc()
             events.write("swapped", model_id=model.model_id)
             return model.model_id
+
+
+def spare_garbage_collection() -> None:
+    """What has been loaded stays: searching the objects of torch and its like for garbage again and again would take
+    half of the event loop's time."""
+    gc.collect()
+    gc.freeze()
 
 
 def busy(overload: Overloaded) -> Refused:

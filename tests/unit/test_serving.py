@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -267,9 +268,9 @@ def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch
 
 
 @asynccontextmanager
-async def listening(app: Any, **state: Any) -> AsyncIterator[tuple[str, int]]:
+async def listening(app: Any, server_state: ServerState | None = None, **state: Any) -> AsyncIterator[tuple[str, int]]:
     """The address of a socket behind which our protocol speaks to an app."""
-    config, server_state = uvicorn.Config(app, lifespan="off"), ServerState()
+    config, server_state = uvicorn.Config(app, lifespan="off"), server_state or ServerState()
     config.load()
     loop, faults = asyncio.get_running_loop(), []
     loop.set_exception_handler(lambda _, fault: faults.append(fault))
@@ -313,9 +314,10 @@ async def _tell_path(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def test_a_photo_without_room_is_refused_at_the_door_and_the_connection_goes_on() -> None:
+@pytest.mark.parametrize("after", [0.0, 0.05])
+def test_a_photo_without_room_is_refused_at_the_door_and_the_connection_goes_on(after: float) -> None:
     busy = iter([7, 0])
-    service = SimpleNamespace(busy_for=lambda: next(busy), admitted=0)
+    service = SimpleNamespace(busy_for=lambda: next(busy), refuse_after=lambda: after, admitted=0)
     post = b"POST /predict?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto"
     get = b"GET /model HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -360,7 +362,7 @@ def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_large_photo_without_room_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "LINGER_SECONDS", 0.05)
-    service = SimpleNamespace(busy_for=lambda: 7, admitted=0)
+    service = SimpleNamespace(busy_for=lambda: 7, refuse_after=lambda: 0.01, admitted=0)
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"
 
     async def ask() -> bytes:
@@ -375,3 +377,40 @@ def test_a_large_photo_without_room_is_refused_unread(monkeypatch: pytest.Monkey
 
     answer = asyncio.run(ask())
     assert answer.startswith(b"HTTP/1.1 503") and b"Retry-After: 7" in answer and b"Connection: close" in answer
+
+
+def test_what_was_asked_first_is_answered_first_and_an_end_does_not_wait_for_a_refusal() -> None:
+    busy = [7, 0, 9]
+    service = SimpleNamespace(busy_for=lambda: busy.pop(0), refuse_after=lambda: 3600.0, admitted=0)
+    post = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto"
+
+    async def ask() -> bytes:
+        server = ServerState()
+        async with listening(_tell_path, server, service=service) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(post + post)
+            answers = await asyncio.wait_for(reader.readuntil(b"/predict admitted"), 20)
+            writer.write(post)
+            [connection] = server.connections
+            while busy:
+                await asyncio.sleep(0)
+            connection.shutdown()
+            answers += await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            return answers
+
+    answers = asyncio.run(ask())
+    assert re.findall(rb"HTTP/1.1 \d+|Retry-After: \d+", answers) == [
+        b"HTTP/1.1 503", b"Retry-After: 7", b"HTTP/1.1 200", b"HTTP/1.1 503", b"Retry-After: 9"
+    ]  # fmt: skip
+
+
+def test_a_flood_waits_for_its_refusals(bundle_dir: Path) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
+        service = api.app.state.service
+        service.batcher.seconds_an_image = 0.1
+        waits = [service.refuse_after() for _ in range(11)]
+    assert waits[0] == 0 and waits == sorted(waits)
+    # Ten refusals for each photo that could be answered: 10 ms each.
+    assert waits[10] == pytest.approx(0.1, abs=0.02)
+    assert client
