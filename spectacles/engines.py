@@ -263,8 +263,9 @@ def _onnxruntime(path: Path) -> Engine:
 
 
 def _openvino(path: Path) -> Engine:
-    """A single picture on all cores, if they are free; of several each core computes its own, a few at a time: cores that need not wait
-    for each other, and whose caches hold what they compute, are a quarter faster. May be called by several threads."""
+    """A single picture on all cores, if they are free; of several each core computes its own, a few at a time: cores
+    that need not wait for each other, and whose caches hold what they compute, are a quarter faster. May be called by
+    several threads."""
     import openvino
 
     # By itself OpenVINO computes in bfloat16 where the processor can: other answers.
