@@ -114,7 +114,7 @@ async def slow_clients(server: Server, photo: bytes, args: argparse.Namespace) -
                 continue
         writer.transport.abort()
 
-    starts = [b"GET / HTTP/1.1\r\nX-Slow: ", head("/predict", "Content-Length: 100000")] * 200
+    starts = [b"GET / HTTP/1.1\r\nX-Slow: ", photo_request(bytes(100_000))[:1000]] * 200
     slow = [asyncio.create_task(drip(start)) for start in starts]
     replies = await in_parallel((photo_request(photo) for _ in range(500)), row, 4)
     stop.set()

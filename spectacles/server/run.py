@@ -7,7 +7,8 @@ import json
 import math
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache, partial
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -25,6 +26,8 @@ AT_ONCE = 0.002
 """Seconds that a refusal is early rather than waited for."""
 HEADER_SECONDS = 10.0
 """From the first byte of a request, or from connecting, to the end of its headers."""
+EXPECTED_SECONDS = 1.0
+"""For a large body: a slower one keeps no room meanwhile, or clients that send a byte now and then could take all."""
 LAST_WORD_SECONDS = 0.3
 GRACE_SECONDS = 12
 """For accepted requests when the server ends; with the draining before it, under 15 s."""
@@ -62,6 +65,9 @@ class ImpatientProtocol(HttpToolsProtocol):
     _alarm: asyncio.TimerHandle | None = None
     _owed: Callable[[], None] | None = None
     """A refusal that is not said yet."""
+    _service: Service | None = None
+    """Where the request is one for photos."""
+    _uploading = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -71,6 +77,7 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_alarm()
+        self._end_upload()
         self._owed = None
         if self.cycle is ANSWERED:  # type: ignore[comparison-overlap]
             self.cycle = None  # type: ignore[assignment]
@@ -83,23 +90,31 @@ class ImpatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_alarm()
         self._settle()
-        service: Service | None = self.app_state.get("service")
         costly = self.parser.get_method() == b"POST" and self.url.partition(b"?")[0] in COSTLY
-        if not service or not costly:
+        service = self._service = self.app_state.get("service") if costly else None
+        if not service:
             super().on_headers_complete()
             return
+        large = _announced(self.headers) > LARGE
         idle = self.cycle is None or self.cycle.response_complete
-        seconds = service.busy_for() if idle else 0
+        seconds = service.busy_for(large) if idle else 0
         if seconds:
-            self._owe(seconds, service.refuse_after())
+            self._owe(seconds, large, service.refuse_after())
             return
-        service.admitted += 1
-        self.scope["state"]["admitted"] = True  # the gate counts it out again
+        if large:
+            self._uploading = True
+            service.uploading += 1
+            self._alarm = self.loop.call_later(EXPECTED_SECONDS, self._end_upload)
         super().on_headers_complete()
 
-    def _owe(self, seconds: int, after: float) -> None:
+    def _end_upload(self) -> None:
+        if self._service and self._uploading:
+            self._uploading = False
+            self._service.uploading -= 1
+
+    def _owe(self, seconds: int, large: bool, after: float) -> None:
         self.cycle = ANSWERED  # type: ignore[assignment]
-        self._owed = partial(self._refuse, seconds, _announced(self.headers) > LARGE)
+        self._owed = partial(self._refuse, seconds, large)
         if after < AT_ONCE:
             self._settle()
         else:
@@ -128,6 +143,10 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._stop_alarm()
+        self._end_upload()
+        if self._service and not self.cycle.response_complete:
+            self._service.admitted += 1
+            self.scope["state"]["admitted"] = True  # the gate counts it out again
         super().on_message_complete()
 
     def _set_alarm(self) -> None:
@@ -164,11 +183,24 @@ class DrainingServer(uvicorn.Server):
         loop.call_later(self.seconds, super().handle_exit, sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn closes connections that have said nothing yet: those that were taken last get a moment for it."""
+        """uvicorn forgets connections that the system has taken and nobody has looked at, and closes those that have
+        said nothing yet. Here they are taken, and get a moment for it."""
+        last = [connection for listener in sockets or () for connection in waiting(listener)]
         for server in self.servers:
             server.close()
+        for connection in last:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
         await asyncio.sleep(LAST_WORD_SECONDS)
         await super().shutdown(sockets)
+
+    def _protocol(self) -> ImpatientProtocol:
+        return ImpatientProtocol(self.config, self.server_state, self.lifespan.state)
+
+
+def waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    with suppress(BlockingIOError):
+        while True:
+            yield listener.accept()[0]
 
 
 def serve(app: Any, host: str, port: int, seconds: float) -> None:
@@ -180,4 +212,4 @@ def serve(app: Any, host: str, port: int, seconds: float) -> None:
     server = DrainingServer(config, app.state.drain, seconds)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: app.state.reload())
-    server.run()
+    server.run([config.bind_socket()])

@@ -49,7 +49,9 @@ class Service:
         """Why there is no model; '' where there is one."""
         self.draining = False
         self.admitted = 0
-        """Requests with photos that were let in and have no answer yet."""
+        """Requests with photos that have arrived and have no answer yet."""
+        self.uploading = 0
+        """Large ones that were let in and are on their way."""
         self.loop = asyncio.get_running_loop()
         self._swapping = asyncio.Lock()
         self._last_refusal = 0.0
@@ -67,13 +69,15 @@ class Service:
         except Overloaded as overload:
             raise busy(overload) from None
 
-    def busy_for(self) -> int:
+    def busy_for(self, large: bool = False) -> int:
         """As `check_room` for one image, in next to no time: seconds after which to come back, 0 where there is room.
-        Requests that were let in and are still being read take room too. Counts the refusal."""
+        Requests that are not yet in the queue take room too; large ones, which take time to read, before they have
+        arrived. Counts the refusal."""
         if self.batcher is None:
             return 0  # why, the app says
+        coming = self.admitted + self.uploading * large - self.batcher.inside
         try:
-            self.batcher.check_room(1 + max(0, self.admitted - self.batcher.inside))
+            self.batcher.check_room(1 + max(0, coming))
         except Overloaded as overload:
             self.metrics.refuse(overload.reason)
             return overload.seconds

@@ -317,7 +317,7 @@ async def _tell_path(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.mark.parametrize("after", [0.0, 0.05])
 def test_a_photo_without_room_is_refused_at_the_door_and_the_connection_goes_on(after: float) -> None:
     busy = iter([7, 0])
-    service = SimpleNamespace(busy_for=lambda: next(busy), refuse_after=lambda: after, admitted=0)
+    service = SimpleNamespace(busy_for=lambda large: next(busy), refuse_after=lambda: after, admitted=0, uploading=0)
     post = b"POST /predict?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto"
     get = b"GET /model HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -362,7 +362,7 @@ def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_large_photo_without_room_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "LINGER_SECONDS", 0.05)
-    service = SimpleNamespace(busy_for=lambda: 7, refuse_after=lambda: 0.01, admitted=0)
+    service = SimpleNamespace(busy_for=lambda large: 7, refuse_after=lambda: 0.01, admitted=0, uploading=0)
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"
 
     async def ask() -> bytes:
@@ -381,7 +381,7 @@ def test_a_large_photo_without_room_is_refused_unread(monkeypatch: pytest.Monkey
 
 def test_what_was_asked_first_is_answered_first_and_an_end_does_not_wait_for_a_refusal() -> None:
     busy = [7, 0, 9]
-    service = SimpleNamespace(busy_for=lambda: busy.pop(0), refuse_after=lambda: 3600.0, admitted=0)
+    service = SimpleNamespace(busy_for=lambda large: busy.pop(0), refuse_after=lambda: 3600.0, admitted=0, uploading=0)
     post = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto"
 
     async def ask() -> bytes:
@@ -403,6 +403,37 @@ def test_what_was_asked_first_is_answered_first_and_an_end_does_not_wait_for_a_r
     assert re.findall(rb"HTTP/1.1 \d+|Retry-After: \d+", answers) == [
         b"HTTP/1.1 503", b"Retry-After: 7", b"HTTP/1.1 200", b"HTTP/1.1 503", b"Retry-After: 9"
     ]  # fmt: skip
+
+
+def test_bodies_that_do_not_arrive_keep_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "EXPECTED_SECONDS", 0.01)
+    service = SimpleNamespace(busy_for=lambda large: 0, admitted=0, uploading=0)
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+    seen = []
+
+    async def wait_for_body(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append((service.admitted, service.uploading))
+        while service.uploading:  # until its time is over
+            await asyncio.sleep(0)
+        while (await receive()).get("more_body"):
+            pass
+        seen.append((service.admitted, service.uploading))
+        await _tell_path(scope, receive, send)
+
+    async def ask() -> None:
+        async with listening(wait_for_body, service=service) as address:
+            for length in (5, 1_000_000):
+                reader, writer = await asyncio.open_connection(*address)
+                writer.write(head % length)
+                while not seen or len(seen) % 2 == 0:
+                    await asyncio.sleep(0)
+                writer.write(bytes(length))
+                await asyncio.wait_for(reader.readuntil(b"admitted"), 20)
+                writer.close()
+
+    asyncio.run(ask())
+    small, large = seen[:2], seen[2:]
+    assert small == [(0, 0), (1, 0)] and large == [(1, 1), (2, 0)]
 
 
 def test_a_flood_waits_for_its_refusals(bundle_dir: Path) -> None:
