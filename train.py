@@ -14,6 +14,7 @@ import dataset
 import model
 from spectacles import (
     budget,
+    checkpoint,
     cli,
     epochs,
     finishing,
@@ -25,6 +26,7 @@ from spectacles import (
     stages,
     tracking,
     training_log,
+    training_rows,
 )
 from spectacles.augment import Augmentation
 from spectacles.bundle import BundleInfo
@@ -51,14 +53,19 @@ def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
     """Trains, and leaves the bundle of the best epoch, history.csv and curves.png."""
     training = prepare(config, run_dir)
     with training.pixels:
-        if config.resume and training.checkpoint.is_file():
+        if config.resume:
             training.resume()
+        else:
+            checkpoint.discard(training.folder)
+        training_rows.remember(training.folder, training.rows)
         _announce(training)
         try:
             for phase, count in planned(training.config):
                 if phase == FINE_TUNE and not fine_tuning_pays(training):
                     break
-                if not history.phase_over(training.history, phase, count, training.config.patience):
+                if training.in_the_middle_of(phase) or not history.phase_over(
+                    training.history, phase, count, training.config.patience
+                ):
                     with tracking.child_run(phase):
                         phases.run(training, phase, count)
         except KeyboardInterrupt:
@@ -98,6 +105,7 @@ def prepare(config: TrainConfig, run_dir: RunDir) -> Training:
         info=_info(config, data, rows, classifier, preprocessing),
         run_dir=run_dir,
         started=started,
+        rows=rows,
     )
 
 

@@ -61,10 +61,10 @@ class Border:
             seen = run(views[number](examples.pixels.batch(places), digests))
             self.activations[number * count + start : number * count + start + len(places)] = seen
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """(activations, class indices) on the device, in the epoch's order."""
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """(activations, class indices) on the device, in the epoch's order, the first `start` left out."""
         config, device, count = self.settings.config, self.settings.device, len(self.examples.labels)
-        for indices in order(config.seed, epoch, count, config.batch_size):
+        for indices in order(config.seed, epoch, count, config.batch_size)[start:]:
             inputs = to_device(self.activations[(epoch % self.views) * count + indices], device)
             yield (
                 inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs,

@@ -1,43 +1,113 @@
-"""What training needs to go on after its last finished epoch: tensors as safetensors, the rest as its JSON metadata."""
+"""What training needs to go on exactly where it was: tensors as safetensors, the rest as their JSON metadata.
 
+Each save is a new file, named by its number and its content, and the one before is kept: a crash, a full disk or a
+damaged file costs at most the time between two saves.
+"""
+
+import hashlib
 import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
 
+from spectacles.errors import UserError
 from spectacles.run_dir import atomic_path
 
+log = logging.getLogger("spectacles")
+
 State = dict[str, torch.Tensor]
+KEPT = 2
+PATTERN = "checkpoint-*.safetensors"
 
 
-def save(path: Path, model: State, optimizer: dict[str, Any], facts: dict[str, Any]) -> None:
-    """`optimizer` is a torch state_dict; `facts` must be JSON-ready. One file, written atomically."""
-    tensors = {f"model/{key}": value for key, value in model.items()}
-    for index, slots in optimizer["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in slots.items()}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+@dataclass
+class Checkpoint:
+    facts: dict[str, Any]
+    """JSON-ready."""
+    parts: dict[str, State]
+    """Tensors by what they belong to, such as a model."""
+    slots: dict[int, State] = field(default_factory=dict)
+    """Of the optimiser, by number of the parameter."""
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Raises UserError for a tensor that is not finite: what is kept must be able to go on."""
+    slots = {f"optimizer/{index}": state for index, state in checkpoint.slots.items()}
+    tensors = {
+        f"{part}/{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        for part, state in (checkpoint.parts | slots).items()
+        for name, value in state.items()
+    }
+    check_finite(tensors)
+    content = to_bytes(tensors, metadata={"facts": json.dumps(checkpoint.facts)})
+    known = _files(folder)
+    number = _number(known[-1]) + 1 if known else 1
+    path = folder / f"checkpoint-{number:06d}-{hashlib.sha256(content).hexdigest()}.safetensors"
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
+        temporary.write_bytes(content)
+    for old in _files(folder)[:-KEPT]:
+        old.unlink()
+    return path
 
 
-def load_facts(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        return dict(json.loads(file.metadata()["facts"]))
+def load(folder: Path) -> Checkpoint | None:
+    """The newest that is whole; None where there is none. Raises UserError where all are damaged."""
+    files = _files(folder)
+    for path in reversed(files):
+        content = path.read_bytes()
+        if path.stem.rpartition("-")[2] != hashlib.sha256(content).hexdigest():
+            log.info("  %s is damaged: the one before it is used", path)
+            continue
+        return _read(content)
+    if files:
+        raise UserError(f"cannot resume: no checkpoint in {folder} is whole. Train without --resume from the start.")
+    return None
 
 
-def load(path: Path) -> tuple[State, dict[int, State]]:
-    """(model state, optimiser slots by parameter number)."""
-    model: State = {}
-    slots: dict[int, State] = {}
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-            kind, _, rest = key.partition("/")
-            if kind == "model":
-                model[rest] = file.get_tensor(key)
-            else:
-                index, _, name = rest.partition("/")
-                slots.setdefault(int(index), {})[name] = file.get_tensor(key)
-    return model, slots
+def discard(folder: Path) -> None:
+    for path in _files(folder):
+        path.unlink()
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises UserError."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{name} is no longer finite and is not kept: lower --lr, or use --mixed_precision off. What was kept "
+                "before stands."
+            )
+
+
+def _read(content: bytes) -> Checkpoint:
+    length = int.from_bytes(content[:8], "little")
+    facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["facts"])
+    found = Checkpoint(facts, {})
+    try:
+        tensors = from_bytes(content)
+    except SafetensorError as error:  # its sha256 is right, so it was written like that
+        raise RuntimeError(f"a checkpoint cannot be read: {error}") from error
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        if part == "optimizer":
+            index, _, name = name.partition("/")
+            found.slots.setdefault(int(index), {})[name] = value
+        else:
+            found.parts.setdefault(part, {})[name] = value
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(folder.glob(PATTERN), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.split("-")[1])

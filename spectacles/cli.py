@@ -195,6 +195,7 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
         spent = cost.since(meter)
         runs.write_json(run_dir.cost(stage), spent)
         run_dir.save_result(stage, result)
+        run_dir.drop_progress(stage)
         if stage == "dataset":
             runs.point_latest(run_dir)
         log.info("[%s] done in %.1f s", stage, spent["seconds"])

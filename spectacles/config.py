@@ -183,6 +183,11 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     """balanced: weight classes inversely to their frequency; having one of several labels, by how rare it is."""
     clip_grad_norm: float = 1.0
     """Largest gradient norm; 0 switches clipping off."""
+    accumulate: int = 1
+    """Pieces that each batch is computed in, for a small memory; the network learns from the whole batch at once. More
+    are taken by themselves where the first batch does not fit."""
+    ema: float = 0.0
+    """Validate and keep a moving average of the weights: the most that one step leaves of it, such as 0.99; 0: none."""
     mixed_precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """auto: bf16 (or fp16 on older cards) on CUDA, off elsewhere."""
     threshold_for: str | None = None
@@ -201,8 +206,10 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     """Epochs without improvement after which a phase ends."""
     pixel_cache_gb: float = 8.0
     """Disk space for decoded training images; those beyond it are decoded in each epoch."""
+    checkpoint_every: float = 60.0
+    """Seconds between two checkpoints inside an epoch; 0: after each step."""
     resume: bool = False
-    """Continue a run: finished stages are kept, training goes on after its last finished epoch."""
+    """Continue a run: finished stages are kept, training goes on after its last checkpoint as if nothing had been."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -212,6 +219,11 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
             raise UserError(f"--mixup and --cutmix pair images: --batch_size {self.batch_size} must be even.")
         if self.unfreeze is not None and not re.fullmatch(r"all|progressive|last:[1-9]\d*", self.unfreeze):
             raise UserError(f"--unfreeze {self.unfreeze!r} is unknown: use all, progressive or last:N, such as last:3.")
+        if self.batch_norm == "train" and 2 * self.accumulate > self.batch_size:
+            raise UserError(
+                f"--accumulate {self.accumulate} leaves BatchNorm less than two images of --batch_size "
+                f"{self.batch_size}: use fewer pieces."
+            )
         if self.time_budget is not None:
             seconds(self.time_budget)
         if self.threshold_for is not None:

@@ -1,13 +1,11 @@
-"""One epoch of training, one pass of validation: the arithmetic, with no files and no printing."""
+"""What an epoch shows, how a batch is judged, one pass of validation: with no files and no printing."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.data.mixup import Mixup
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
@@ -85,59 +83,17 @@ def order(seed: int, epoch: int, size: int, batch_size: int) -> list[np.ndarray]
 
 
 def augmented(
-    examples: Examples, augmentation: Augmentation, settings: Settings, epoch: int, size: int
+    examples: Examples, augmentation: Augmentation, settings: Settings, epoch: int, size: int, start: int = 0
 ) -> Iterator[Batch]:
-    """One epoch of freshly augmented pictures: which, in what order and how changed depends on (seed, epoch) alone."""
+    """One epoch of freshly augmented pictures: which, in what order and how changed depends on (seed, epoch) alone.
+    The first `start` batches are left out."""
     seed, device = settings.config.seed, settings.device
     rows = draws(seed, epoch, len(examples.labels))
-    batches = order(seed, epoch, len(examples.labels), settings.config.batch_size)
+    batches = order(seed, epoch, len(examples.labels), settings.config.batch_size)[start:]
     pictures = examples.pixels.batches(examples.positions[indices] for indices in batches)
     for indices, pixels in zip(batches, pictures, strict=True):
         images = augmentation(pixels, rows[indices], size, device)
         yield images, to_device(examples.labels[indices], device)
-
-
-def train_epoch(
-    network: nn.Module,
-    batches: Iterable[Batch],
-    settings: Settings,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    rate: Callable[[int], float],
-    epoch: int,
-    steps: int,
-) -> float:
-    """One pass over `batches` of (inputs, labels); `rate(step)` multiplies the base learning rates. The mean loss.
-
-    The network must already be in its training mode. Raises UserError when the loss is not finite.
-    """
-    config, device = settings.config, settings.device
-    # Dropout: a function of the epoch, so resuming is exact.
-    torch.manual_seed(derive_seed(config.seed, "epoch", epoch))
-    mix = _mixer(settings)
-    learning = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    total, seen = torch.zeros((), device=device), 0
-    for step, (inputs, targets) in enumerate(progress(batches, f"epoch {epoch}", steps, unit="batch")):
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * rate(step)
-        if mix is not None and len(inputs) % 2 == 0:  # timm pairs the batch with its own reverse
-            np.random.seed(derive_seed(config.seed, "mix", epoch, step) % 2**32)
-            inputs, targets = mix(inputs, targets)
-        with autocast(settings):
-            loss = mean_loss(network(inputs), targets, settings)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if config.clip_grad_norm:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(learning, config.clip_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        total += loss.detach() * len(inputs)  # summed on the device: reading it here would wait for the GPU each step
-        seen += len(inputs)
-    mean = float(total) / seen
-    if not math.isfinite(mean):
-        raise UserError(f"the loss became {mean} in epoch {epoch}: lower --lr, or use --mixed_precision off.")
-    return mean
 
 
 def mean_loss(logits: torch.Tensor, targets: torch.Tensor, settings: Settings) -> torch.Tensor:
@@ -148,16 +104,6 @@ def mean_loss(logits: torch.Tensor, targets: torch.Tensor, settings: Settings) -
         return cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing)
     smoothed = targets.float() * (1 - smoothing) + smoothing / 2
     return binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)
-
-
-def _mixer(settings: Settings) -> Mixup | None:
-    config = settings.config
-    if not (config.mixup or config.cutmix):
-        return None
-    return Mixup(  # type: ignore[no-untyped-call]
-        config.mixup, config.cutmix, label_smoothing=0.0, num_classes=settings.num_classes,
-        multi_label=settings.multi_label,
-    )  # fmt: skip
 
 
 @torch.inference_mode()

@@ -80,7 +80,6 @@ def finish(training: Training) -> TrainReport:
     model_id = bundle.save(training.bundle, decided.info, state)
     if _engine_memory(training).is_file():  # evaluate, predict and the server need not measure again
         shutil.copyfile(_engine_memory(training), training.bundle / ENGINE_FILE)
-    training.checkpoint.unlink(missing_ok=True)
     return _report(training, best, epochs.score(logits, labels)[training.config.metric], decided, model_id)
 
 

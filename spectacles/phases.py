@@ -3,14 +3,17 @@
 import copy
 import logging
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
+from spectacles import classifier as classifiers
+from spectacles import descent as descents
 from spectacles import (
-    bundle,
-    checkpoint,
     embeddings,
     engines,
     epochs,
@@ -23,17 +26,24 @@ from spectacles import (
     schedule,
     stages,
 )
-from spectacles import classifier as classifiers
 from spectacles.border import Border
+from spectacles.checkpoint import Checkpoint
+from spectacles.classifier import Classifier
+from spectacles.descent import NotFinite, Position
+from spectacles.epochs import Batch
+from spectacles.errors import UserError
 from spectacles.history import Epoch
 from spectacles.training import FINE_TUNE, HEAD, Training
 
 log = logging.getLogger("spectacles")
 
+NAMED = 8
+"""Files of a batch that a sentence names."""
+
 
 def run(training: Training, phase: str, count: int) -> None:
     if phase == HEAD and training.config.head == "probe":
-        training.keep(fit_probe(training), None)
+        training.keep(fit_probe(training), training.classifier, Checkpoint({"phase": HEAD, "step": 0}, {}))
     else:
         descend(training, phase, count)
 
@@ -64,13 +74,66 @@ def fit_probe(training: Training) -> Epoch:
     return training.scored(HEAD, head.train_loss, head.logits(both[count:]), 0.0, started)
 
 
+@dataclass
+class Descent:
+    """A phase of gradient descent under way: what its steps change."""
+
+    phase: str
+    count: int
+    """Epochs planned."""
+    classifier: Classifier
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: ModelEmaV3 | None
+    """Of the weights, where --ema asks for it."""
+    position: Position
+    border: Border | None = None
+
+    @property
+    def scored(self) -> Classifier:
+        """What is validated and kept."""
+        return self.average.module if self.average else self.classifier
+
+    def state(self) -> Checkpoint:
+        parts = {"model": self.classifier.state_dict()}
+        if self.average:
+            parts["average"] = self.average.module.state_dict()
+        facts = {"phase": self.phase, "scaler": self.scaler.state_dict(), **asdict(self.position)}
+        return Checkpoint(facts, parts, self.optimizer.state_dict()["state"])
+
+    def restore(self, before: Checkpoint) -> None:
+        self.classifier.load_state_dict(before.parts["model"])
+        if self.average:
+            self.average.module.load_state_dict(before.parts["average"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": before.slots, "param_groups": groups})
+        self.scaler.load_state_dict(before.facts["scaler"])
+        self.position = Position(**{item.name: before.facts[item.name] for item in fields(Position)})
+
+
 def descend(training: Training, phase: str, count: int) -> None:
-    """A phase by gradient descent: from the best weights so far (or the checkpoint's), until its epochs, the patience
-    or the time are used up."""
+    """A phase by gradient descent: from the best weights so far (or a checkpoint of the phase), until its epochs, the
+    patience or the time are used up."""
+    config, before = training.config, training.interrupted
+    goes_on = before is not None and before.facts["phase"] == phase
+    if training.best and not goes_on:
+        training.classifier.load_state_dict(classifiers.network_state(training.best))
+    descent = _begin(training, phase, count)
+    if before is not None and goes_on:
+        descent.restore(before)
+    training.interrupted = None
+    descent.border = _border(training, count) if phase == FINE_TUNE and config.cached_views else None
+    last_look = finishing.images(training)
+    while descent.position.step or not (
+        history.phase_over(training.history, phase, count, config.patience) or training.out_of_time(last_look)
+    ):
+        epoch = run_epoch(training, descent)
+        descent.position = Position(pieces=descent.position.pieces)
+        training.keep(epoch, descent.scored, descent.state())
+
+
+def _begin(training: Training, phase: str, count: int) -> Descent:
     config, device = training.config, training.settings.device
-    own = history.of_phase(training.history, phase)
-    if training.history and not own:
-        training.classifier.load_state_dict(classifiers.network_state(bundle.load(training.bundle)[1]))
     if phase == FINE_TUNE and config.batch_norm == "fold":
         _fold(training)
     rate = config.head_lr if phase == HEAD else config.lr
@@ -78,21 +141,10 @@ def descend(training: Training, phase: str, count: int) -> None:
     groups = stages.parameter_groups(
         training.classifier, training.stages, rate, config.weight_decay, config.layer_decay
     )
-    optimizer = epochs.make_optimizer(config, groups, device)
-    if own:
-        state, slots = checkpoint.load(training.checkpoint)
-        training.classifier.load_state_dict(state)
-        optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-        if history.best(training.history) is training.history[-1]:
-            # The crash may have come between the checkpoint and the bundle of the same epoch.
-            training.save_bundle(training.history[-1])
     scaler = torch.amp.GradScaler(enabled=epochs.precision(config, device) == torch.float16)
-    border = _border(training, count) if phase == FINE_TUNE and config.cached_views else None
-    last_look = finishing.images(training)
-    while not history.phase_over(training.history, phase, count, config.patience) and not training.out_of_time(
-        last_look
-    ):
-        training.keep(run_epoch(training, phase, count, optimizer, scaler, border), optimizer)
+    average = ModelEmaV3(training.classifier, config.ema, use_warmup=True) if config.ema else None  # type: ignore[no-untyped-call]
+    optimizer = epochs.make_optimizer(config, groups, device)
+    return Descent(phase, count, training.classifier, optimizer, scaler, average, Position(pieces=config.accumulate))
 
 
 def _fold(training: Training) -> None:
@@ -118,35 +170,60 @@ def _border(training: Training, count: int) -> Border:
                   training.run_dir.cache, config.pixel_cache_gb)  # fmt: skip
 
 
-def run_epoch(
-    training: Training,
-    phase: str,
-    count: int,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    border: Border | None,
-) -> Epoch:
+def run_epoch(training: Training, descent: Descent) -> Epoch:
+    """What is left of an epoch, and its validation. Raises UserError where the numbers go wrong."""
     config, classifier, started = training.config, training.classifier, time.monotonic()
-    assert config.unfreeze is not None and config.image_size is not None
+    assert config.unfreeze is not None
+    phase, count, position = descent.phase, descent.count, descent.position
     own = history.of_phase(training.history, phase)
     gains, number = history.gains(own), len(training.history) + 1
     learning = stages.depth(config.unfreeze, len(training.stages), len(own), count) if phase == FINE_TUNE else 0
     stages.freeze_below(classifier, training.stages, learning)
     stages.train_mode(classifier, config.batch_norm)
-    steps = len(epochs.order(config.seed, number, len(training.train.labels), config.batch_size))
+    order = epochs.order(config.seed, number, len(training.train.labels), config.batch_size)
+    steps = len(order)
 
     def rate(step: int) -> float:
         done = len(own) * steps + step
         return schedule.factor(config.scheduler, done, count * steps, round(config.warmup_epochs * steps), gains)
 
-    network: nn.Module = classifier
-    if border is None:
-        side = recipes.side(config, len(own), count) if phase == FINE_TUNE else config.image_size
-        batches = epochs.augmented(training.train, training.augmentation, training.settings, number, side)
-    else:
-        network, batches = border.network, border.batches(number)
-    loss = epochs.train_epoch(network, batches, training.settings, optimizer, scaler, rate, number, steps)
+    saved = time.monotonic()
+
+    def after_step() -> None:
+        nonlocal saved
+        if descent.average:
+            descent.average.update(classifier, len(own) * steps + position.step)  # type: ignore[no-untyped-call]
+        if position.step < steps and time.monotonic() - saved >= config.checkpoint_every:
+            training.save(descent.state())
+            saved = time.monotonic()
+
+    network, batches = _inputs(training, descent, number, len(own))
+    try:
+        loss = descents.train_epoch(network, batches, training.settings, descent.optimizer, descent.scaler, rate,
+                                    number, steps, position, after_step)  # fmt: skip
+    except NotFinite as error:
+        raise _wrong_numbers(training, error, number, order[position.step]) from error
     validating = time.monotonic()
-    logits = epochs.validate(classifier, training.val, training.settings)
+    logits = epochs.validate(descent.scored, training.val, training.settings)
     training.seconds_an_image = (time.monotonic() - validating) / len(logits)
-    return training.scored(phase, loss, logits, float(optimizer.param_groups[0]["lr"]), started)
+    return training.scored(phase, loss, logits, float(descent.optimizer.param_groups[0]["lr"]), started)
+
+
+def _inputs(training: Training, descent: Descent, number: int, own: int) -> tuple[nn.Module, Iterator[Batch]]:
+    """(what learns, the batches that are left of an epoch), `own` epochs of the phase being over."""
+    config, start = training.config, descent.position.step
+    assert config.image_size is not None
+    if descent.border is not None:
+        return descent.border.network, descent.border.batches(number, start)
+    side = recipes.side(config, own, descent.count) if descent.phase == FINE_TUNE else config.image_size
+    batches = epochs.augmented(training.train, training.augmentation, training.settings, number, side, start)
+    return training.classifier, batches
+
+
+def _wrong_numbers(training: Training, error: NotFinite, epoch: int, places: np.ndarray) -> UserError:
+    names = [str(training.pixels.paths[training.train.positions[place]]) for place in places]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return UserError(
+        f"{error} in epoch {epoch}: lower --lr, or use --mixed_precision off. The batch was {', '.join(names[:NAMED])}"
+        f"{more}. What was kept before it stands."
+    )

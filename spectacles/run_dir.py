@@ -172,6 +172,11 @@ class RunDir:
     def save_result(self, stage: str, record: object) -> None:
         atomic_write(self.result(stage), to_json(record))
 
+    def drop_progress(self, stage: str) -> None:
+        """What a stage that has its result kept to go on after a crash."""
+        for path in self.folder(stage).glob("checkpoint-*"):
+            path.unlink()
+
     def load_result(self, stage: str, record_type: type[RecordT]) -> RecordT:
         """Raises UserError when the stage has not finished in this run folder."""
         if not self.done(stage):

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 
-from spectacles import budget, bundle, checkpoint, epochs, folding, history, training_log
+from spectacles import budget, bundle, checkpoint, epochs, folding, history, training_log, training_rows
 from spectacles.augment import Augmentation
 from spectacles.bundle import BundleInfo
+from spectacles.checkpoint import Checkpoint, State
 from spectacles.classifier import Classifier
 from spectacles.config import TrainConfig
 from spectacles.epochs import Examples
@@ -28,7 +29,7 @@ log = logging.getLogger("spectacles")
 HEAD, FINE_TUNE = "head", "fine_tune"
 NOT_IN_THE_WEIGHTS = (
     "output_dir", "run_name", "device", "num_workers", "resume", "pixel_cache_gb", "galleries", "time_budget",
-    "threshold_for", "sure", "familiar",
+    "threshold_for", "sure", "familiar", "checkpoint_every",
 )  # fmt: skip
 """Settings that may differ when a training is resumed: where and with how many threads, and what is decided last."""
 
@@ -47,10 +48,16 @@ class Training:
     info: BundleInfo
     run_dir: RunDir
     started: float
+    rows: pd.DataFrame
+    """Of the training and validation images."""
     history: list[Epoch] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     seconds_an_image: float = 0.0
     """That validation took last."""
+    best: State = field(default_factory=dict)
+    """The network of the best epoch so far, as its bundle has it, on the CPU."""
+    interrupted: Checkpoint | None = None
+    """Of the phase that is to go on."""
 
     @property
     def config(self) -> TrainConfig:
@@ -61,26 +68,47 @@ class Training:
         return self.run_dir.bundle
 
     @property
-    def checkpoint(self) -> Path:
-        return self.run_dir.folder("train") / "checkpoint.safetensors"
+    def folder(self) -> Path:
+        return self.run_dir.folder("train")
 
     def resume(self) -> None:
-        """Takes up the checkpoint's history. Raises UserError where it belongs to other data or other settings."""
-        facts, settings = checkpoint.load_facts(self.checkpoint), self._decisive_settings()
-        changed = [name for name in settings if facts["settings"].get(name) != settings[name]]
-        if changed:
-            name = changed[0]
-            raise UserError(
-                f"cannot resume: --{name} was {facts['settings'].get(name)} and is {settings[name]}. "
-                "Train with what it was, or without --resume from the start."
-            )
-        self.history = history.from_json(facts["history"])
-        log.info("  resuming after epoch %d", len(self.history))
+        """Takes up the newest checkpoint, if there is one. Raises UserError where it belongs to other data or other
+        settings."""
+        found = checkpoint.load(self.folder)
+        if found is None:
+            return
+        self._check_settings(found.facts["settings"])
+        self.history = history.from_json(found.facts["history"])
+        self.started -= found.facts["spent"]
+        self.best, self.interrupted = found.parts.get("best", {}), found
+        log.info("  resuming after epoch %d%s", len(self.history),
+                 f" and {found.facts['step']} steps" * bool(found.facts["step"]))  # fmt: skip
+        if self.history:
+            self.save_bundle()  # the crash may have come between the checkpoint and the bundle of the same epoch
+
+    def in_the_middle_of(self, phase: str) -> bool:
+        """Of one of its epochs, where it was interrupted."""
+        facts = self.interrupted.facts if self.interrupted else {}
+        return facts.get("phase") == phase and facts["step"] > 0
+
+    def _check_settings(self, before: dict[str, Any]) -> None:
+        settings = self._decisive_settings()
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        if not changed:
+            return
+        if "data" in changed:
+            told = training_rows.difference(self.folder, self.rows)
+            raise UserError(f"cannot resume: {told}. Train without --resume from the start.")
+        told = "; ".join(f"--{name} was {before.get(name)} and is {settings[name]}" for name in changed)
+        raise UserError(
+            f"cannot resume: {told}. Train with what {'it was' if len(changed) == 1 else 'they were'}, or without "
+            "--resume from the start."
+        )
 
     def _decisive_settings(self) -> dict[str, Any]:
         """What the weights depend on."""
         settings = {name: value for name, value in to_plain(self.config).items() if name not in NOT_IN_THE_WEIGHTS}
-        return {**settings, "data": self.info.data_fingerprint}
+        return {**settings, "data": training_rows.fingerprint(self.rows)}
 
     def scored(self, phase: str, loss: float, logits: np.ndarray, learning_rate: float, started: float) -> Epoch:
         """The epoch that ends now, from its validation logits (N, K)."""
@@ -98,20 +126,33 @@ class Training:
             seconds=round(time.monotonic() - started, 3),
         )
 
-    def keep(self, epoch: Epoch, optimizer: torch.optim.Optimizer | None) -> None:
-        """First as a checkpoint, then, where it is the best so far, as the bundle."""
+    def keep(self, epoch: Epoch, network: Classifier, state: Checkpoint) -> None:
+        """First as a checkpoint, then, where it is the best so far, as the bundle. `network` is what was scored;
+        `state` is what the next step depends on."""
         self.history.append(epoch)
-        facts = {"history": [asdict(finished) for finished in self.history], "settings": self._decisive_settings()}
-        slots = optimizer.state_dict() if optimizer else {"state": {}}
-        checkpoint.save(self.checkpoint, self.classifier.state_dict(), slots, facts)
-        if history.best(self.history) is epoch:
-            self.save_bundle(epoch)
+        best = history.best(self.history) is epoch
+        if best:
+            unfolded = folding.unfolded_state(network.state_dict(), self.folds, "backbone.")
+            self.best = {name: value.detach().cpu().clone() for name, value in unfolded.items()}
+        self.save(state)
+        if best:
+            self.save_bundle()
         training_log.tell(self.history, sum(count for _, count in planned(self.config)))
 
-    def save_bundle(self, epoch: Epoch) -> None:
-        """Of the weights as they are, uncalibrated: what serves, should training end here."""
+    def save(self, state: Checkpoint) -> None:
+        facts = {
+            "history": [asdict(finished) for finished in self.history],
+            "settings": self._decisive_settings(),
+            "spent": time.monotonic() - self.started,
+        }
+        parts = {"best": self.best} | state.parts
+        checkpoint.save(self.folder, Checkpoint(facts | state.facts, parts, state.slots))
+
+    def save_bundle(self) -> None:
+        """Of the best epoch, uncalibrated: what serves, should training end here."""
+        epoch = history.best(self.history)
         info = replace(self.info, metric_value=epoch.value, epoch=epoch.epoch, phase=epoch.phase)
-        bundle.save(self.bundle, info, folding.unfolded_state(self.classifier.state_dict(), self.folds, "backbone."))
+        bundle.save(self.bundle, info, self.best)
 
     def out_of_time(self, images_at_the_end: int) -> bool:
         """Would one more epoch like the last one, and a look at so many images after it, overrun the time budget?"""

@@ -1,4 +1,4 @@
-"""A checkpoint brings back everything that the next step depends on."""
+"""A checkpoint brings back everything that the next step depends on, whatever happens to the newest file."""
 
 from pathlib import Path
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from spectacles import backbones, checkpoint, epochs, stages
+from spectacles.checkpoint import Checkpoint
 from spectacles.classifier import Classifier
 from spectacles.config import TrainConfig
+from spectacles.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -32,28 +34,49 @@ def learn(classifier: Classifier, optimizer: torch.optim.Optimizer, seed: int) -
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_a_restored_checkpoint_goes_on_bit_for_bit(tmp_path: Path, name):
-    path = tmp_path / "checkpoint.safetensors"
     first = make_classifier()
     optimizer = make_optimizer(first, name)
     for seed in range(2):
         learn(first, optimizer, seed)
-    checkpoint.save(path, first.state_dict(), optimizer.state_dict(), {"history": [1, "ü", None]})
+    facts = {"history": [1, "ü", None], "total": 0.1 + 0.2}
+    state = Checkpoint(facts, {"model": first.state_dict(), "best": {}}, optimizer.state_dict()["state"])
+    checkpoint.save(tmp_path, state)
 
     second = make_classifier()
     other = make_optimizer(second, name)
-    state, slots = checkpoint.load(path)
-    second.load_state_dict(state)
-    other.load_state_dict({"state": slots, "param_groups": other.state_dict()["param_groups"]})
+    found = checkpoint.load(tmp_path)
+    second.load_state_dict(found.parts["model"])
+    other.load_state_dict({"state": found.slots, "param_groups": other.state_dict()["param_groups"]})
     for network, own in ((first, optimizer), (second, other)):
         learn(network, own, seed=9)
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key]), key
-    assert checkpoint.load_facts(path) == {"history": [1, "ü", None]}
+    assert found.facts == facts
 
 
-def test_saving_a_checkpoint_replaces_the_one_before(tmp_path):
-    path = tmp_path / "checkpoint.safetensors"
-    for number in (1, 2):
-        checkpoint.save(path, {"x": torch.full((2,), float(number))}, {"state": {}}, {"epoch": number})
-    assert checkpoint.load(path)[0]["x"].tolist() == [2, 2] and checkpoint.load_facts(path) == {"epoch": 2}
-    assert list(tmp_path.iterdir()) == [path]
+def numbered(number: float) -> Checkpoint:
+    return Checkpoint({"number": number}, {"model": {"x": torch.full((2,), float(number))}})
+
+
+def test_the_one_before_is_kept_and_used_where_the_newest_is_damaged(tmp_path):
+    assert checkpoint.load(tmp_path) is None
+    for number in range(1, 13):
+        checkpoint.save(tmp_path, numbered(number))
+    before, newest = sorted(tmp_path.iterdir())
+    assert checkpoint.load(tmp_path).facts == {"number": 12}
+    for damage in (newest.read_bytes()[:-1], newest.read_bytes()[:-1] + b"x", b""):
+        newest.write_bytes(damage)
+        assert checkpoint.load(tmp_path).parts["model"]["x"].tolist() == [11, 11]
+    before.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        checkpoint.load(tmp_path)
+    checkpoint.discard(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_never_kept(tmp_path, value):
+    checkpoint.save(tmp_path, numbered(1))
+    with pytest.raises(UserError, match="model/x is no longer finite"):
+        checkpoint.save(tmp_path, numbered(value))
+    assert checkpoint.load(tmp_path).facts == {"number": 1} and len(list(tmp_path.iterdir())) == 1

@@ -20,8 +20,20 @@ from torch import nn
 import dataset
 import evaluate
 import train
-from spectacles import backbones, budget, bundle, calibration, folding, label_sets, probe, run_dir, training_log
+from spectacles import (
+    backbones,
+    budget,
+    bundle,
+    calibration,
+    checkpoint,
+    folding,
+    label_sets,
+    probe,
+    run_dir,
+    training_log,
+)
 from spectacles import classifier as classifiers
+from spectacles.checkpoint import Checkpoint
 from spectacles.config import DatasetConfig, EvaluateConfig, TrainConfig
 from spectacles.errors import UserError
 from spectacles.history import Epoch
@@ -116,17 +128,72 @@ def test_a_run_stopped_and_resumed_ends_with_the_same_weights(
     assert same(whole, parted)
 
 
+class Killed(BaseException):
+    """Like SIGKILL: nobody catches it."""
+
+
+def kill_after(saves: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, count = checkpoint.save, 0
+
+    def save_and_die(folder: Path, state: Checkpoint) -> Path:
+        nonlocal count
+        path, count = save(folder, state), count + 1
+        if count == saves:
+            raise Killed
+        return path
+
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+
+
+EACH_STEP = {"checkpoint_every": 0.0, "dropout": 0.5}
+MANY = MIXED | {"ema": 0.9, "accumulate": 2, "num_workers": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "every"),
+    [("random", {}, 1), ("random", {}, 5), ("random", MANY, 1), ("random", MANY, 2), ("pretrained", {}, 2),
+     ("pretrained", {"ema": 0.9, "batch_norm": "train", "unfreeze": "progressive"}, 3),
+     ("pretrained", {"cached_views": 2, "optimizer": "sgd"}, 1)],
+)  # fmt: skip
+def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_weights(
+    new_run: Callable[[str], RunDir],
+    pretrained: TrainConfig,
+    kind: str,
+    changes: dict[str, object],
+    every: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Again and again, after so many checkpoints each, with a checkpoint after each step."""
+    config = replace(TINY if kind == "random" else pretrained, **EACH_STEP | changes)
+    whole, parted = new_run("whole"), new_run("parted")
+    train.run(config, whole)
+    kills = 0
+    while True:
+        try:
+            with monkeypatch.context() as patch:
+                kill_after(every, patch)
+                train.run(replace(config, resume=kills > 0), parted)
+            break
+        except Killed:
+            kills += 1
+    assert kills > 2
+    assert same(whole, parted)
+    losses = [pd.read_csv(run.folder("train") / "history.csv")["train_loss"].tolist() for run in (whole, parted)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("phase", ["head", "fine_tune"])
 def test_a_crash_between_checkpoint_and_bundle_changes_nothing(
-    new_run: Callable[[str], RunDir], monkeypatch: pytest.MonkeyPatch
+    new_run: Callable[[str], RunDir], phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parted = new_run("whole"), new_run("parted")
     train.run(TINY, whole)
     save = Training.save_bundle
 
-    def crash(training: Training, epoch: Epoch) -> None:
-        if epoch.phase == "fine_tune":
+    def crash(training: Training) -> None:
+        if training.history[-1].phase == phase:
             raise KeyboardInterrupt
-        save(training, epoch)
+        save(training)
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "save_bundle", crash)
