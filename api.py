@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 
 from spectacles import __version__, cli
@@ -17,6 +17,11 @@ from spectacles.errors import UserError
 from spectacles.server import access, answers, events, forms, gate, limits, run, service, settings, work
 from spectacles.server.access import Refused
 from spectacles.server.answers import (
+    DENIED,
+    EXPLAINED,
+    METRICS,
+    NOT_READY,
+    REFUSALS,
     Explanation,
     ImagePrediction,
     ModelCard,
@@ -27,8 +32,10 @@ from spectacles.server.answers import (
     Status,
     Swapped,
 )
-from spectacles.server.service import Service
+from spectacles.server.service import LOADING, Service
 from spectacles.settings import EXPLANATIONS
+
+AGAIN = {"Retry-After": "1"}
 
 
 @asynccontextmanager
@@ -73,31 +80,21 @@ async def _reload(serving: Service) -> None:
 app.state.drain, app.state.reload = drain, reload
 
 
+def openapi() -> dict[str, Any]:
+    """Of this server as it is set; of one without settings before it has started."""
+    serving: Service | None = getattr(app.state, "service", None)
+    return answers.described(FastAPI.openapi(app), serving.settings if serving else settings.Settings())
+
+
+app.openapi = openapi  # type: ignore[method-assign]
+
+
 @app.exception_handler(Refused)
 async def tell_refusal(request: Request, refused: Refused) -> JSONResponse:
     return gate.refuse(request.state.service, request.state.request_id, refused)
 
 
-NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "description": "No bundle is loaded"}}
-DENIED: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "Another host's name, or a multipart body that cannot be read"},
-    401: {"model": Problem, "description": "The server has keys, and none was sent"},
-    403: {"model": Problem, "description": "The server has no keys and answers its own machine only"},
-}
-REFUSALS: dict[int | str, dict[str, Any]] = DENIED | {
-    408: {"model": Problem, "description": "The body did not arrive in time"},
-    413: {"model": Problem, "description": "More than 32 MiB or more than 16 files"},
-    415: {"model": Problem, "description": "The file is no JPEG, PNG, WebP, BMP, GIF or TIFF"},
-    422: {"model": Problem, "description": "No file, or an empty, damaged or too large image (over 25 million pixels)"},
-    429: {"model": Problem, "description": "More images a second than a client may send; Retry-After says when"},
-    503: {"model": Problem, "description": "No bundle is loaded, or too much to do; Retry-After says when"},
-}
-
-
-PREDICT_FORM = forms.described(
-    limits.MAX_FILES,
-    url={"description": "A photo's address instead of files, where the server is told to allow that."},
-)
+PREDICT_FORM = forms.described(limits.MAX_FILES, url={"description": "A photo's address, instead of files."})
 
 
 @app.post("/predict", response_model=SinglePrediction | PredictionList, responses=REFUSALS, openapi_extra=PREDICT_FORM)
@@ -105,7 +102,7 @@ async def predict(request: Request) -> Response:
     """One file: its label and probabilities, or a 4xx with the reason. Several files: a list of those, in order."""
     serving: Service = request.state.service
     serving.ready_batcher()
-    form = await forms.read(request, work.how_to_ask("/predict"), "url")
+    form = await forms.read(request, work.how_to_ask("/predict"), url="")
     started = time.perf_counter()
     contents = await work.contents(request, serving, form, limits.MAX_FILES)
     found = await work.unless_gone(request, work.predict(serving, contents))
@@ -131,19 +128,9 @@ def _raise_refusal(outcome: ImagePrediction | RefusedImage) -> None:
         raise HTTPException(outcome.status, outcome.error)
 
 
-EXPLAINED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The overlay; with format=json the numbers.",
-        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-        "model": Explanation,
-    }
-}
-
-
 FORMATS = ("png", "json")
 EXPLAIN_FORM = forms.described(
     1,
-    required=True,
     method={"enum": list(EXPLANATIONS), "default": EXPLANATIONS[0], "description": "How it is found out."},
     label={"description": "The class to explain. Default: the one that the photo is taken for; of several labels the "
            "most probable."},
@@ -161,7 +148,7 @@ async def explain(request: Request) -> Response:
     if request.query_params:
         detail = "Send method, label and format as form fields, like the file: -F method=occlusion"
         raise Refused(422, "bad_request", detail)
-    form = await forms.read(request, work.how_to_ask("/explain"), "method", "label", "format")
+    form = await forms.read(request, work.how_to_ask("/explain"), method=EXPLANATIONS[0], label="", format=FORMATS[0])
     method = forms.choice(form, "method", EXPLANATIONS)
     format = forms.choice(form, "format", FORMATS)
     label = form.fields["label"]
@@ -177,11 +164,12 @@ async def explain(request: Request) -> Response:
     milliseconds = round((time.perf_counter() - started) * 1000, 1)
     answers.log_image(request.state.request_id, milliseconds, len(content), outcome)
     _raise_refusal(outcome)
-    if format == "png":
-        return Response(picture, media_type="image/png")
     answer = Explanation(method=method, **facts, model_id=found.model.model_id, milliseconds=milliseconds,
                          request_id=request.state.request_id)  # fmt: skip
-    return JSONResponse(answer.model_dump())
+    headers = answers.explanation_headers(answer)
+    if format == "png":
+        return Response(picture, media_type="image/png", headers=headers)
+    return JSONResponse(answer.model_dump(), headers=headers)
 
 
 @app.get("/health/live")
@@ -195,9 +183,9 @@ async def ready(request: Request) -> Status:
     """A bundle is loaded and predictions can be asked for; not any more once the server is about to end."""
     serving: Service = request.state.service
     if serving.draining:
-        raise HTTPException(503, "The server is about to end.")
+        raise HTTPException(503, "The server is about to end.", AGAIN)
     if serving.batcher is None:
-        raise HTTPException(503, serving.problem)
+        raise HTTPException(503, serving.problem, AGAIN if serving.problem == LOADING else None)
     return Status(status="ready")
 
 
@@ -206,7 +194,7 @@ async def model(request: Request) -> ModelCard:
     return answers.model_card(request.state.service.ready_batcher().model)
 
 
-@app.get("/metrics", responses=DENIED, response_class=PlainTextResponse)
+@app.get("/metrics", responses=METRICS | DENIED, response_class=Response)
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     content, media_type = request.state.service.metrics.exposition()

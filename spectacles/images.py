@@ -18,6 +18,15 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 80_000_000
 """Below Pillow's own decompression-bomb warning (89 million)."""
 
+MOST_READS = 250_000
+"""In which a file may be taken apart: 64 MiB of PNG in chunks of 1 KiB, or some 5,000 pages of a TIFF."""
+MOST_READS_OF = {b"\xff\xd8": 6_000, b"GI": 600_000}
+"""By the first two bytes. JPEG: Pillow copies all EXIF data so far for each segment that brings more; 64 MiB are
+1,000 full segments, of five reads. GIF: the blocks have 255 bytes at most."""
+MOST_PROFILES = 10
+"""Of a PNG, which has one, compressed up to a thousandfold."""
+TOO_MANY_PARTS = "made of more parts (metadata or frames) than a picture may have"
+
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,6 +56,20 @@ class DecodedImage:
     """Pillow's mode as stored, before any conversion."""
     repairs: tuple[str, ...]
     """What had to be decided to get there, in words; empty for an ordinary picture."""
+
+
+class _Source(BytesIO):
+    """The content, as long as it is not read in too many small pieces: that would take minutes."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.reads_left = MOST_READS_OF.get(content[:2], MOST_READS)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if not self.reads_left:
+            raise ImageRefused(TOO_MANY_PARTS)
+        self.reads_left -= 1
+        return super().read(size)
 
 
 def decode(source: Path | bytes, max_pixels: int = MAX_PIXELS, least_side: int | None = None) -> DecodedImage:
@@ -80,7 +103,9 @@ def read_file(path: Path) -> bytes:
 
 
 def _decode(content: bytes, max_pixels: int, least_side: int | None) -> DecodedImage:
-    with Image.open(BytesIO(content), formats=FORMATS) as opened:
+    if content.startswith(b"\x89PNG") and content.count(b"iCCP") > MOST_PROFILES:
+        raise ImageRefused(TOO_MANY_PARTS)
+    with Image.open(_Source(content), formats=FORMATS) as opened:
         if opened.width * opened.height > max_pixels:
             raise ImageRefused(f"{opened.width} x {opened.height} pixels is more than {max_pixels / 1e6:g} million")
         frames = getattr(opened, "n_frames", 1)
@@ -145,6 +170,8 @@ def _reason(error: Exception) -> str:
         return "truncated"
     if "cannot identify image file" in text:
         return UNKNOWN_FORMAT
-    if isinstance(error, Image.DecompressionBombError):
+    if "MAX_TEXT_" in text:
+        return "too much text, or too large a colour profile, in its metadata"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return "too many pixels"
     return f"cannot be decoded ({type(error).__name__}: {text.splitlines()[0][:80] if text else 'no reason given'})"

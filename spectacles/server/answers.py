@@ -1,7 +1,9 @@
 """Shapes of the server's answers, as they stand in its OpenAPI page too."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,8 +13,10 @@ from spectacles.content_policy import inline_hash
 from spectacles.environment import package_versions
 from spectacles.images import UNKNOWN_FORMAT
 from spectacles.inference import UNSURE, Prediction, Predictor
-from spectacles.server import events
+from spectacles.server import events, gate
 from spectacles.server.service import MAX_PIXELS
+from spectacles.server.settings import Settings
+from spectacles.settings import EXPLANATIONS
 from spectacles.thresholds import Verdict
 
 
@@ -117,6 +121,9 @@ class ModelCard(BaseModel):
     metric: str
     metric_value: float = Field(description="Of the validation data.")
     data_fingerprint: str = Field(description="sha256 over the content, labels and splits of the training data.")
+    explanations: list[str] = Field(
+        description="Methods that POST /explain knows; the first is its default.", examples=[list(EXPLANATIONS)]
+    )
     engine: str = Field(description="What runs the network on this machine.", examples=["openvino"])
     versions: dict[str, str] = Field(description="Packages of this server.")
 
@@ -132,6 +139,83 @@ class Status(BaseModel):
 class Problem(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": {"detail": "The image is refused: truncated. Send ..."}})
     detail: str = Field(description="What is wrong and what to do.")
+
+
+Responses = dict[int | str, dict[str, Any]]
+"""Of a route: status -> what FastAPI shall say about it."""
+
+
+def _text(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+def _problem(description: str, **headers: dict[str, Any]) -> dict[str, Any]:
+    return {"model": Problem, "description": description} | ({"headers": headers} if headers else {})
+
+
+AGAIN = {"Retry-After": {"description": "Seconds after which to come back.", "schema": {"type": "integer"}}}
+NOT_READY: Responses = {503: _problem("No bundle is loaded; Retry-After where one soon may be", **AGAIN)}
+DENIED: Responses = {
+    400: _problem("Another host's name, or a form that cannot be read"),
+    401: _problem("The server has keys, and none was sent", **{"WWW-Authenticate": _text("Bearer")}),
+    403: _problem("The server has no keys and answers its own machine only"),
+}
+REFUSALS: Responses = DENIED | {
+    408: _problem("The body did not arrive in time"),
+    413: _problem("More than 32 MiB, or more files than may be sent at once"),
+    415: _problem("The file is no JPEG, PNG, WebP, BMP, GIF or TIFF"),
+    422: _problem("No file, or an empty, damaged or too large image (over 25 million pixels)"),
+    429: _problem("More images a second than a client may send", **AGAIN),
+    503: _problem("No bundle is loaded, or too much to do", **AGAIN),
+}
+EXPLAINED: Responses = {
+    200: {
+        "description": "The overlay; with format=json the numbers.",
+        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+        "model": Explanation,
+        "headers": {
+            "X-Model-ID": _text("Of the model that is explained."),
+            "X-Explanation-Method": _text("How it was found out."),
+            "X-Explained-Label": _text(
+                "The class that is explained; percent-encoded, where it needs to be, as in URLs."
+            ),
+        },
+    }
+}
+METRICS: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+PLAIN = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+"""What a header can hold and whoever decodes it leaves as it is."""
+
+
+def explanation_headers(explanation: Explanation) -> dict[str, str]:
+    """What a picture of it cannot say."""
+    return {
+        "X-Model-ID": explanation.model_id,
+        "X-Explanation-Method": explanation.method,
+        "X-Explained-Label": quote(explanation.label, safe=PLAIN),
+    }
+
+
+KEYS = {"bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}  # fmt: skip
+
+
+def described(page: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The OpenAPI page as it is true of a server with these settings."""
+    page = deepcopy(page)
+    if settings.api_keys:
+        page["components"]["securitySchemes"] = KEYS
+        for path in page["paths"].keys() - set(gate.OPEN):
+            for operation in page["paths"][path].values():
+                operation["security"] = [{name: []} for name in KEYS]
+    [form] = page["paths"]["/predict"]["post"]["requestBody"]["content"].values()
+    if settings.allow_urls:
+        form["schema"]["oneOf"] = [{"required": form["schema"].pop("required")}, {"required": ["url"]}]
+    else:
+        del form["schema"]["properties"]["url"]
+    return page
 
 
 def model_card(predictor: Predictor) -> ModelCard:
@@ -153,6 +237,7 @@ def model_card(predictor: Predictor) -> ModelCard:
         metric=info.metric,
         metric_value=info.metric_value,
         data_fingerprint=info.data_fingerprint,
+        explanations=list(EXPLANATIONS),
         engine=predictor.engine,
         versions={"spectacles": __version__, **package_versions()},
     )

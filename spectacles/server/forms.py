@@ -27,33 +27,46 @@ class Form:
     files: list[bytes] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
 
+    def add(self, name: str, value: str) -> None:
+        """Raises ValueError for a second value of the same name: one of them would be ignored."""
+        if name in self.fields:
+            raise ValueError(f"the field {name[:40]!r} comes twice")
+        self.fields[name] = value
 
-async def read(request: Request, how_to_ask: str, *names: str) -> Form:
-    """The files of the field 'file', and the fields of these names: '' where one is missing. Raises Refused, for
-    anything that the form should not have too; `how_to_ask` is the advice then."""
+
+async def read(request: Request, how_to_ask: str, **defaults: str) -> Form:
+    """The files of the field 'file', and the fields of these names, with these values where one is missing. Raises
+    Refused, for anything that the form should not have too; `how_to_ask` is the advice then."""
     kind, options = parse_options_header(request.headers.get("content-type"))
     try:
         if kind == MULTIPART:
             form = await _Multipart(options.get(b"boundary", b"")).read(request)
         elif kind == URLENCODED:
-            form = Form(fields=dict(parse_qsl((await request.body()).decode("latin-1"), max_num_fields=MOST_FIELDS)))
+            form = _read_urlencoded(await request.body())
         else:
             form = Form()
     except ClientDisconnect:
         raise Refused(499, "disconnected", "The client went away.") from None
     except (FormParserError, ValueError) as error:
         raise Refused(400, "bad_request", f"The form cannot be read ({error}). {how_to_ask}") from None
-    unknown = [name for name in form.fields if name not in names]
+    unknown = [name for name in form.fields if name not in defaults]
     if unknown:
-        detail = f"The field {unknown[0][:40]!r} is none of {', '.join((FILE, *names))}, or is no file. {how_to_ask}"
+        detail = f"The field {unknown[0][:40]!r} is none of {', '.join((FILE, *defaults))}, or is no file. {how_to_ask}"
         raise Refused(422, "bad_request", detail)
-    form.fields = dict.fromkeys(names, "") | form.fields
+    form.fields = defaults | form.fields
+    return form
+
+
+def _read_urlencoded(body: bytes) -> Form:
+    form = Form()
+    for name, value in parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=MOST_FIELDS):
+        form.add(name, value)
     return form
 
 
 def choice(form: Form, name: str, values: tuple[str, ...]) -> str:
-    """What a field says, the first of `values` where it is missing. Raises Refused."""
-    given = form.fields[name] or values[0]
+    """What a field says. Raises Refused."""
+    given = form.fields[name]
     if given not in values:
         raise Refused(422, "bad_request", f"{name} {given[:40]!r} is unknown: use {' or '.join(values)}.")
     return given
@@ -112,7 +125,7 @@ class _Multipart:
         elif len(self.content) > MOST_FIELD_BYTES or len(self.form.fields) == MOST_FIELDS:
             raise ValueError("a field is too long, or there are too many")
         else:
-            self.form.fields[name] = self.content.decode("utf-8", "replace")
+            self.form.add(name, self.content.decode("utf-8", "replace"))
         if len(self.form.files) > MAX_FILES:
             detail = f"These are too many files: send at most {MAX_FILES} a request."
             raise Refused(413, "bad_request", detail, {"Connection": "close"})
@@ -121,12 +134,15 @@ class _Multipart:
         self.ended = True
 
 
-def described(most_files: int, required: bool = False, **fields: dict[str, Any]) -> dict[str, Any]:
+def described(most_files: int, **fields: dict[str, Any]) -> dict[str, Any]:
     """The form for the OpenAPI page: `openapi_extra` of a route."""
-    photos = {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": most_files}
+    photos = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": most_files}
     texts = {name: {"type": "string", "default": "", "maxLength": MOST_FIELD_BYTES} | each
              for name, each in fields.items()}  # fmt: skip
-    schema = {"type": "object", "properties": {FILE: photos, **texts}, "additionalProperties": False}
-    if required:
-        schema |= {"required": [FILE]}
+    schema = {
+        "type": "object",
+        "properties": {FILE: photos, **texts},
+        "additionalProperties": False,
+        "required": [FILE],
+    }
     return {"requestBody": {"content": {MULTIPART.decode(): {"schema": schema}}, "required": True}}

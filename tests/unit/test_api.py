@@ -15,10 +15,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from served import serve
 
+import api
 from spectacles import bundle, familiarity
 from spectacles.inference import Predictor
 from spectacles.server.answers import page_headers
 from spectacles.server.limits import MAX_BODY_BYTES, MAX_FILES
+from spectacles.server.service import LOADING
+from spectacles.settings import EXPLANATIONS
 from spectacles.thresholds import NEVER
 
 CLASSES = ("cat", "dog", "<b>other</b>")
@@ -216,6 +219,7 @@ def test_the_model_card_tells_what_the_bundle_knows_and_no_path(client: TestClie
     assert card["classes"] == list(CLASSES)
     assert card["preprocessing"]["image_size"] == 32
     assert (card["metric"], card["metric_value"]) == ("accuracy", 0.5)
+    assert card["explanations"] == list(EXPLANATIONS)
     assert str(bundle_dir.parent) not in response.text
 
 
@@ -226,6 +230,18 @@ def test_without_a_bundle_the_server_starts_and_says_why_it_is_not_ready(tmp_pat
         for response in (client.get("/health/ready"), client.get("/model"), send(client, READABLE["jpeg"])):
             assert response.status_code == 503
             assert "holds no run yet" in response.json()["detail"]
+        assert "retry-after" not in client.get("/health/ready").headers  # it will not get better by itself
+
+
+@pytest.mark.parametrize("state", [{"problem": LOADING}, {"draining": True}])
+def test_while_it_loads_or_is_about_to_end_it_says_when_to_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, Any]
+) -> None:
+    with serve(SPECTACLES_OUTPUT_DIR=str(tmp_path)) as client:
+        for name, value in state.items():
+            monkeypatch.setattr(api.app.state.service, name, value)
+        response = client.get("/health/ready")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
 def test_a_damaged_bundle_is_not_served(bundle_dir: Path, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def test_another_preprocessing_is_another_shape(pool: Decoders) -> None:
 
 def test_a_bomb_is_refused(pool: Decoders) -> None:
     assert "is more than 25 million" in pool(png_header(6000, 6000), SQUARE).reason
+    for side in (10_000, 30_000):  # Pillow's own warning, which is an error there, and its error
+        assert pool(png_header(side, side), SQUARE).reason == "too many pixels"
 
 
 def test_a_process_that_dies_is_replaced(pool: Decoders) -> None:

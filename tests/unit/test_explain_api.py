@@ -1,23 +1,28 @@
 """POST /explain: a picture or numbers of what speaks for a class, and the same refusals as /predict."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from pictures import encoded, exif, frames, noise, png_header
 from PIL import Image
 from served import serve
 
-from spectacles import explanations
+from spectacles import bundle, explanations
 from spectacles.inference import Predictor
 from spectacles.layouts import NoFeatureMap
 from spectacles.overlays import SIDE, view
+from spectacles.server.answers import Explanation, explanation_headers
 
 CLASSES = ("cat", "dog", "<b>ö</b>")
 PHOTO = encoded(noise(1, 48, 36), "JPEG")
@@ -73,6 +78,31 @@ def test_numbers_are_those_of_the_model(client: TestClient, bundle_dir: Path, me
         assert answer["milliseconds"] > 0 and answer["request_id"]
 
 
+@pytest.mark.parametrize("format", ["png", "json"])
+@pytest.mark.parametrize(("label", "sent"), [("dog", "dog"), ("<b>ö</b>", "<b>%C3%B6</b>")])
+def test_headers_say_what_is_explained(
+    client: TestClient, bundle_dir: Path, format: str, label: str, sent: str
+) -> None:
+    headers = send(client, PHOTO, format=format, label=label, method="occlusion").headers
+    assert headers["x-model-id"] == bundle.read_info(bundle_dir)[1]
+    assert headers["x-explanation-method"] == "occlusion"
+    assert headers["x-explained-label"] == sent
+
+
+@given(st.text())
+def test_any_label_survives_the_header(label: str) -> None:
+    explained = Explanation(
+        method="gradcam", label=label, probability=1.0, heat=[], model_id="m", milliseconds=1.0, request_id="r"
+    )
+    sent = explanation_headers(explained)["X-Explained-Label"]
+    assert re.fullmatch(r"[!-~]*", sent) and unquote(sent) == label
+
+
+def test_the_label_by_default_is_that_of_the_numbers(client: TestClient) -> None:
+    picture, numbers = send(client, PHOTO), send(client, PHOTO, format="json")
+    assert unquote(picture.headers["x-explained-label"]) == numbers.json()["label"]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -103,6 +133,7 @@ def test_a_bad_photo_is_refused_as_predict_refuses_it(client: TestClient, conten
     ("fields", "words"),
     [
         ({"method": "lime"}, "method 'lime' is unknown: use gradcam or occlusion or integrated_gradients"),
+        ({"method": ""}, "method '' is unknown: use gradcam or occlusion or integrated_gradients"),
         ({"format": "jpg"}, "format 'jpg' is unknown: use png or json"),
         ({"label": "horse"}, "label 'horse' is none of the model's classes"),
     ],
@@ -167,6 +198,7 @@ def test_the_documentation_describes_it(client: TestClient) -> None:
     operation = schema["paths"]["/explain"]["post"]
     assert set(operation["responses"]) == {"200", "400", "401", "403", "408", "413", "415", "422", "429", "503"}
     assert set(operation["responses"]["200"]["content"]) == {"image/png", "application/json"}
+    assert set(operation["responses"]["200"]["headers"]) == {"X-Model-ID", "X-Explained-Label", "X-Explanation-Method"}
     fields = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert set(fields) == {"file", "method", "label", "format"}
     assert fields["method"]["enum"] == list(explanations.METHODS)

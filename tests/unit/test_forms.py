@@ -39,7 +39,7 @@ def request_of(body: bytes, content_type: str, cuts: list[int]) -> Request:
 def read(
     body: bytes, content_type: str = MULTIPART, cuts: list[int] | None = None, names: tuple[str, ...] = ()
 ) -> Form:
-    return asyncio.run(forms.read(request_of(body, content_type, cuts or []), ADVICE, *names))
+    return asyncio.run(forms.read(request_of(body, content_type, cuts or []), ADVICE, **dict.fromkeys(names, "")))
 
 
 def refusal(*args: Any, **options: Any) -> tuple[int, str]:
@@ -79,6 +79,15 @@ def test_a_form_without_files_may_be_url_encoded(fields: dict[str, str], cuts: l
     assert (
         read(sent.read(), "application/x-www-form-urlencoded", cuts, NAMES).fields == dict.fromkeys(NAMES, "") | fields
     )
+
+
+def test_of_two_values_none_is_ignored() -> None:
+    twice = b'--b\r\nContent-Disposition: form-data; name="url"\r\n\r\nu\r\n' * 2 + b"--b--\r\n"
+    for status, detail in (
+        refusal(twice, names=("url",)),
+        refusal(b"url=u&url=", "application/x-www-form-urlencoded", names=("url",)),
+    ):
+        assert status == 400 and "'url' comes twice" in detail
 
 
 @given(
