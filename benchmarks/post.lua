@@ -1,5 +1,6 @@
 -- For wrk: posts one body again and again, counts answers by status, and prints one line of JSON.
--- wrk -s post.lua URL -- BODY_FILE CONTENT_TYPE
+-- wrk -s post.lua URL -- BODY_FILE CONTENT_TYPE PAUSE
+-- PAUSE: milliseconds that a client waits on average before each request.
 local threads = {}
 
 function setup(thread)
@@ -11,7 +12,13 @@ function init(arguments)
   wrk.method, wrk.body = "POST", file:read("*all")
   wrk.headers["Content-Type"] = arguments[2]
   file:close()
+  pause = tonumber(arguments[3])
+  if pause == 0 then delay = nil end -- calling it takes time
   answered, refused, failed = 0, 0, 0
+end
+
+function delay()
+  return math.random(math.floor(0.7 * pause), math.ceil(1.3 * pause))
 end
 
 function response(status)
