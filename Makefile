@@ -4,9 +4,10 @@ BIN := $(VENV)/bin
 FASTAI := .venv-fastai
 OUTPUTS ?= outputs
 IMAGES ?= 600
+KILLS ?= 100
 SAMPLE = $(OUTPUTS)/sample
 
-.PHONY: help setup dev demo test check fmt bench bench-serving attack clean
+.PHONY: help setup dev demo test check fmt bench bench-serving attack crash clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -61,6 +62,9 @@ bench-serving: setup $(SERVING)/.installed  ## compare the server with LitServe 
 
 attack: setup  ## attack the server and count what is lost (BUNDLE=, PHOTO=, FLAGS='--odd FOLDER')
 	$(BIN)/python -m benchmarks.attack --bundle $(BUNDLE) --photo $(PHOTO) --output_dir $(OUTPUTS)/attack $(FLAGS)
+
+crash: setup  ## kill a training 100 times, go on, and compare (KILLS=)
+	$(BIN)/python -m benchmarks.crash --output_dir $(OUTPUTS)/crash-$$(date +%s) --kills $(KILLS)
 
 fmt: dev  ## format the code
 	$(BIN)/ruff format .

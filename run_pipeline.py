@@ -7,7 +7,8 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,9 @@ def run(config: PipelineConfig) -> RunDir:
     if config.label_fixes is not None and before is not None:
         config = replace(config, label_fixes=reviewed.keep(config.label_fixes, run_dir))
     # Whole and at once: a stage that a crash keeps from starting is resumed with its settings too.
-    run_dir.write_config({**run_dir.load_config(), **to_plain(config)})
-    with tracking.parent_run(run_dir, before):
+    settings = run_dir.load_config()
+    run_dir.write_config({**settings, **to_plain(config)})
+    with _settings_restored_if_refused(run_dir, settings), tracking.parent_run(run_dir, before):
         tracking.log_params(to_plain(config))
         for stage in chosen:
             if config.resume and run_dir.done(stage):
@@ -72,6 +74,17 @@ def run(config: PipelineConfig) -> RunDir:
     if config.label_fixes is not None:
         _announce_difference(run_dir)
     return run_dir
+
+
+@contextmanager
+def _settings_restored_if_refused(run_dir: RunDir, settings: dict[str, Any]) -> Iterator[None]:
+    """What a resumed run refused must not be what it is resumed with next."""
+    try:
+        yield
+    except UserError:
+        if settings:
+            run_dir.write_config(settings)
+        raise
 
 
 def parse(arguments: Sequence[str]) -> PipelineConfig:

@@ -14,6 +14,7 @@ from spectacles.embeddings import View
 from spectacles.epochs import Batch, Examples, Settings, order
 from spectacles.errors import UserError
 from spectacles.progress import progress
+from spectacles.run_dir import allocate
 from spectacles.runtime import to_device
 
 
@@ -50,6 +51,7 @@ class Border:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             self.activations = np.memmap(file, dtype=np.float32, mode="w+", shape=(len(views) * count, *shape))
+            allocate(file.fileno(), folder)
         memory = folder / "border" / f"{config.backbone.replace('/', '_')}-{config.unfreeze}-{shape[-1]}.json"
         _, run = engines.choose(
             below, preprocessing, settings.device, memory, config.engine, images=len(self.activations)

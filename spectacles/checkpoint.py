@@ -46,9 +46,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         for name, value in state.items()
     }
     check_finite(tensors)
-    content = to_bytes(tensors, metadata={"facts": json.dumps(checkpoint.facts)})
     known = _files(folder)
     number = _number(known[-1]) + 1 if known else 1
+    content = to_bytes(tensors, metadata={"facts": json.dumps({**checkpoint.facts, "number": number})})
     path = folder / f"checkpoint-{number:06d}-{hashlib.sha256(content).hexdigest()}.safetensors"
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)

@@ -1,6 +1,7 @@
 """From a config dataclass to a command line, and from a command line to a finished stage."""
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from spectacles import cost, model_card, report, runtime, tracking
+from spectacles import cost, interruption, model_card, report, runtime, tracking
 from spectacles import run_dir as runs
 from spectacles.config import RunConfig
 from spectacles.environment import describe_environment
@@ -29,6 +30,8 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 Run = Callable[[Any, RunDir], StageReport]
 
 log = logging.getLogger("spectacles")
+
+DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 
 OF_ONE_CALL = {"output_dir", "run_name", "resume", "stages"}
 """Settings that a run's saved config does not hand on to the next command."""
@@ -65,18 +68,25 @@ def publish(run_dir: RunDir) -> None:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """A user's mistake: one sentence, exit 2. Ctrl-C: 130. Anything else keeps its traceback."""
+    """A user's mistake or a disk that fails: one sentence, exit 2. Ctrl-C: 130, SIGTERM: 143. Anything else keeps its
+    traceback."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
     log.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters ends in the ledger
     try:
-        yield
+        with interruption.handled():
+            yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.errno not in DISK_FAILURES:
+            raise
+        print(f"error: {error.filename}: {error.strerror}. What was finished before is kept.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
         print("stopped.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(stop, "code", 130))
 
 
 def build_parser(config_class: type, description: str, positional: str | None = None) -> ArgumentParser:
@@ -179,6 +189,9 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
     run_dir = run_dir.for_stage(stage)
     with log_to(run_dir.log), tracking.parent_run(run_dir), tracking.stage_run(run_dir, stage, to_plain(config)):
         log.info("[%s] %s", stage, run_dir.path)
+        for folder in (run_dir.path, run_dir.cache):
+            runs.check_writable(folder)
+            runs.sweep(folder)
         run_dir.begin(stage)
         before = run_dir.load_config()
         run_dir.save_config(stage, to_plain(config))

@@ -101,7 +101,7 @@ def _train(part: RunDir) -> None:
     printed = part.path / "output.txt"
     with printed.open("w", encoding="utf-8") as file:
         done = subprocess.run(command, env=_environment(), stdout=file, stderr=subprocess.STDOUT, check=False)
-    if done.returncode == 130:
+    if done.returncode in (130, 143):
         raise KeyboardInterrupt
     if done.returncode != 0:
         last = (printed.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"])[-1]

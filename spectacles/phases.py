@@ -20,6 +20,7 @@ from spectacles import (
     finishing,
     folding,
     history,
+    interruption,
     probe,
     recipes,
     runtime,
@@ -33,6 +34,7 @@ from spectacles.descent import NotFinite, Position
 from spectacles.epochs import Batch
 from spectacles.errors import UserError
 from spectacles.history import Epoch
+from spectacles.interruption import Stopped
 from spectacles.training import FINE_TUNE, HEAD, Training
 
 log = logging.getLogger("spectacles")
@@ -127,7 +129,11 @@ def descend(training: Training, phase: str, count: int) -> None:
     while descent.position.step or not (
         history.phase_over(training.history, phase, count, config.patience) or training.out_of_time(last_look)
     ):
-        epoch = run_epoch(training, descent)
+        try:
+            epoch = run_epoch(training, descent)
+        except Stopped:
+            training.save(descent.state())
+            raise
         descent.position = Position(pieces=descent.position.pieces)
         training.keep(epoch, descent.scored, descent.state())
 
@@ -196,11 +202,13 @@ def run_epoch(training: Training, descent: Descent) -> Epoch:
         if position.step < steps and time.monotonic() - saved >= config.checkpoint_every:
             training.save(descent.state())
             saved = time.monotonic()
+        interruption.check()
 
     network, batches = _inputs(training, descent, number, len(own))
     try:
-        loss = descents.train_epoch(network, batches, training.settings, descent.optimizer, descent.scaler, rate,
-                                    number, steps, position, after_step)  # fmt: skip
+        with interruption.deferred():
+            loss = descents.train_epoch(network, batches, training.settings, descent.optimizer, descent.scaler, rate,
+                                        number, steps, position, after_step)  # fmt: skip
     except NotFinite as error:
         raise _wrong_numbers(training, error, number, order[position.step]) from error
     validating = time.monotonic()

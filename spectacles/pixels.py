@@ -19,6 +19,7 @@ from spectacles.decoding import Decoded, decode_one
 from spectacles.errors import UserError
 from spectacles.images import ImageRefused, read_file
 from spectacles.preprocess import Preprocessing
+from spectacles.run_dir import allocate, temporary_prefix
 from spectacles.runtime import cpu_count
 
 log = logging.getLogger("spectacles")
@@ -107,10 +108,14 @@ class Pixels:
             log.info("  pixel cache: %d of %d pictures fit, the others are decoded each time", count, len(self.paths))
         if count == 0:
             return np.empty((0, *self.preprocessing.shape), dtype=np.uint8)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".tmp-", suffix=".npy")
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=temporary_prefix(), suffix=".npy")
         os.close(handle)
         self.unfinished = Path(name)
-        return np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=(count, *self.preprocessing.shape))
+        shape = (count, *self.preprocessing.shape)
+        stored: np.ndarray = np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=shape)
+        with self.unfinished.open("r+b") as file:
+            allocate(file.fileno(), self.unfinished)
+        return stored
 
     def _keep(self, index: int, pixels: np.ndarray) -> None:
         if index >= len(self.stored):

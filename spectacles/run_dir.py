@@ -1,7 +1,9 @@
 """Every path under outputs/<run>, atomic writes, and the done-markers that let a run resume."""
 
+import glob
 import json
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +31,32 @@ STALE_AFTER = {
 """Running the key again makes the results of these stages speak of something that no longer exists."""
 
 LATEST = "latest"
+TRIAL_BYTES = 1 << 20
+
+
+def temporary_prefix() -> str:
+    """Tells whose a temporary file is, so that nobody takes away what is still being written."""
+    return f".tmp-{platform.node()}-{os.getpid()}-"
+
+
+def sweep(folder: Path) -> None:
+    """Takes away what processes of this machine that were killed left half written."""
+    if os.name == "nt":  # there, asking for a process ends it
+        return
+    for path in folder.rglob(f".tmp-{glob.escape(platform.node())}-*"):
+        owner = path.name.removeprefix(f".tmp-{platform.node()}-").partition("-")[0]
+        if owner.isdecimal() and not _alive(int(owner)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another person's
+        return True
+    return True
 
 
 @contextmanager
@@ -38,7 +66,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, so that writers which look at it (pandas, Pillow) behave.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(), suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -48,6 +76,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,6 +87,32 @@ def atomic_write(path: Path, content: str) -> None:
     """Writes UTF-8 text so that `path` holds either the old content or the new, never a part."""
     with atomic_path(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
+
+
+def allocate(descriptor: int, path: Path) -> None:
+    """Takes the disk space of a file that is to be mapped into memory: where a map finds none later, the process ends
+    (SIGBUS). Raises OSError."""
+    size = os.fstat(descriptor).st_size
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            error.filename = str(path)
+            raise
+
+
+def check_writable(folder: Path) -> None:
+    """Tries it, before anything is begun whose outcome would be lost. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=temporary_prefix()) as file:
+            file.write(bytes(TRIAL_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written to ({error.strerror}): make room, allow it, or choose another --output_dir."
+        ) from error
 
 
 def _umask() -> int:

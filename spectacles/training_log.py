@@ -35,13 +35,13 @@ def save(history: list[Epoch], metric: str, folder: Path) -> None:
 
 
 def explain_interruption(history: list[Epoch], run_dir: RunDir) -> None:
-    if not history:
-        log.info("  interrupted before the first epoch was finished: nothing is kept.")
-        return
-    best = histories.best(history)
-    log.info("  interrupted. The best so far (epoch %d, %s %.4f) is a complete bundle: %s", best.epoch,
-             best.metric, best.value, run_dir.bundle)  # fmt: skip
-    log.info("  use it:   python predict.py photo.jpg --bundle %s", run_dir.bundle)
+    if history:
+        best = histories.best(history)
+        log.info("  interrupted. The best so far (epoch %d, %s %.4f) is a complete bundle: %s", best.epoch,
+                 best.metric, best.value, run_dir.bundle)  # fmt: skip
+        log.info("  use it:   python predict.py photo.jpg --bundle %s", run_dir.bundle)
+    else:
+        log.info("  interrupted before the first epoch was finished.")
     log.info("  go on:    python train.py --output_dir %s --run_name %s --resume", run_dir.output_dir, run_dir.name)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from command_line import ROOT, SMALL, Finished, data_flags, run_script
 
-from spectacles import bundle
+from spectacles import bundle, checkpoint
 from spectacles.run_dir import find
 
 
@@ -108,7 +108,10 @@ def test_mistakes_are_named(finished: Finished, arguments: list[str], words: str
     assert words in done.stderr
 
 
-def test_ctrl_c_leaves_the_best_so_far_usable(finished: Finished, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_the_best_so_far_usable_and_a_checkpoint(
+    finished: Finished, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
     assert run_script("dataset.py", *data_flags(finished.sample), "--output_dir", tmp_path).returncode == 0
     command = [sys.executable, str(ROOT / "train.py"), *SMALL[:6], "--epochs", "500", "--patience", "500"]
     training = subprocess.Popen(
@@ -117,10 +120,11 @@ def test_ctrl_c_leaves_the_best_so_far_usable(finished: Finished, tmp_path: Path
     )  # fmt: skip
     assert training.stdout is not None
     next(line for line in training.stdout if "epoch 2/501" in line)
-    training.send_signal(signal.SIGINT)
+    training.send_signal(number)
     output, errors = training.communicate(timeout=60)
     run_dir = find(tmp_path, "latest")
-    assert training.returncode == 130, errors
+    assert training.returncode == status, errors
+    assert checkpoint.load(run_dir.folder("train")) is not None
     assert "Traceback" not in errors
     assert f"--bundle {run_dir.bundle}" in output
     assert not run_dir.done("train")
