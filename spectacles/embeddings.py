@@ -48,16 +48,20 @@ def embed(
     places = np.arange(len(pixels)) if places is None else places
     wanted = {int(place): view.name(pixels.hashes[place]) if view else pixels.hashes[place] for place in places}
     first = {name: place for place, name in reversed(wanted.items())}
-    missing = np.array(sorted(place for name, place in first.items() if name not in table), dtype=np.int64)
-    if len(missing):
+    # As if nothing were known yet: another batch or another engine would change the last digits of what a crash left.
+    batches = in_batches(np.array(sorted(first.values()), dtype=np.int64), batch_size)
+    batches = [batch for batch in batches if any(wanted[int(place)] not in table for place in batch)]
+    if batches:
         _, run = engines.choose(
-            backbone, pixels.preprocessing, device, folder / "engine.json", engine, images=len(missing)
+            backbone, pixels.preprocessing, device, folder / "engine.json", engine, images=len(first)
         )
         fresh: Table = {}
-        vectors = _compute(run, pixels, missing, batch_size, view)
-        for place, vector in zip(missing, progress(vectors, "embedding", len(missing)), strict=True):
-            fresh[wanted[place]] = vector
-            if len(fresh) == SAVE_EVERY or place == missing[-1]:
+        places_left = np.concatenate(batches)
+        vectors = progress(_compute(run, pixels, batches, view), "embedding", len(places_left))
+        for place, vector in zip(places_left, vectors, strict=True):
+            if wanted[int(place)] not in table:
+                fresh[wanted[int(place)]] = vector
+            if len(fresh) == SAVE_EVERY or place == places_left[-1]:
                 _write(folder, fresh)
                 table |= fresh
                 fresh = {}
@@ -84,12 +88,9 @@ class View:
         return self.augmentation.view(pixels, np.stack([row_for(self.number, digest) for digest in digests]))
 
 
-def _compute(
-    run: engines.Engine, pixels: Pixels, places: np.ndarray, batch_size: int, view: View | None
-) -> Iterator[np.ndarray]:
+def _compute(run: engines.Engine, pixels: Pixels, batches: list[np.ndarray], view: View | None) -> Iterator[np.ndarray]:
     """One (D,) float32 vector a place, in order."""
-    order = in_batches(places, batch_size)
-    for indices, batch in zip(order, pixels.batches(order), strict=True):
+    for indices, batch in zip(batches, pixels.batches(batches), strict=True):
         yield from run(view(batch, [pixels.hashes[index] for index in indices]) if view else batch)
 
 
