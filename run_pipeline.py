@@ -19,7 +19,7 @@ import evaluate
 import explore
 import predict
 import train
-from spectacles import cli, reviewed, tracking
+from spectacles import cli, processes, reviewed, tracking
 from spectacles import run_dir as runs
 from spectacles.config import (
     DatasetConfig,
@@ -50,6 +50,7 @@ TABLE = {
 def run(config: PipelineConfig) -> RunDir:
     """Runs the chosen stages in order on one run folder; with --resume, only those that are not finished."""
     chosen = choose_stages(config.stages)
+    processes.refuse("run_pipeline.py")
     cli.check_device(config)
     before = _run_before(config)
     run_dir = _open(config, chosen)

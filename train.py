@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from spectacles import (
     history,
     label_sets,
     phases,
+    processes,
     recipes,
     runtime,
     stages,
@@ -33,6 +35,7 @@ from spectacles.bundle import BundleInfo
 from spectacles.classifier import Classifier
 from spectacles.config import AugmentConfig, TrainConfig
 from spectacles.epochs import Examples
+from spectacles.errors import UserError
 from spectacles.pixels import Pixels
 from spectacles.preprocess import Preprocessing
 from spectacles.records import DatasetReport, TrainReport
@@ -51,32 +54,43 @@ PROFILED = ("brightness", "contrast", "sharpness")
 
 def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
     """Trains, and leaves the bundle of the best epoch, history.csv and curves.png."""
-    training = prepare(config, run_dir)
-    with training.pixels:
-        if config.resume:
-            training.resume()
-        else:
-            checkpoint.discard(training.folder)
-        training_rows.remember(training.folder, training.rows)
-        _announce(training)
-        try:
-            for phase, count in planned(training.config):
-                if phase == FINE_TUNE and not fine_tuning_pays(training):
-                    break
-                if training.in_the_middle_of(phase) or not history.phase_over(
-                    training.history, phase, count, training.config.patience
-                ):
-                    with tracking.child_run(phase):
-                        phases.run(training, phase, count)
-        except KeyboardInterrupt:
-            training_log.explain_interruption(training.history, run_dir)
-            raise
-        finally:
-            training_log.save(training.history, training.config.metric, run_dir.folder("train"))
+    device = processes.own_device(runtime.resolve_device(config.device))
+    with ExitStack() as stack:
+        with processes.joined(device):
+            training = prepare(config, run_dir, device)
+            stack.enter_context(training.pixels)
+            _train(training)
+        if not processes.first():
+            raise SystemExit(0)  # what is left is for one
         return finishing.finish(training)
 
 
-def prepare(config: TrainConfig, run_dir: RunDir) -> Training:
+def _train(training: Training) -> None:
+    config, run_dir = training.config, training.run_dir
+    if config.resume:
+        training.resume()
+    if processes.first():
+        if not config.resume:
+            checkpoint.discard(training.folder)
+        training_rows.remember(training.folder, training.rows)
+        _announce(training)
+    try:
+        for phase, count in planned(config):
+            if phase == FINE_TUNE and not fine_tuning_pays(training):
+                break
+            over = history.phase_over(training.history, phase, count, config.patience)
+            if training.in_the_middle_of(phase) or not over:
+                with tracking.child_run(phase):
+                    phases.run(training, phase, count)
+    except KeyboardInterrupt:
+        training_log.explain_interruption(training.history, run_dir)
+        raise
+    finally:
+        if processes.first():
+            training_log.save(training.history, config.metric, run_dir.folder("train"))
+
+
+def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Training:
     """Data, network and settings, ready to train. Raises UserError for settings that these data do not allow."""
     started = time.monotonic()
     data = run_dir.load_result("dataset", DatasetReport)
@@ -84,12 +98,13 @@ def prepare(config: TrainConfig, run_dir: RunDir) -> Training:
     labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
     places = {split: np.flatnonzero(rows["split"] == split) for split in ("train", "val")}
     finishing.check(config, labels[places["val"]], len(data.classes))
-    device = runtime.prepare(runtime.resolve_device(config.device))
+    runtime.prepare(device)
     config = _plan(config, run_dir, data, rows, device)
+    _check_processes(config)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     classifier, preprocessing = model.build(config, len(data.classes))
     classifier.to(device, memory_format=torch.channels_last)
-    kept_bytes = int(config.pixel_cache_gb * 2**30) if config.galleries else 0
+    kept_bytes = int(config.pixel_cache_gb * 2**30 / processes.here()) if config.galleries else 0
     pixels = Pixels(rows, preprocessing, run_dir.cache / "pixels", kept_bytes, config.num_workers)
     train, val = (Examples(pixels, places[split], labels[places[split]]) for split in ("train", "val"))
     weights = epochs.balanced_weights(train.labels, len(data.classes)) if config.class_weights == "balanced" else None
@@ -116,6 +131,8 @@ def _plan(
     kept, reasons = run_dir.folder("train") / "plan.json", []
     if config.time_budget is None:
         plan = recipes.resolve(config)
+    elif not processes.first():
+        plan = recipes.resolve(config)  # until the first has told its own
     elif config.resume and kept.is_file():
         before = json.loads(kept.read_text(encoding="utf-8"))
         plan = recipes.resolve(replace(config, **{name: before[name] for name in budget.CHOSEN}))
@@ -126,10 +143,28 @@ def _plan(
 
         decoding = budget.decoding_seconds(rows["path"].tolist(), config)
         plan, reasons = budget.choose(config, data.images["train"], data.images["val"], untrained, decoding, device)
-    write_json(kept, to_plain(plan))
+    if processes.first():
+        write_json(kept, to_plain(plan))
     for line in reasons:
         log.info("  %s", line)
-    return plan
+    chosen = {name: value for name, value in to_plain(plan).items() if name in budget.CHOSEN}
+    return recipes.resolve(replace(config, **processes.from_first(chosen, device)))
+
+
+def _check_processes(config: TrainConfig) -> None:
+    """Raises UserError for what several processes cannot share."""
+    if processes.count() == 1:
+        return
+    if config.batch_norm == "train" or config.cached_views:
+        raise UserError(
+            "several processes cannot share --batch_norm train (which --no_pretrained implies) nor --cached_views: "
+            "leave them out, or train in one process."
+        )
+    if config.batch_size < 2 * processes.count():
+        raise UserError(
+            f"--batch_size {config.batch_size} is for all {processes.count()} processes together: use at least "
+            f"{2 * processes.count()}."
+        )
 
 
 def _info(

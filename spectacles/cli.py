@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from spectacles import cost, interruption, model_card, report, runtime, tracking
+from spectacles import cost, interruption, model_card, processes, report, runtime, tracking
 from spectacles import run_dir as runs
 from spectacles.config import RunConfig
 from spectacles.environment import describe_environment
@@ -43,11 +43,17 @@ def main(stage: str, run: Run, config_class: type[RunConfig], description: str) 
         args = sys.argv[1:]
         config = parse(config_class, args, description, run_defaults(args, reopen=stage != "dataset"))
         check_device(config)
+        if stage != "train":
+            processes.refuse(f"{stage}.py")
         run_dir = open_run(config, makes_run=stage == "dataset")
         if getattr(config, "resume", False) and run_dir.done(stage):
             log.info("[%s] already finished in %s; without --resume it starts anew", stage, run_dir.path)
             return
-        run_alone(stage, run, config, run_dir)
+        if processes.first():
+            run_alone(stage, run, config, run_dir)
+        else:
+            log.setLevel(logging.WARNING)
+            run(config, run_dir.for_stage(stage))
 
 
 def run_alone(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from timm.data.mixup import Mixup
 from torch import nn
 
+from spectacles import interruption, processes
 from spectacles.epochs import Batch, Settings, autocast, mean_loss
 from spectacles.errors import UserError
 from spectacles.progress import progress
@@ -44,26 +45,27 @@ def train_epoch(
     scaler: torch.amp.GradScaler,
     rate: Callable[[int], float],
     epoch: int,
-    steps: int,
+    sizes: Sequence[int],
     position: Position,
     after_step: Callable[[], None],
 ) -> float:
-    """The rest of an epoch, `batches` of (inputs, labels) from `position.step` on, of `steps` in all; `rate(step)`
-    multiplies the base learning rates. `position` is moved on before each call of `after_step`. The mean loss.
+    """The rest of an epoch, `batches` of (inputs, labels) from `position.step` on; `sizes` are those of all batches of
+    the epoch, of all processes together; `rate(step)` multiplies the base learning rates. `position` is moved on before
+    each call of `after_step`. The mean loss.
 
     The network must already be in its training mode. Raises NotFinite.
     """
     seed, mix = settings.config.seed, _mixer(settings)
-    shown = progress(batches, f"epoch {epoch}", steps, unit="batch", initial=position.step)
+    shown = progress(batches, f"epoch {epoch}", len(sizes), unit="batch", initial=position.step)
     for step, (inputs, targets) in enumerate(shown, position.step):
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate(step)
-        if mix is not None and len(inputs) % 2 == 0:  # timm pairs the batch with its own reverse
+        if mix is not None and sizes[step] % 2 == 0 and len(inputs):  # timm pairs the batch with its own reverse
             np.random.seed(derive_seed(seed, "mix", epoch, step) % 2**32)
             inputs, targets = mix(inputs, targets)
         loss = _learn(network, (inputs, targets), settings, optimizer, scaler, epoch, position)
-        position.step, position.total = step + 1, position.total + loss * len(inputs)
-        position.seen += len(inputs)
+        position.step, position.total = step + 1, position.total + loss * sizes[step]
+        position.seen += sizes[step]
         after_step()
     return position.total / position.seen
 
@@ -81,10 +83,12 @@ def _learn(
     loss = None
     while loss is None:
         # Dropout: a function of the step, so resuming is exact.
-        torch.manual_seed(derive_seed(settings.config.seed, "step", epoch, position.step))
+        torch.manual_seed(derive_seed(settings.config.seed, "step", epoch, position.step, processes.rank()))
         loss = _fitting_gradients(network, batch, settings, optimizer, scaler, position)
-    scaler.unscale_(optimizer)
     learning = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    if processes.count() > 1:
+        loss = _agreed(learning, batch, settings, loss)
+    scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(learning, settings.config.clip_grad_norm or math.inf)
     # Scaled gradients may overflow; the scaler leaves such a step out and scales less.
     if not math.isfinite(loss) or not (scaler.is_enabled() or math.isfinite(norm)):
@@ -92,6 +96,23 @@ def _learn(
     scaler.step(optimizer)
     scaler.update()
     return loss
+
+
+def _agreed(learning: list[nn.Parameter], batch: Batch, settings: Settings, loss: float) -> float:
+    """Makes the gradients those of the mean loss of all processes' parts, which is returned. Whoever was asked to stop
+    tells the others, so that all stop after the same step."""
+    weight = float(_weights(batch[1], settings).sum())
+    gradients = []
+    for parameter in learning:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad.mul_(weight))
+    total, weights, asked = processes.sum_up(gradients, [loss * weight, weight, float(interruption.asked())])
+    for gradient in gradients:
+        gradient.div_(weights)
+    if asked:
+        interruption.join_in()
+    return total / weights
 
 
 def _fitting_gradients(
@@ -108,7 +129,7 @@ def _fitting_gradients(
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        if position.step or 2 * position.pieces > len(batch[0]):
+        if position.step or 2 * position.pieces > len(batch[0]) or processes.count() > 1:
             raise UserError(
                 f"out of memory: compute batches in more pieces with --accumulate {2 * position.pieces}, or lower "
                 "--batch_size or --image_size."
@@ -139,6 +160,8 @@ def _gradients(
     """Of the whole batch's mean loss, which is returned, summed over its pieces."""
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
+    if not len(batch[0]):  # another process has all of it
+        return total
     for inputs, targets, share in _pieces(batch, settings, pieces):
         with autocast(settings):
             loss = mean_loss(network(inputs), targets, settings)
@@ -152,10 +175,15 @@ def _pieces(batch: Batch, settings: Settings, count: int) -> Iterator[tuple[torc
     """(inputs, targets, share of the mean loss) of each part. Of classes, torch weighs a mean by the class weights."""
     inputs, targets = batch
     count = min(count, len(inputs))
-    weights = settings.class_weights
-    whole = weights[targets] if weights is not None and targets.ndim == 1 else torch.ones(len(inputs))
+    whole = _weights(targets, settings)
     for part, wanted, weight in zip(*(each.tensor_split(count) for each in (inputs, targets, whole)), strict=True):
         yield part, wanted, float(weight.sum() / whole.sum()) if count > 1 else 1.0
+
+
+def _weights(targets: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """(B,): what each picture counts for in torch's mean."""
+    weights = settings.class_weights
+    return weights[targets] if weights is not None and targets.ndim == 1 else torch.ones(len(targets))
 
 
 def _mixer(settings: Settings) -> Mixup | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from spectacles import label_metrics, metrics
+from spectacles import label_metrics, metrics, processes
 from spectacles.augment import Augmentation, draws
 from spectacles.calibration import sigmoid, softmax, temperature_for
 from spectacles.config import TrainConfig
@@ -86,13 +86,14 @@ def augmented(
     examples: Examples, augmentation: Augmentation, settings: Settings, epoch: int, size: int, start: int = 0
 ) -> Iterator[Batch]:
     """One epoch of freshly augmented pictures: which, in what order and how changed depends on (seed, epoch) alone.
-    The first `start` batches are left out."""
+    The first `start` batches are left out. Of several processes each gets its share of every batch, maybe none."""
     seed, device = settings.config.seed, settings.device
     rows = draws(seed, epoch, len(examples.labels))
-    batches = order(seed, epoch, len(examples.labels), settings.config.batch_size)[start:]
-    pictures = examples.pixels.batches(examples.positions[indices] for indices in batches)
-    for indices, pixels in zip(batches, pictures, strict=True):
-        images = augmentation(pixels, rows[indices], size, device)
+    whole = order(seed, epoch, len(examples.labels), settings.config.batch_size)[start:]
+    batches = [processes.share(indices) for indices in whole]
+    pictures = examples.pixels.batches(examples.positions[indices] for indices in batches if len(indices))
+    for indices in batches:
+        images = augmentation(next(pictures), rows[indices], size, device) if len(indices) else torch.empty(0)
         yield images, to_device(examples.labels[indices], device)
 
 
@@ -114,12 +115,14 @@ def validate(classifier: nn.Module, examples: Examples, settings: Settings) -> n
     """
     classifier.eval()
     preprocessing, size = examples.pixels.preprocessing, settings.config.batch_size
-    batches = in_batches(examples.positions, size)
+    own = examples.positions[processes.rank() :: processes.count()]
+    batches = in_batches(own, size)
     pictures = examples.pixels.batches(batches)
     logits = []
     for pixels in progress(pictures, "validating", len(batches), unit="batch"):
         logits.append(classifier(preprocessing.normalize(to_device(pixels, settings.device))))
-    values: np.ndarray = torch.cat(logits).cpu().numpy()
+    seen = torch.cat(logits).cpu().numpy() if logits else np.empty((0, settings.num_classes), dtype=np.float32)
+    values = processes.gather(seen, len(examples.positions), settings.device)
     if not np.isfinite(values).all():
         raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
     return values

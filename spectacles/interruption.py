@@ -63,6 +63,15 @@ def deferred() -> Iterator[None]:
     check()
 
 
+def asked() -> bool:
+    return bool(_state.asked)
+
+
+def join_in() -> None:
+    """As if the signal that another process was sent had come here."""
+    _state.asked = _state.asked or signal.SIGTERM
+
+
 def check() -> None:
     """Raises Stopped where a signal has come."""
     if _state.asked:

@@ -22,6 +22,7 @@ from spectacles import (
     history,
     interruption,
     probe,
+    processes,
     recipes,
     runtime,
     schedule,
@@ -45,9 +46,17 @@ NAMED = 8
 
 def run(training: Training, phase: str, count: int) -> None:
     if phase == HEAD and training.config.head == "probe":
-        training.keep(fit_probe(training), training.classifier, Checkpoint({"phase": HEAD, "step": 0}, {}))
+        training.keep(shared_probe(training), training.classifier, Checkpoint({"phase": HEAD, "step": 0}, {}))
     else:
         descend(training, phase, count)
+
+
+def shared_probe(training: Training) -> Epoch:
+    """The head is fitted by the first process."""
+    epoch = asdict(fit_probe(training)) if processes.first() else None
+    device = training.settings.device
+    processes.copy_from_first([tensor.data for tensor in training.classifier.head.parameters()])
+    return Epoch(**processes.from_first(epoch, device))
 
 
 def fit_probe(training: Training) -> Epoch:
@@ -187,7 +196,7 @@ def run_epoch(training: Training, descent: Descent) -> Epoch:
     stages.freeze_below(classifier, training.stages, learning)
     stages.train_mode(classifier, config.batch_norm)
     order = epochs.order(config.seed, number, len(training.train.labels), config.batch_size)
-    steps = len(order)
+    steps, sizes = len(order), [len(indices) for indices in order]
 
     def rate(step: int) -> float:
         done = len(own) * steps + step
@@ -208,7 +217,7 @@ def run_epoch(training: Training, descent: Descent) -> Epoch:
     try:
         with interruption.deferred():
             loss = descents.train_epoch(network, batches, training.settings, descent.optimizer, descent.scaler, rate,
-                                        number, steps, position, after_step)  # fmt: skip
+                                        number, sizes, position, after_step)  # fmt: skip
     except NotFinite as error:
         raise _wrong_numbers(training, error, number, order[position.step]) from error
     validating = time.monotonic()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from spectacles import processes
 from spectacles.errors import UserError
 
 log = logging.getLogger("spectacles")
@@ -40,7 +41,7 @@ def resolve_device(name: str) -> torch.device:
 
 def prepare(device: torch.device) -> torch.device:
     """Budgets the threads and keeps freed memory; call once before the first tensor of a process. Returns `device`."""
-    torch.set_num_threads(cpu_count())
+    torch.set_num_threads(max(1, cpu_count() // processes.here()))
     if device.type == "cpu":
         keep_freed_memory()
         share_cores()

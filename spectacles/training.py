@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spectacles import budget, bundle, checkpoint, epochs, folding, history, training_log, training_rows
+from spectacles import budget, bundle, checkpoint, epochs, folding, history, processes, training_log, training_rows
 from spectacles.augment import Augmentation
 from spectacles.bundle import BundleInfo
 from spectacles.checkpoint import Checkpoint, State
@@ -137,9 +137,12 @@ class Training:
         self.save(state)
         if best:
             self.save_bundle()
-        training_log.tell(self.history, sum(count for _, count in planned(self.config)))
+        if processes.first():
+            training_log.tell(self.history, sum(count for _, count in planned(self.config)))
 
     def save(self, state: Checkpoint) -> None:
+        if not processes.first():
+            return
         facts = {
             "history": [asdict(finished) for finished in self.history],
             "settings": self._decisive_settings(),
@@ -150,12 +153,17 @@ class Training:
 
     def save_bundle(self) -> None:
         """Of the best epoch, uncalibrated: what serves, should training end here."""
+        if not processes.first():
+            return
         epoch = history.best(self.history)
         info = replace(self.info, metric_value=epoch.value, epoch=epoch.epoch, phase=epoch.phase)
         bundle.save(self.bundle, info, self.best)
 
     def out_of_time(self, images_at_the_end: int) -> bool:
         """Would one more epoch like the last one, and a look at so many images after it, overrun the time budget?"""
+        return bool(processes.from_first(self._out_of_time(images_at_the_end), self.settings.device))
+
+    def _out_of_time(self, images_at_the_end: int) -> bool:
         own = history.of_phase(self.history, FINE_TUNE)
         if self.config.time_budget is None or not own:
             return False

@@ -41,7 +41,8 @@ def train_epoch(
     optimizer = torch.optim.SGD([{"params": list(network.parameters()), "lr": 9.9, "base_lr": 0.1}])
     scaler = torch.amp.GradScaler(enabled=False)
     return descent.train_epoch(
-        network, batches, settings, optimizer, scaler, lambda step: rate / (step + 1), epoch, len(batches),
+        network, batches, settings, optimizer, scaler, lambda step: rate / (step + 1), epoch,
+        [len(labels) for _, labels in batches],
         Position(pieces=settings.config.accumulate), after_step=lambda: None,
     )  # fmt: skip
 
@@ -239,7 +240,7 @@ def test_an_epoch_goes_on_after_any_step_as_if_it_had_not_stopped(stop):
 
         scaler = torch.amp.GradScaler(enabled=False)
         return descent.train_epoch(network, batches[position.step :], settings, optimizer, scaler,
-                                   lambda step: 1 / (step + 1), 1, 5, position, after_step)  # fmt: skip
+                                   lambda step: 1 / (step + 1), 1, [8, 8, 8, 8, 3], position, after_step)  # fmt: skip
 
     whole, optimizer = begin()
     expected = go(whole, optimizer, Position(), 99)

@@ -171,7 +171,7 @@ def test_decisions_may_be_others_when_a_training_is_resumed(
 @pytest.mark.parametrize(("images", "over"), [(0, False), (90, False), (110, True)])
 def test_a_time_budget_leaves_room_for_the_last_look(indexed: Callable[..., RunDir], images: int, over: bool) -> None:
     """50 of 100 s are spent, an epoch takes 50 s and an image 0.1 s; a tenth more than the budget is allowed."""
-    training = train.prepare(TINY, indexed())
+    training = train.prepare(TINY, indexed(), torch.device("cpu"))
     training.pixels.close()
     training.settings = replace(training.settings, config=replace(TINY, time_budget="100s"))
     training.history = [Epoch(1, "fine_tune", 0.1, 0.1, "log_loss", 0.1, 1.0, 1.0, 0.1, 50.0)]
