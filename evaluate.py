@@ -43,6 +43,8 @@ log = logging.getLogger("spectacles")
 FEW = 100
 MATRIX_CLASSES = 1000
 """Classes up to which there is a confusion matrix: of 10,000 it would be a file of a gigabyte that nobody reads."""
+MOST_PROBABILITIES = 100_000_000
+"""Images times classes: a table of 4 GB, and some 10 GB of memory on the way to it."""
 OPTIONAL = (
     "confusion_matrix.png",
     "comparison.json",
@@ -76,6 +78,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
         (folder / name).unlink(missing_ok=True)
     rows = dataset.load_split(run_dir, "val", "test")
     rows = rows[rows["label"] != ""].reset_index(drop=True)
+    _check_size(len(rows), len(data.classes))
     changed = robustness.passes(min(len(rows), config.robustness_images))
     predictor = Predictor(run_dir.bundle, device, config.batch_size, config.engine, images=len(rows) + changed)
     info = predictor.info
@@ -117,6 +120,15 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
             "they hold now, under the labels of before; restore them, or run the dataset stage again"
         )
     return report
+
+
+def _check_size(images: int, classes: int) -> None:
+    if images * classes > MOST_PROBABILITIES:
+        raise UserError(
+            f"{images:,} validation and test images of {classes:,} classes are {images * classes:,} probabilities to "
+            f"write down, and {MOST_PROBABILITIES:,} is the most: make splits with a smaller --val_fraction and "
+            "--test_fraction, or merge rare classes."
+        )
 
 
 def _readable(table: pd.DataFrame, split: str) -> pd.DataFrame:

@@ -113,7 +113,7 @@ def changes(rows: pd.DataFrame) -> dict[str, str]:
     """Path -> 'is gone', 'has changed' or why it cannot be told, of files that are no longer what was indexed.
 
     `rows` have the columns path, sha256, bytes and modified of a dataset stage; of a run that is older than a column
-    less is compared. 100,000 files take a third of a second: a file is read only where its time moved and its size did
+    less is compared. 100,000 files take less than a second: a file is read only where its time moved and its size did
     not, since copying and restoring move times.
     """
     once = rows.drop_duplicates("path")

@@ -1,6 +1,7 @@
 """Data as they should not be: each is told in a clear sentence, or handled and in the ledger; nothing is dropped."""
 
 import csv
+import json
 import os
 import shutil
 import socket
@@ -231,11 +232,32 @@ TINY = TrainConfig(
 )  # fmt: skip
 
 
+SCORING = EvaluateConfig(device="cpu", bootstrap_resamples=20, robustness_images=0)
+
+
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are not turned into pixels."""
+    for module in ("evaluation_plots", "trust_plots"):
+        monkeypatch.setattr(f"spectacles.{module}.save", lambda figure, path: path)
+
+
+def test_a_scored_file_that_was_swapped_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Path]
+) -> None:
+    report, run_dir = run(tmp_path, **table()(tmp_path))
+    shutil.copytree(make_bundle(*report.classes, data_fingerprint=report.fingerprint), run_dir.bundle)
+    run_dir.write_config({"no_pretrained": True})
+    undrawn(monkeypatch)
+    name = next(name for name, split in split_of(run_dir).items() if split == "test")
+    noise(4711).save(tmp_path / name)
+    scored = evaluate.run(SCORING, run_dir.for_stage("evaluate"))
+    assert any(f"1 file no longer what was indexed, {tmp_path / name}" in line for line in scored.summary)
+
+
 def test_a_class_with_a_single_picture_is_trained_told_and_scored_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spectacles.evaluation_plots.save", lambda figure, path: path)
-    monkeypatch.setattr("spectacles.trust_plots.save", lambda figure, path: path)
+    undrawn(monkeypatch)
     lines = [f"{number}.png,{('no', 'yes')[number % 2]}" for number in range(40)]
     write_noise(tmp_path, [f"{number}.png" for number in range(41)])
     (tmp_path / "t.csv").write_text("\n".join(["file,label", *lines, "40.png,rare"]))
@@ -246,8 +268,7 @@ def test_a_class_with_a_single_picture_is_trained_told_and_scored_without(
         trained = train.run(replace(TINY, metric=metric, class_weights="balanced"), run_dir.for_stage("train"))
         assert 0 <= trained.best_value <= 1
     run_dir.write_config({"no_pretrained": True})
-    config = EvaluateConfig(device="cpu", bootstrap_resamples=20, robustness_images=0)
-    scored = evaluate.run(config, run_dir.for_stage("evaluate"))
+    scored = evaluate.run(SCORING, run_dir.for_stage("evaluate"))
     assert scored.scored_on == "test" and scored.metrics["test_accuracy"] is not None
 
 
@@ -370,13 +391,25 @@ def test_a_table_to_predict_may_name_files_with_spaces_around(tmp_path: Path) ->
     assert inputs.paths == [str(tmp_path / "a.png"), str(tmp_path / "b.png ")]
 
 
-def test_very_many_classes_are_divided(tmp_path: Path) -> None:
-    count, each = 300, 5
+def test_very_many_classes_are_divided_and_scored_within_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Path]
+) -> None:
+    count, each = 100, 5
     names = write_noise(tmp_path, [f"{number}.png" for number in range(count * each)])
     (tmp_path / "t.csv").write_text("\n".join(["file,label", *(f"{n},c{i % count}" for i, n in enumerate(names))]))
-    report, _ = run(tmp_path, train_csv=tmp_path / "t.csv")
+    report, run_dir = run(tmp_path, train_csv=tmp_path / "t.csv")
     assert len(report.classes) == count
     assert [set(report.counts[split].values()) for split in dataset.SPLITS] == [{3}, {1}, {1}]
+    shutil.copytree(make_bundle(*report.classes, data_fingerprint=report.fingerprint), run_dir.bundle)
+    run_dir.write_config({"no_pretrained": True})
+    undrawn(monkeypatch)
+    monkeypatch.setattr(evaluate, "MATRIX_CLASSES", 99)
+    scored = evaluate.run(SCORING, run_dir.for_stage("evaluate"))
+    assert any("no confusion matrix of more than 99 classes" in line for line in scored.summary)
+    assert "confusion_matrix" not in json.loads((run_dir.path / "evaluate" / "metrics.json").read_text())["test"]
+    monkeypatch.setattr(evaluate, "MOST_PROBABILITIES", 19_999)
+    with pytest.raises(UserError, match=r"200 validation and test images of 100 classes are 20,000 .*--val_fraction"):
+        evaluate.run(SCORING, run_dir.for_stage("evaluate"))
 
 
 def test_ten_thousand_classes_take_little_memory() -> None:
