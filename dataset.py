@@ -35,7 +35,7 @@ log = logging.getLogger("spectacles")
 
 SPLITS = ("train", "val", "test")
 MEASURES = ["brightness", "contrast", "sharpness", "red", "green", "blue", "border_red", "border_green", "border_blue",
-            "saturation", "quantisation", "width", "height", "bytes", "format"]  # fmt: skip
+            "saturation", "quantisation", "width", "height", "bytes", "modified", "format"]  # fmt: skip
 SPLIT_COLUMNS = ["file", "path", "label", "split", "group", "cluster", "id", "sha256", *MEASURES]
 """Of splits.csv; a column slice_<name> for each of --slice_columns follows."""
 TEXT = {"file": str, "path": str, "label": str, "group": str, "id": str, "reason": str, "phash": str, "sha256": str,
@@ -118,6 +118,7 @@ def check_files(frame: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
     facts = look_at_all(paths, config.num_workers or runtime.cpu_count())
     facts.insert(0, "path", paths)
     index = frame.merge(facts, on="path", how="left", validate="many_to_one")
+    index.loc[index["path"] == "", ["status", "reason"]] = ["refused", "its path is not UTF-8 text: rename it"]
     index.loc[index["file"] == "", ["status", "reason"]] = ["refused", "no file name"]
     unlabelled = (index["source"] == "train") & (index["label"] == "") & (index["given_split"] != "test")
     _refuse(index, unlabelled, "no label")
@@ -200,7 +201,9 @@ def assign_splits(
     split[open_rows] = np.array(SPLITS)[numbers]
     for name in ("train", "val"):
         if not (split == name).any():
-            raise UserError(f"no image is left for the {name} split: give more images, or change --val_fraction.")
+            raise UserError(
+                f"no image is left for the {name} split: give more images of each class, or another --val_fraction."
+            )
     return split
 
 
@@ -231,6 +234,7 @@ def _report(
         f"{'labels, any number an image' if rows.multi_label else 'classes'}: {', '.join(classes[:20])}"
         f"{' ...' if len(classes) > 20 else ''} (column {rows.label_column!r})",
         f"images: {sizes}" + (f", unlabelled test {unlabelled}" if unlabelled else ""),
+        *label_sets.rare(counts, rows.multi_label),
         *leaks.summarise(pairs, issues),
         *(f"refused {count}: {reason}" for reason, count in ledger.refusals.items()),
         *notes,

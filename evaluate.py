@@ -16,6 +16,7 @@ from spectacles import (
     confidence,
     evaluation_plots,
     frozen,
+    index,
     label_metrics,
     label_sets,
     metrics,
@@ -35,11 +36,24 @@ from spectacles.inference import Predictor
 from spectacles.intervals import Scored
 from spectacles.records import DatasetReport, EvaluateReport
 from spectacles.run_dir import RunDir, write_csv, write_json
+from spectacles.wording import count_of
 
 log = logging.getLogger("spectacles")
 
 FEW = 100
-OPTIONAL = ("comparison.json", "robustness.json", "robustness.png", "slices.json", "slices.csv", "slices.png")
+MATRIX_CLASSES = 1000
+"""Classes up to which there is a confusion matrix: of 10,000 it would be a file of a gigabyte that nobody reads."""
+MOST_PROBABILITIES = 100_000_000
+"""Images times classes: a table of 4 GB, and some 10 GB of memory on the way to it."""
+OPTIONAL = (
+    "confusion_matrix.png",
+    "comparison.json",
+    "robustness.json",
+    "robustness.png",
+    "slices.json",
+    "slices.csv",
+    "slices.png",
+)
 """Files that an earlier evaluation may have left and this one may not write."""
 TOLD = {"label_accuracy": "accuracy of each label", "balanced_accuracy": "balanced accuracy", "micro_f1": "micro F1",
         "macro_f1": "macro F1", "mean_average_precision": "mAP", "hter": "HTER", "roc_auc": "ROC-AUC",
@@ -64,6 +78,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
         (folder / name).unlink(missing_ok=True)
     rows = dataset.load_split(run_dir, "val", "test")
     rows = rows[rows["label"] != ""].reset_index(drop=True)
+    _check_size(len(rows), len(data.classes))
     changed = robustness.passes(min(len(rows), config.robustness_images))
     predictor = Predictor(run_dir.bundle, device, config.batch_size, config.engine, images=len(rows) + changed)
     info = predictor.info
@@ -97,7 +112,23 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
         write_json(folder / f"{name}.json", values)
     write_csv(folder / "slices.csv", slices.to_table(found["slices"]))
     plots = [*_draw(part, scored, scores[headline], info, folder), *_draw_found(found, scores[headline], folder)]
-    return _report(table, scores, headline, found, plots, predictor.model_id, run_dir)
+    report = _report(table, scores, headline, found, plots, predictor.model_id, run_dir)
+    altered = [path for path, what in index.changes(rows).items() if what == index.CHANGED]
+    if altered:
+        report.summary.append(
+            f"{count_of(len(altered), 'file')} no longer what was indexed, {altered[0]} among them: scores are of what "
+            "they hold now, under the labels of before; restore them, or run the dataset stage again"
+        )
+    return report
+
+
+def _check_size(images: int, classes: int) -> None:
+    if images * classes > MOST_PROBABILITIES:
+        raise UserError(
+            f"{images:,} validation and test images of {classes:,} classes are {images * classes:,} probabilities to "
+            f"write down, and {MOST_PROBABILITIES:,} is the most: make splits with a smaller --val_fraction and "
+            "--test_fraction, or merge rare classes."
+        )
 
 
 def _readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -139,7 +170,7 @@ def _score(table: pd.DataFrame, split: str, info: BundleInfo, config: EvaluateCo
         "per_class": dict(zip(classes, scoring.per_class(scored), strict=True)),
         "selective": confidence.selective(right, thresholds.certainty(scored.probabilities, scored.predicted)),
     }
-    if not info.multi_label:
+    if not info.multi_label and len(classes) <= MATRIX_CLASSES:
         matrix = metrics.confusion_matrix(scored.labels, scored.predicted, len(classes))
         values["confusion_matrix"] = matrix.tolist()
     raw = _raw_probabilities(part, info)
@@ -174,7 +205,7 @@ def _draw(part: pd.DataFrame, scored: Scored, values: dict[str, Any], info: Bund
     labels, probabilities, classes = scored.labels, scored.probabilities, list(info.classes)
     surest, raw = part["confidence"].to_numpy(dtype=np.float64), _raw_probabilities(part, info)
     plots = [
-        _draw_errors(values, info, folder),
+        *_draw_errors(values, info, folder),
         evaluation_plots.roc_curves(labels, probabilities, classes, folder / "roc.png"),
         evaluation_plots.precision_recall_curves(labels, probabilities, classes, folder / "precision_recall.png"),
         _draw_reliability(labels, probabilities, raw, folder / "reliability.png"),
@@ -193,13 +224,15 @@ def _draw(part: pd.DataFrame, scored: Scored, values: dict[str, Any], info: Bund
     return plots
 
 
-def _draw_errors(values: dict[str, Any], info: BundleInfo, folder: Path) -> Path:
+def _draw_errors(values: dict[str, Any], info: BundleInfo, folder: Path) -> list[Path]:
     """What is taken for what, or which labels are missed and added."""
     if info.multi_label:
         each = list(values["per_class"].values())
-        return evaluation_plots.label_errors(info.classes, each, values["images"], folder / "label_errors.png")
+        return [evaluation_plots.label_errors(info.classes, each, values["images"], folder / "label_errors.png")]
+    if "confusion_matrix" not in values:
+        return []
     matrix = np.array(values["confusion_matrix"])
-    return evaluation_plots.confusion_matrix(matrix, info.classes, folder / "confusion_matrix.png")
+    return [evaluation_plots.confusion_matrix(matrix, info.classes, folder / "confusion_matrix.png")]
 
 
 def _draw_reliability(labels: np.ndarray, probabilities: np.ndarray, raw: np.ndarray | None, path: Path) -> Path:
@@ -290,6 +323,11 @@ def _cautions(values: dict[str, Any], headline: str) -> list[str]:
         )
     if values["images"] < FEW:
         told.append(f"{values['images']} images are few: mind the interval")
+    if len(values["per_class"]) > MATRIX_CLASSES and "label_accuracy" not in values:
+        told.append(
+            f"no confusion matrix of more than {MATRIX_CLASSES:,} classes: predictions.csv has every decision, and "
+            "error_analysis.py names the classes that are most often confused"
+        )
     return told
 
 

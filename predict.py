@@ -7,6 +7,7 @@ import csv
 import glob
 import json
 import logging
+import os
 import shutil
 import sys
 from collections import Counter
@@ -25,6 +26,7 @@ from spectacles import run_dir as runs
 from spectacles.bundle import BundleInfo
 from spectacles.config import ImageDirConfig, PredictCommand, PredictConfig
 from spectacles.errors import UserError
+from spectacles.folders import as_text, files_below
 from spectacles.inference import UNSURE, Prediction, Predictor
 from spectacles.overlays import FOLDER, write_overlays
 from spectacles.predictions import PREFIX
@@ -209,14 +211,14 @@ def collect(arguments: list[str], config: PredictCommand) -> Inputs:
     if len(arguments) == 1 and Path(arguments[0]).suffix.lower() in (".csv", ".tsv", ".json", ".jsonl"):
         return _from_table(Path(arguments[0]), config)
     paths = [str(path) for argument in arguments for path in _expand(argument)]
-    return Inputs(paths, paths, [])
+    return Inputs(paths, list(map(as_text, paths)), [])
 
 
 def _expand(argument: str) -> Iterator[Path]:
     path = Path(argument)
-    if path.is_dir():
-        yield from sources.files_below(path)
-    elif path.exists():
+    if os.path.isdir(path):  # False, not an exception, for a name that is too long
+        yield from files_below(path)
+    elif os.path.exists(path):
         yield path
     elif matches := sorted(glob.glob(argument, recursive=True)):
         yield from (Path(match) for match in matches if Path(match).is_file())
@@ -229,9 +231,8 @@ def _from_table(table_path: Path, config: PredictCommand) -> Inputs:
     files = sources.file_names(table, table_path, config.file_column, config.filename_template)
     names, folder = files.tolist(), config.image_dir or table_path.parent
     id_column = sources.find_id_column(table, str(files.name))
-    return Inputs(
-        [str(folder / name) for name in names], names, table[id_column].tolist() if id_column else [], id_column
-    )
+    ids = table[id_column].tolist() if id_column else []
+    return Inputs(sources.paths_of(files, folder), names, ids, id_column)
 
 
 def predict_inputs(arguments: list[str], config: PredictCommand) -> None:

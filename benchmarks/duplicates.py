@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from benchmarks import common
 from benchmarks.scale import report, timed
-from spectacles import duplicates, frozen, runtime, similar, sources
+from spectacles import duplicates, folders, frozen, runtime, similar
 from spectacles.config import DatasetConfig
 from spectacles.errors import UserError
 from spectacles.images import SUFFIXES, ImageRefused, decode
@@ -59,7 +59,7 @@ def copies(args: argparse.Namespace) -> None:
     """Share of planted copies that are paired with their original, and pairs among the originals, which are false where
     --persons names two different persons."""
     rng = np.random.default_rng(0)
-    photos = [str(path) for path in sources.files_below(args.photos) if path.suffix.lower() in SUFFIXES]
+    photos = [str(path) for path in folders.files_below(args.photos) if path.suffix.lower() in SUFFIXES]
     if not photos:
         raise UserError(f"--photos {args.photos} holds no photo.")
     photos = [photos[number] for number in rng.permutation(len(photos))[: args.images]]

@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image, ImageEnhance, ImageFilter
 
 from benchmarks import common
-from spectacles import runtime, sources
+from spectacles import folders, runtime
 from spectacles.errors import UserError
 from spectacles.images import decode
 from spectacles.inference import Predictor
@@ -68,7 +68,7 @@ CHANGES: dict[str, Change] = {
 def run(args: argparse.Namespace) -> None:
     table = common.read_splits(args.splits)
     table = table[table["split"] == "val"]
-    backgrounds = sources.files_below(args.backgrounds)
+    backgrounds = folders.files_below(args.backgrounds)
     rooms = {f"{share:.0%} of a room's height": in_a_room(share, backgrounds) for share in (0.6, 0.4)}
     device = runtime.prepare(runtime.resolve_device(args.device))
     predictors = [Predictor(bundle, device, images=len(table)) for bundle in args.bundle]

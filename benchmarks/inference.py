@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import common
-from spectacles import runtime, sources
+from spectacles import folders, runtime
 from spectacles.decoding import decode_one
 from spectacles.errors import UserError
 from spectacles.inference import Predictor
@@ -21,7 +21,7 @@ from spectacles.inference import Predictor
 def run(args: argparse.Namespace) -> None:
     device = runtime.prepare(runtime.resolve_device(args.device))
     predictor = Predictor(args.bundle, device, args.batch_size, args.engine)
-    paths = sources.files_below(args.images)[: args.limit]
+    paths = folders.files_below(args.images)[: args.limit]
     decoded = [decode_one(path, predictor.info.preprocessing) for path in paths]
     readable = [(path, item.pixels) for path, item in zip(paths, decoded, strict=True) if item.pixels is not None]
     if not readable:

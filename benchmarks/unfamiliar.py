@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from benchmarks import common, elsewhere
-from spectacles import metrics, runtime, sources
+from spectacles import folders, metrics, runtime
 from spectacles.decoding import decoded_batches
 from spectacles.errors import UserError
 from spectacles.images import decode
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--bundle {args.bundle} does not know what is familiar: it was trained on too few photos.")
     table = common.read_splits(args.splits)
     photos = {split: [Path(file) for file in table.loc[table["split"] == split, "file"]] for split in ("val", "test")}
-    others = sources.files_below(args.others)
+    others = folders.files_below(args.others)
     sets = {split: of_files(predictor, photos[split]) for split in photos}
     sets["others"] = of_files(predictor, others)
     rooms = {f"{share:.0%} of a room's height": elsewhere.in_a_room(share, others) for share in (0.6, 0.4)}

@@ -1,5 +1,6 @@
 """The only place where a file becomes pixels. Files are hostile: capped, allow-listed, refused with a reason."""
 
+import stat
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -94,6 +95,8 @@ def decode(source: Path | bytes, max_pixels: int = MAX_PIXELS, least_side: int |
 def read_file(path: Path) -> bytes:
     """At most MAX_BYTES + 1 bytes, so that a huge file costs no memory. Raises ImageRefused."""
     try:
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise ImageRefused("no file but a device, a pipe or a socket")  # opening one may wait for ever
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:

@@ -1,6 +1,7 @@
 """One look at every file: what it is, whether it can be used, and the numbers that explore and splitting need."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import pandas as pd
 from PIL import Image
 from scipy.fft import dctn
 
+from spectacles.errors import UserError
 from spectacles.images import ImageRefused, decode, read_file
 from spectacles.progress import progress
+from spectacles.wording import count_of
 
 MEASURE_SIZE = 256
 """Brightness, contrast and blur are measured on grey copies of at most this side, so that sizes compare."""
@@ -25,6 +28,7 @@ GRID = 50
 """Colours are measured on the means of so many cells a side, up to twice as many."""
 BORDER = 0.04
 """Share of each side that counts as border."""
+CHANGED = "has changed"
 COLOURS = ("red", "green", "blue", "border_red", "border_green", "border_blue", "saturation")
 
 
@@ -47,6 +51,9 @@ class FileFacts:
     height: int = 0
     """Upright, in pixels."""
     bytes: int = 0
+    modified: int = 0
+    """When the file was last written, in nanoseconds since 1970: with its size, what tells cheaply whether it is still
+    the same."""
     brightness: float = 0.0
     """Mean luma, 0..255."""
     contrast: float = 0.0
@@ -70,6 +77,7 @@ class FileFacts:
 def look_at(path: Path) -> FileFacts:
     """Reads, decodes and measures one file; never raises for what is in it."""
     try:
+        modified = _modified(path)  # before reading: what is written meanwhile is then newer
         content = read_file(path)
         decoded = decode(content, least_side=2 * MEASURE_SIZE)
     except ImageRefused as error:
@@ -87,9 +95,65 @@ def look_at(path: Path) -> FileFacts:
         width=decoded.width,
         height=decoded.height,
         bytes=len(content),
+        modified=modified,
         quantisation=_quantisation(content) if decoded.format in ("JPEG", "MPO") else 0.0,
         **_measure(grey),
         **_measure_colours(decoded.image),
+    )
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0  # reading it says why
+
+
+def changes(rows: pd.DataFrame) -> dict[str, str]:
+    """Path -> 'is gone', 'has changed' or why it cannot be told, of files that are no longer what was indexed.
+
+    `rows` have the columns path, sha256, bytes and modified of a dataset stage; of a run that is older than a column
+    less is compared. 100,000 files take less than a second: a file is read only where its time moved and its size did
+    not, since copying and restoring move times.
+    """
+    once = rows.drop_duplicates("path")
+    sizes, times = (once.get(name, pd.Series(-1, index=once.index)) for name in ("bytes", "modified"))
+    found = {}
+    for path, digest, size, modified in zip(once["path"], once["sha256"], sizes, times, strict=True):
+        what = _change(path, digest, size, modified)
+        if what:
+            found[path] = what
+    return found
+
+
+def _change(path: str, digest: str, size: int, modified: int) -> str:
+    try:
+        now = os.stat(path)
+        if size not in (-1, now.st_size):
+            return CHANGED
+        if modified in (-1, now.st_mtime_ns) or hashlib.sha256(read_file(Path(path))).hexdigest() == digest:
+            return ""
+    except FileNotFoundError:
+        return "is gone"
+    except OSError as error:
+        return f"cannot be read any more ({error.strerror})"
+    except ImageRefused as error:
+        return f"cannot be read any more ({error})"
+    return CHANGED
+
+
+def refuse_changed(rows: pd.DataFrame) -> None:
+    """To be called before anything is computed of indexed files: what is cached of them would be used for what is
+    there now. See `changes`. Raises UserError that names three of the files."""
+    found = changes(rows)
+    if not found:
+        return
+    named = [f"{path} {what}" for path, what in list(found.items())[:3]]
+    more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
+    total = rows["path"].nunique()
+    raise UserError(
+        f"{len(found):,} of {count_of(total, 'file')} {'is' if len(found) == 1 else 'are'} not what was indexed: "
+        f"{', '.join(named)}{more}: restore {'it' if len(found) == 1 else 'them'}, or run the dataset stage again."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from spectacles.errors import UserError
 from spectacles.tables import NONE, SEPARATOR, clean_labels, natural_sort
+from spectacles.wording import count_of, noun_of
 
 YES, NO = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
 
@@ -109,6 +110,30 @@ def count(texts: pd.Series[str], classes: Sequence[str], multi_label: bool) -> d
         for name in parts(str(text)) if multi_label else [str(text)]:
             totals[name] += int(images)
     return totals
+
+
+def rare(counts: Mapping[str, Mapping[str, int]], multi_label: bool) -> list[str]:
+    """Sentences about classes or labels that are too rare to be learnt or to be told about; `counts` as of
+    `count_splits`."""
+    noun = noun_of(multi_label)
+    single = [name for name in counts["train"] if sum(of[name] for of in counts.values()) == 1]
+    unseen = [name for name, images in counts["train"].items() if not images]
+    lines = []
+    if single:
+        lines.append(
+            f"{count_of(len(single), noun)} with a single image ({_some(single)}): one image cannot be both learnt "
+            "from and scored on, so no number tells how well it is recognised; give at least three of each"
+        )
+    if unseen:
+        lines.append(
+            f"{count_of(len(unseen), noun)} without a training image ({_some(unseen)}): nothing teaches the model to "
+            "recognise it; give training images, or take it out"
+        )
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (" ..." if len(names) > 5 else "")
 
 
 def same(decided: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -46,12 +46,25 @@ def decide_labels(probabilities: Floats, thresholds: Sequence[float] = ()) -> ND
 
 def confusion_matrix(labels: Ints, predicted: Ints, num_classes: int) -> NDArray[np.int64]:
     """Counts `(K, K)`: rows are the true class, columns the predicted one."""
-    labels, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
-    for name, indices in (("labels", labels), ("predictions", predicted)):
-        if indices.size and not 0 <= indices.min() <= indices.max() < num_classes:
-            raise ValueError(f"{name} must lie in 0..{num_classes - 1}, found {indices.min()}..{indices.max()}")
+    labels, predicted = _checked(labels, predicted, num_classes)
     pairs = labels * num_classes + predicted
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64)
+
+
+def class_counts(labels: Ints, predicted: Ints, num_classes: int) -> tuple[NDArray[np.int64], ...]:
+    """`(K,)` each: how often a class was recognised, how often it was there and how often it was predicted. These are
+    diagonal and sums of the confusion matrix without the matrix, which of 10,000 classes takes 800 MB."""
+    labels, predicted = _checked(labels, predicted, num_classes)
+    chosen = labels[labels == predicted], labels, predicted
+    return tuple(np.bincount(each, minlength=num_classes).astype(np.int64) for each in chosen)
+
+
+def _checked(labels: Ints, predicted: Ints, num_classes: int) -> list[NDArray[np.int64]]:
+    both = [np.asarray(indices, dtype=np.int64) for indices in (labels, predicted)]
+    for name, indices in zip(("labels", "predictions"), both, strict=True):
+        if indices.size and not 0 <= indices.min() <= indices.max() < num_classes:
+            raise ValueError(f"{name} must lie in 0..{num_classes - 1}, found {indices.min()}..{indices.max()}")
+    return both
 
 
 def classification_metrics(
@@ -73,14 +86,13 @@ def classification_metrics(
     """
     labels, probabilities = np.asarray(labels, dtype=np.int64), np.asarray(probabilities)
     check_probabilities(labels, probabilities, num_classes)
-    matrix = confusion_matrix(labels, predicted, num_classes)
-    hits, support, claimed = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    hits, support, claimed = class_counts(labels, predicted, num_classes)
     recall = hits / np.maximum(support, 1)
     precision = hits / np.maximum(claimed, 1)
     f1 = 2 * hits / np.maximum(support + claimed, 1)
     occurs = support + claimed > 0
     metrics = {
-        "accuracy": ratio(hits.sum(), matrix.sum()),
+        "accuracy": ratio(hits.sum(), support.sum()),
         "balanced_accuracy": mean(recall[support > 0]),
         "macro_precision": mean(precision[occurs]),
         "macro_recall": mean(recall[occurs]),
@@ -90,7 +102,7 @@ def classification_metrics(
         "pr_auc": _one_vs_rest(average_precision, labels, probabilities),
     }
     if num_classes == 2:
-        metrics |= _binary_error_rates(matrix)
+        metrics |= _binary_error_rates(hits, support)
     if num_classes >= 4:
         metrics["top_3_accuracy"] = top_k_accuracy(labels, probabilities, 3)
     if num_classes >= 6:
@@ -115,7 +127,6 @@ def per_class_metrics(labels: Ints, predicted: Ints, num_classes: int) -> list[d
     in the macro averages, an undefined value is None: recall of a class without images, precision of one never
     predicted, F1 of one that is neither.
     """
-    matrix = confusion_matrix(labels, predicted, num_classes)
     return [
         {
             "precision": ratio(hits, claimed),
@@ -123,7 +134,7 @@ def per_class_metrics(labels: Ints, predicted: Ints, num_classes: int) -> list[d
             "f1": ratio(2 * hits, support + claimed),
             "support": int(support),
         }
-        for hits, support, claimed in zip(matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0), strict=True)
+        for hits, support, claimed in zip(*class_counts(labels, predicted, num_classes), strict=True)
     ]
 
 
@@ -299,8 +310,8 @@ def _one_vs_rest(score: Callable[[Bools, Floats], float | None], labels: Ints, p
     return mean(np.array([value for value in values if value is not None]))
 
 
-def _binary_error_rates(matrix: NDArray[np.int64]) -> dict[str, float | None]:
-    rates = ratio(matrix[0, 1], matrix[0].sum()), ratio(matrix[1, 0], matrix[1].sum())
+def _binary_error_rates(hits: NDArray[np.int64], support: NDArray[np.int64]) -> dict[str, float | None]:
+    rates = ratio(support[0] - hits[0], support[0]), ratio(support[1] - hits[1], support[1])
     defined = [rate for rate in rates if rate is not None]
     return {
         "hter": sum(defined) / 2 if len(defined) == 2 else None,

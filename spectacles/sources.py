@@ -1,5 +1,6 @@
 """What the person gave (CSV, JSON, JSONL, folders) as one table of rows, none dropped."""
 
+import logging
 import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -10,17 +11,18 @@ import pandas as pd
 from spectacles import label_sets
 from spectacles.config import DatasetConfig
 from spectacles.errors import UserError
+from spectacles.folders import as_text, files_below, is_text, subfolders
 from spectacles.images import SUFFIXES
 from spectacles.tables import (
     clean_labels,
     file_names,
     find_id_column,
     find_label_columns,
-    natural_key,
-    natural_sort,
     read_table,
     require,
 )
+
+log = logging.getLogger("spectacles")
 
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
                  "test": "test", "testing": "test"}  # fmt: skip
@@ -106,7 +108,7 @@ def _read_table(
             "source": source,
             "row": range(len(table)),
             "file": files.str.strip(),
-            "path": [str((folder / name).absolute()) for name in files.str.strip()],
+            "path": paths_of(files, folder),
             "label": _label_texts(table, path, label_columns, config.multi_label) if label_columns else text(None),
             "group": text(config.group_column),
             "id": text(id_column),
@@ -166,65 +168,70 @@ def _check_renamed_labels(
 
 def _read_folder(folder: Path) -> pd.DataFrame:
     """A folder a class, or train/val/test folders with a folder a class in each."""
-    names = _subfolders(folder)
+    names = subfolders(folder)
     splits = {name: SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS}
-    if not all(_subfolders(folder / name) for name, split in splits.items() if split == "train"):
+    if not all(subfolders(folder / name) for name, split in splits.items() if split == "train"):
         splits = {}  # pictures of trains
     if "train" in splits.values():
         rows = [row for name, split in splits.items() for row in _class_folders(folder / name, folder, split)]
+        classes = {folder / name / inner for name in splits for inner in subfolders(folder / name)}
     else:
         rows = _class_folders(folder, folder, "")
+        classes = {folder / name for name in names}
     if not rows:
         raise UserError(f"--image_dir {folder} has no folder a class with files in it; with a CSV, add --train_csv.")
-    listed = {row[0] for row in rows}
-    for path in files_below(folder):  # pictures without a class: unlabelled test data, or refused, but never dropped
-        if path not in listed and path.suffix.lower() in SUFFIXES:
-            name = path.relative_to(folder)
-            rows.append((path, name.as_posix(), "", "test" if splits.get(name.parts[0]) == "test" else ""))
+    for path in _strays(folder, classes):
+        name = path.relative_to(folder)
+        rows.append((path, name.as_posix(), "", "test" if splits.get(name.parts[0]) == "test" else ""))
     return _folder_frame(rows, "train")
 
 
 def _read_test_folder(folder: Path, labels: set[str]) -> pd.DataFrame:
-    names = _subfolders(folder)
+    names = subfolders(folder)
     if labels & set(names):  # a class that training does not know is refused row by row, not guessed
-        return _folder_frame(_class_folders(folder, folder, "test"), "test")
-    rows = [(path, path.relative_to(folder).as_posix(), "", "test") for path in files_below(folder)]
+        paths = _strays(folder, {folder / name for name in names})
+        rows = _class_folders(folder, folder, "test")
+    else:
+        paths, rows = files_below(folder), []
+    rows += [(path, path.relative_to(folder).as_posix(), "", "test") for path in paths]
     if not rows:
         raise UserError(f"--test_dir {folder} holds no files.")
     return _folder_frame(rows, "test")
 
 
 def _class_folders(folder: Path, root: Path, split: str) -> list[tuple[Path, str, str, str]]:
-    return [
-        (path, path.relative_to(root).as_posix(), name, split)
-        for name in _subfolders(folder)
-        for path in files_below(folder / name)
-    ]
+    rows = []
+    for name in subfolders(folder):
+        paths = files_below(folder / name)
+        if not paths:
+            log.info("  the folder %s holds no files: it is no class", as_text(str(folder / name)))
+        rows += [(path, path.relative_to(root).as_posix(), name, split) for path in paths]
+    return rows
+
+
+def _strays(folder: Path, classes: set[Path]) -> list[Path]:
+    """Pictures beside the folders of the classes, and links that should lead to such a folder and lead nowhere:
+    unlabelled test data, or refused, but never dropped."""
+    paths = files_below(folder, skip=classes)
+    return [path for path in paths if path.suffix.lower() in SUFFIXES or not os.path.exists(path)]
 
 
 def _folder_frame(rows: list[tuple[Path, str, str, str]], source: str) -> pd.DataFrame:
-    texts = [[_text(str(path.absolute())), *map(_text, rest)] for path, *rest in rows]
+    """A path that is no text cannot be written down and is '': its file is refused."""
+    paths = [str(path.absolute()) for path, *_ in rows]
+    texts = [[path if is_text(path) else "", *map(as_text, rest)] for path, (_, *rest) in zip(paths, rows, strict=True)]
     frame = pd.DataFrame(texts, columns=["path", "file", "label", "given_split"])
     return frame.assign(source=source, row=range(len(frame)), group="", id="")[COLUMNS]
 
 
-def _text(name: str) -> str:
-    """A file name that is not UTF-8 with its odd bytes spelled out: such a file is then refused as not found."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def paths_of(names: "pd.Series[str]", folder: Path) -> list[str]:
+    """Absolute, of names as a table has them: spaces around a name belong to it where there is such a file."""
+    return [str((folder / _exact(name, folder)).absolute()) for name in names]
 
 
-def _subfolders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise UserError(f"the folder {folder} does not exist.")
-    return natural_sort([p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")])
-
-
-def files_below(folder: Path) -> list[Path]:
-    """All files below, hidden ones aside, whatever their suffix: what is no picture is refused by name later."""
-    if not folder.is_dir():
-        raise UserError(f"the folder {folder} does not exist.")
-    found = [p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    return sorted((p for p in found if p.is_file()), key=lambda p: natural_key(p.as_posix()))
+def _exact(name: str, folder: Path) -> str:
+    stripped = name.strip()
+    return name if name != stripped and os.path.isfile(folder / name) else stripped
 
 
 def _image_dir(config: DatasetConfig) -> Path:
@@ -233,10 +240,10 @@ def _image_dir(config: DatasetConfig) -> Path:
 
 
 def _check_folder(frame: pd.DataFrame, folder: Path, table: Path) -> None:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"the image folder {folder} does not exist: set --image_dir (or --test_dir).")
-    if not any(Path(path).is_file() for path in frame["path"]):
+    if not any(map(os.path.isfile, frame["path"])):
         raise UserError(
-            f"none of the {len(frame)} files that {table} names exists, for example {frame['path'].iloc[0]}: "
+            f"none of the {len(frame)} files that {table} names can be found, for example {frame['path'].iloc[0]}: "
             "set --image_dir (or --test_dir) to the folder they are in, or --filename_template."
         )

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from spectacles import run_dir as runs
 from spectacles.errors import UserError
@@ -21,40 +23,45 @@ def stratified_split(labels: np.ndarray, clusters: np.ndarray, fractions: Sequen
     of them and being an image count as two more, and images with the rarest label go first: they leave least choice.
     """
     members, counts = _cluster_counts(labels, clusters)
+    of_class = np.asarray(counts.sum(axis=0)).ravel()
     order = np.random.default_rng(seed).permutation(len(members))
     if labels.ndim == 2:
-        rarest = np.where(counts > 0, counts.sum(axis=0), np.inf).min(axis=1)
+        rarest = np.minimum.reduceat(of_class[counts.indices], counts.indptr[:-1]) if len(members) else of_class
         order = order[np.argsort(rarest[order], kind="stable")]
     sizes = np.array([len(images) for images in members])
     order = order[np.argsort(-sizes[order], kind="stable")]
-    missing = np.outer(np.asarray(fractions, dtype=np.float64), counts.sum(axis=0))
+    missing = np.outer(np.asarray(fractions, dtype=np.float64), of_class)
     # Labels come in all combinations, so every split is filled at the same pace; with one class an image, exact shares
     # come out whatever the pace.
-    totals = np.maximum(missing if labels.ndim == 2 else counts.sum(axis=0), 1e-9)
+    totals = np.maximum(missing if labels.ndim == 2 else of_class, 1e-9)
+    closed = np.asarray(fractions) <= 0
     split = np.empty(len(labels), dtype=np.int64)
     for cluster in order:
-        own = counts[cluster]
+        place = slice(counts.indptr[cluster], counts.indptr[cluster + 1])
+        present, own = counts.indices[place], counts.data[place]
         # How much of this cluster each split still wants, in shares of what it was promised of each class.
-        want = (own * missing / totals).sum(axis=1)
-        want[np.asarray(fractions) <= 0] = -np.inf
+        want = (own * missing[:, present] / totals[..., present]).sum(axis=1)
+        want[closed] = -np.inf
         chosen = int(np.argmax(want))
-        missing[chosen] -= own
+        missing[chosen, present] -= own
         split[members[cluster]] = chosen
     return split
 
 
-def _cluster_counts(labels: np.ndarray, clusters: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Members of each cluster, and its images a class (M, K)."""
+def _cluster_counts(labels: np.ndarray, clusters: np.ndarray) -> tuple[list[np.ndarray], Any]:
+    """Members of each cluster, and its images a class (M, K), sparse: of 10,000 classes a cluster has one or two."""
     _, numbers = np.unique(clusters, return_inverse=True)
     order = np.argsort(numbers, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+    members = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else []
     if labels.ndim == 2:
-        each = np.column_stack([labels, labels.sum(axis=1) == 0, np.ones(len(labels), dtype=np.int64)])
-        counts = np.zeros((len(members), each.shape[1]), dtype=np.int64)
-        np.add.at(counts, numbers, each)
+        rows, columns = np.nonzero(np.column_stack([labels, labels.sum(axis=1) == 0, np.ones(len(labels))]))
+        shape = (len(members), labels.shape[1] + 2)
     else:
-        counts = np.zeros((len(members), int(labels.max(initial=0)) + 1), dtype=np.int64)
-        np.add.at(counts, (numbers, labels), 1)
+        rows, columns = np.arange(len(labels)), labels
+        shape = (len(members), int(labels.max(initial=-1)) + 1)
+    ones = np.ones(len(rows), dtype=np.int64)
+    counts = sparse.coo_array((ones, (numbers[rows], columns)), shape=shape).tocsr()
+    counts.sum_duplicates()
     return members, counts
 
 

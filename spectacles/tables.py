@@ -1,6 +1,7 @@
 """A table as text columns, whatever file it comes from, and which of its columns means what."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +21,16 @@ ID_NAMES = ("id", "image_id", "img_id", "index", "uid", "uuid", "")
 
 def read_table(path: Path) -> pd.DataFrame:
     """A CSV (comma, semicolon or tab), JSON or JSONL file as text columns, '' for missing. Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist.")
+    if not os.path.isfile(path):  # False, not an exception, for a name that is too long
+        raise UserError(f"{path} {'is a folder, not a table' if os.path.isdir(path) else 'does not exist'}.")
     try:
         if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
             frame = pd.DataFrame(_json_records(path)).map(_joined)
         else:
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep=_delimiter(path), encoding="utf-8-sig",
                                 skipinitialspace=True)  # fmt: skip
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
