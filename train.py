@@ -20,6 +20,7 @@ from spectacles import (
     epochs,
     finishing,
     history,
+    index,
     label_sets,
     phases,
     processes,
@@ -95,6 +96,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     started = time.monotonic()
     data = run_dir.load_result("dataset", DatasetReport)
     rows = dataset.load_split(run_dir, "train", "val")
+    index.refuse_changed(rows)
     labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
     places = {split: np.flatnonzero(rows["split"] == split) for split in ("train", "val")}
     finishing.check(config, labels[places["val"]], len(data.classes))
