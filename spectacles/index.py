@@ -150,10 +150,10 @@ def refuse_changed(rows: pd.DataFrame) -> None:
         return
     named = [f"{path} {what}" for path, what in list(found.items())[:3]]
     more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
-    total = rows["path"].nunique()
+    are, them = ("is", "it") if len(found) == 1 else ("are", "them")
     raise UserError(
-        f"{len(found):,} of {count_of(total, 'file')} {'is' if len(found) == 1 else 'are'} not what was indexed: "
-        f"{', '.join(named)}{more}: restore {'it' if len(found) == 1 else 'them'}, or run the dataset stage again."
+        f"{len(found):,} of {count_of(rows['path'].nunique(), 'file')} {are} not what was indexed any more: "
+        f"{', '.join(named)}{more}: restore {them}, or run the dataset stage again."
     )
 
 

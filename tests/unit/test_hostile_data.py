@@ -359,7 +359,9 @@ def test_of_many_changed_files_three_are_named(indexed: tuple[Path, RunDir, pd.D
     for number in range(5):
         (folder / f"{number}.png").unlink()
     (folder / "5.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"^6 of 16 files are not what was indexed: .* and 3 more: restore them, or "):
+    with pytest.raises(
+        UserError, match=r"^6 of 16 files are not what was indexed any more: .* and 3 more: restore them, or "
+    ):
         index.refuse_changed(table_of_splits)
 
 
