@@ -314,7 +314,6 @@ def test_a_folder_that_is_gone_stops_training(tmp_path: Path) -> None:
         train.run(TINY, run_dir.for_stage("train"))
 
 
-@pytest.mark.xfail(reason="training does not ask index.refuse_changed yet", strict=False)
 def test_a_swapped_file_is_noticed_though_its_pixels_are_kept(tmp_path: Path) -> None:
     _, run_dir = run(tmp_path, **table()(tmp_path))
     train.run(TINY, run_dir.for_stage("train"))
