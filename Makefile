@@ -2,12 +2,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FASTAI := .venv-fastai
+# Only what the locks name, by hash and ready built: no package's own script runs while it is installed.
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command 'make lock' $(FLAGS)
 OUTPUTS ?= outputs
 IMAGES ?= 600
 KILLS ?= 100
 SAMPLE = $(OUTPUTS)/sample
 
-.PHONY: help setup dev demo test check fmt bench bench-serving attack crash clean
+.PHONY: help setup dev lock demo test check fmt bench bench-serving attack crash clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -17,14 +21,18 @@ setup: $(VENV)/.runtime  ## make .venv with everything that runs
 
 dev: $(VENV)/.dev  ## add what tests and checks need
 
-$(VENV)/.runtime: requirements.txt
+$(VENV)/.runtime: requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -r $<
 	touch $@
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	$(INSTALL) -r $<
 	touch $@
+
+lock: dev  ## write the locks anew from requirements*.txt (FLAGS=--upgrade: with the newest of what those leave open)
+	$(LOCK) requirements.txt -o requirements.lock
+	$(LOCK) requirements-dev.txt -c requirements.lock -o requirements-dev.lock
 
 demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no network)
 	$(BIN)/python -m spectacles.sample_data --output_dir $(SAMPLE) --images $(IMAGES)
@@ -35,10 +43,11 @@ demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no n
 test: check  ## check the code and run all tests
 	$(BIN)/python -m pytest
 
-check: dev  ## ruff and mypy
+check: dev  ## ruff, mypy and bandit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive spectacles benchmarks *.py
 
 $(FASTAI)/.installed: benchmarks/requirements-fastai.txt
 	test -x $(FASTAI)/bin/python || $(PYTHON) -m venv $(FASTAI)

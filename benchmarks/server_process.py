@@ -39,7 +39,7 @@ class Server:
 
     def is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.ready}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.ready}", timeout=5) as answer:  # nosec B310 # http
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False

@@ -58,14 +58,20 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The newest that is whole; None where there is none. Raises UserError where all are damaged."""
+    """The newest that is whole; None where there is none. Raises UserError where all are damaged or it is none."""
     files = _files(folder)
     for path in reversed(files):
         content = path.read_bytes()
         if path.stem.rpartition("-")[2] != hashlib.sha256(content).hexdigest():
             log.info("  %s is damaged: the one before it is used", path)
             continue
-        return _read(content)
+        try:
+            return _read(content)
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"cannot resume: {path} bears its content's sha256 but is no checkpoint ({type(error).__name__}). "
+                "Remove it, or train without --resume."
+            ) from error
     if files:
         raise UserError(f"cannot resume: no checkpoint in {folder} is whole. Train without --resume from the start.")
     return None
@@ -90,11 +96,7 @@ def _read(content: bytes) -> Checkpoint:
     length = int.from_bytes(content[:8], "little")
     facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["facts"])
     found = Checkpoint(facts, {})
-    try:
-        tensors = from_bytes(content)
-    except SafetensorError as error:  # its sha256 is right, so it was written like that
-        raise RuntimeError(f"a checkpoint cannot be read: {error}") from error
-    for key, value in tensors.items():
+    for key, value in from_bytes(content).items():
         part, _, name = key.partition("/")
         if part == "optimizer":
             index, _, name = name.partition("/")

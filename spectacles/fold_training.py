@@ -66,7 +66,7 @@ def _fold(
     """(M, K) of the fold's rows, in their order; read where they are already known."""
     kept = part.path / "probabilities.npy"
     if kept.is_file():
-        return np.asarray(np.load(kept, allow_pickle=False))
+        return _read(kept)
     started = time.monotonic()
     if not part.done("train"):
         _begin(part, table, data, settings)
@@ -82,6 +82,15 @@ def _fold(
         shutil.rmtree(weights, ignore_errors=True)
     log.info("  %s: %s", part.name, readable(time.monotonic() - started))
     return probabilities
+
+
+def _read(kept: Path) -> np.ndarray:
+    try:
+        return np.asarray(np.load(kept, allow_pickle=False))
+    except (ValueError, EOFError) as error:
+        raise UserError(
+            f"{kept} holds no probabilities ({error}): remove the folder {kept.parent}, and the fold is trained again."
+        ) from error
 
 
 def _begin(part: RunDir, table: pd.DataFrame, data: DatasetReport, settings: dict[str, Any]) -> None:
