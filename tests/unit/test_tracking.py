@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from spectacles import delivery, mlflow_store, tracking
 from spectacles import run_dir as runs
-from spectacles import tracking
 from spectacles.run_dir import RunDir, write_json
 
 
@@ -21,11 +21,13 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def track(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RunDir, str, dict[str, str]]]:
     """Makes a run folder and tracks it; returns it, its id, and the tags that the store has of it."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracking, "_start_sender", lambda _: None)  # delivered in this process, which takes less time
 
     def make(name: str, before: RunDir | None = None) -> tuple[RunDir, str, dict[str, str]]:
         run_dir = runs.create(outputs, name)
         with tracking.parent_run(run_dir, before):
             pass
+        assert delivery.sync(outputs)
         run_id = json.loads(run_dir.tracking.read_text(encoding="utf-8"))["run_id"]
         return run_dir, run_id, MlflowClient(tracking.uri(outputs)).get_run(run_id).data.tags
 
@@ -34,11 +36,11 @@ def track(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
 
 def test_runs_nest_below_the_run_before_and_stay_there(track, outputs: Path) -> None:
     first, first_id, tags = track("first")
-    assert tracking.PARENT not in tags and "run_before" not in tags
+    assert mlflow_store.PARENT not in tags and "run_before" not in tags
     second, second_id, tags = track("second", first)
-    assert (tags[tracking.PARENT], tags["run_before"]) == (first_id, "first")
+    assert (tags[mlflow_store.PARENT], tags["run_before"]) == (first_id, "first")
     assert track("second")[1:] == (second_id, tags)  # reopened by a stage that is run alone
-    assert track("third", second)[2][tracking.PARENT] == second_id
+    assert track("third", second)[2][mlflow_store.PARENT] == second_id
 
 
 def test_a_run_before_that_this_store_does_not_have_is_named_by_a_tag(track, outputs: Path) -> None:
@@ -51,5 +53,5 @@ def test_a_run_before_that_this_store_does_not_have_is_named_by_a_tag(track, out
     for before in (untracked, elsewhere, lost, deleted):
         _, _, tags = track(f"after {before.name}", before)
         assert tags["run_before"] == before.name
-        assert tracking.PARENT not in tags
+        assert mlflow_store.PARENT not in tags
         assert tags["status"] == "FINISHED"
