@@ -148,11 +148,25 @@ def deliver(run_dir: RunDir, to: str) -> None:
     store = mlflow_store.connect(to, run_dir.output_dir)
     journal.mark_sent(folder, to, reached)  # progress, to the one who waits
     for events, offset in _batches(folder, reached, to):
-        try:
-            mlflow_store.record(store, events, run_dir)
-        except mlflow_store.Refused as error:
-            log.warning("left out, %s: %s", events[0], error)
+        _record(store, events, run_dir)
         journal.mark_sent(folder, to, offset)
+
+
+def _record(store: mlflow_store.Store, events: list[Event], run_dir: RunDir) -> None:
+    """What the store refuses is tried in parts, and the part that it does not take is left out."""
+    try:
+        mlflow_store.record(store, events, run_dir)
+    except mlflow_store.Refused as error:
+        values = events[0].get("values", {})
+        if len(events) > 1:
+            parts = events
+        elif len(values) > 1:
+            parts = [events[0] | {"values": {name: value}} for name, value in values.items()]
+        else:
+            parts = []
+            log.warning("left out, %s: %s", events[0], error)
+        for part in parts:
+            _record(store, [part], run_dir)
 
 
 def _batches(folder: Path, offset: int, to: str) -> Iterator[tuple[list[Event], int]]:

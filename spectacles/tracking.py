@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +152,7 @@ def log_params(params: dict[str, Any]) -> None:
     _note("params", values={key: str(value)[:MAX_PARAM] for key, value in params.items()})
 
 
-def log_metrics(metrics: dict[str, float | None], step: int | None = None) -> None:
+def log_metrics(metrics: Mapping[str, float | None], step: int | None = None) -> None:
     """Undefined metrics (None) are left out."""
     numbers = {key: float(value) for key, value in metrics.items() if value is not None}
     values = {key: value if math.isfinite(value) else str(value) for key, value in numbers.items()}
