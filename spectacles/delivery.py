@@ -40,13 +40,21 @@ def send(run_dir: RunDir, parent: int) -> None:
 
 
 def _be_modest() -> None:
-    """Last in the queue for the processor, and deaf to what ends the command: it goes when its work is done."""
+    """Last in the queue for the processor, and deaf to what ends the command: it goes when its work is done.
+
+    19 would be politer, but among three busy processes it would not get to work for minutes.
+    """
     for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError, AttributeError):  # Windows has no such thing
-        os.nice(19)
-    with suppress(OSError):  # Linux may share the processor out by session first, and this is one of its own
-        Path("/proc/self/autogroup").write_text("19", encoding="ascii")
+        os.nice(15)
+    _share(19)
+
+
+def _share(niceness: int) -> None:
+    """Where Linux shares the processor out by session: this is one of its own, and unlike a process may hurry again."""
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")
 
 
 def _follow(run_dir: RunDir, to: str, parent: int) -> None:
@@ -56,6 +64,8 @@ def _follow(run_dir: RunDir, to: str, parent: int) -> None:
         if os.getppid() != parent:
             journal.close_dead(folder)
         over = os.getppid() != parent or not journal.open_runs(folder)
+        if over:
+            _share(0)
         before = journal.sent(folder)
         arrived = _try(run_dir, to)
         if arrived or journal.sent(folder) != before:
