@@ -48,13 +48,13 @@ def _be_modest() -> None:
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError, AttributeError):  # Windows has no such thing
         os.nice(15)
-    _share(19)
 
 
-def _share(niceness: int) -> None:
-    """Where Linux shares the processor out by session: this is one of its own, and unlike a process may hurry again."""
+def share(sender: int, niceness: int) -> None:
+    """Where Linux shares the processor out by session, a sender is one of its own. Set by the command, which lets it
+    hurry in the end; a process could not take its own niceness back."""
     with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")
+        Path(f"/proc/{sender}/autogroup").write_text(str(niceness), encoding="ascii")
 
 
 def _follow(run_dir: RunDir, to: str, parent: int) -> None:
@@ -65,7 +65,7 @@ def _follow(run_dir: RunDir, to: str, parent: int) -> None:
             journal.close_dead(folder)
         over = os.getppid() != parent or not journal.open_runs(folder)
         if over:
-            _share(0)
+            share(os.getpid(), 0)
         before = journal.sent(folder)
         arrived = _try(run_dir, to)
         if arrived or journal.sent(folder) != before:
@@ -73,16 +73,15 @@ def _follow(run_dir: RunDir, to: str, parent: int) -> None:
         if over and (not journal.waiting(folder)[to] or time.monotonic() > success + LINGER):
             return
         failures += not arrived
-        pause = 0.0 if arrived else min(2.0**failures, 2 if over else LONGEST_PAUSE)
+        pause = None if arrived else min(2.0**failures, 2 if over else LONGEST_PAUSE)
         _wait(lambda seen=size: journal.size(folder) != seen or os.getppid() != parent, pause)  # type: ignore[misc]
 
 
-def _wait(news: Callable[[], bool], pause: float) -> None:
-    """For news; after a failure for `pause` at most, but for a second at least."""
+def _wait(news: Callable[[], bool], pause: float | None) -> None:
+    """For news, which is better fetched in one go than line by line; after a failure for `pause` at most."""
     started = time.monotonic()
-    while not news() or time.monotonic() < started + min(pause, 1):
-        if pause and time.monotonic() > started + pause:
-            return
+    time.sleep(0.5)
+    while not news() and (pause is None or time.monotonic() < started + pause):
         time.sleep(0.1)
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectacles import journal
+from spectacles import delivery, journal
 from spectacles.environment import git_commit
 from spectacles.journal import Event
 from spectacles.records import Report
@@ -72,7 +72,11 @@ def parent_run(run_dir: RunDir, before: RunDir | None = None) -> Iterator[None]:
         facts = {} if before is None else {"before": str(before.path)}
         with _run(key, run_dir.name, tags | ({} if before is None else {"run_before": before.name}), **facts):
             sender = None if _session is None else _start_sender(run_dir)
-            yield
+            try:
+                yield
+            finally:
+                if sender is not None:
+                    delivery.share(sender.pid, 0)
     if sender is not None:
         _await_delivery(run_dir, sender)
 
@@ -190,6 +194,7 @@ def _start_sender(run_dir: RunDir) -> "subprocess.Popen[bytes] | None":
     except OSError as error:
         log.warning("warning: MLflow is told later: %s", error)
         return None
+    delivery.share(sender.pid, 15)
     _senders.append(sender)
     return sender
 
@@ -218,9 +223,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     send.add_argument("run_dir", type=Path)
     send.add_argument("--parent", type=int, required=True, help="process id of the command")
     args = parser.parse_args(arguments)
-
-    from spectacles import delivery
-
     if args.command == "send":
         delivery.send(RunDir(args.run_dir), args.parent)
     elif not delivery.sync(args.output_dir):

@@ -204,8 +204,8 @@ def test_where_the_sender_is_killed_as_well_another_command_closes_and_delivers(
     first.kill()
     assert journal.open_runs(first.run_dir.path) and not first.arrived()
     second = command("second")
-    until(lambda: not journal.open_runs(first.run_dir.path) and first.arrived(), "a command of the same output folder")
     second.finish()
+    until(lambda: not journal.open_runs(first.run_dir.path) and first.arrived(), "a command of the same output folder")
     runs = runs_of(tracking.uri(first.run_dir.output_dir), first.run_dir)
     assert {name: [run.info.status for run in found] for name, found in runs.items()} == {
         "first": ["KILLED"], "train": ["KILLED"], "fine_tune": ["KILLED"],
