@@ -1,123 +1,59 @@
-"""MLflow, the only place that knows it. A tracking server that fails costs a warning, never a training run."""
+"""What a run tells MLflow: written into the run folder's journal here, delivered by a process of its own (`delivery`).
 
-import json
+    python -m spectacles.tracking sync --output_dir outputs
+
+delivers what an unreachable MLflow server did not get; so does the next command that works in the folder.
+"""
+
+import argparse
+import getpass
+import hashlib
 import logging
+import math
 import os
+import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectacles import delivery, journal
 from spectacles.environment import git_commit
+from spectacles.journal import Event
 from spectacles.records import Report
-from spectacles.run_dir import RunDir, write_json
+from spectacles.run_dir import RunDir
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger("spectacles")
 
-EXPERIMENT = "spectacles"
 MAX_PARAM = 500
-PARENT = "mlflow.parentRunId"
-"""MLflow's own tag, by which its pages nest runs."""
-
-_broken = False
-"""Set by the first failure and cleared when the next parent run starts, so that a dead server is waited for once."""
+PATIENCE = 10.0
+"""Seconds without any progress that the end of a command waits for the delivery."""
+ROOT = Path(__file__).resolve().parents[1]
 
 
-_inside = False
-"""Is a parent run open? Said by us and not asked of MLflow, which knows of none where its server is dead."""
+@dataclass
+class _Session:
+    """An open parent run: where its events are written, for whom, and which runs are open, the innermost last."""
+
+    write: Callable[[Event], None]
+    to: str
+    runs: list[str] = field(default_factory=list)
+
+
+_session: _Session | None = None
+_senders: list["subprocess.Popen[bytes]"] = []
+"""They outlive the run, and Python would warn of each that it forgets."""
 
 
 def uri(output_dir: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(output_dir / 'mlflow.db').absolute().as_posix()}"
-
-
-def _mlflow() -> Any:
-    """Imported on first use: it takes seconds, and --help should not."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    import mlflow
-    import mlflow.data
-
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    return mlflow
-
-
-def _safely(action: Callable[..., Any]) -> Callable[..., Any]:
-    """What happens in the tracking server stays there: the first failure is reported, later calls do nothing."""
-
-    @wraps(action)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        global _broken
-        if _broken:
-            return None
-        try:
-            return action(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - MLflow raises its own, SQLAlchemy's, requests' and OS errors
-            _broken = True
-            log.warning("warning: this run is no longer tracked in MLflow: %s", error)
-            return None
-
-    return guarded
-
-
-@_safely
-def _start(run_id: str | None, name: str, tags: dict[str, str], nested: bool) -> Any:
-    return _mlflow().start_run(run_id=run_id, run_name=None if run_id else name, nested=nested, tags=tags)
-
-
-def _end(status: str) -> None:
-    """Tried even after a failure: a run must not stay RUNNING because the database was locked for a moment."""
-    global _broken
-    was_broken, _broken = _broken, False
-    _close(status)
-    _broken = _broken or was_broken
-
-
-@_safely
-def _close(status: str) -> None:
-    mlflow = _mlflow()
-    mlflow.set_tag("status", status)
-    mlflow.end_run(status)
-
-
-@_safely
-def _connect(output_dir: Path) -> None:
-    mlflow = _mlflow()
-    local = "MLFLOW_TRACKING_URI" not in os.environ
-    mlflow.set_tracking_uri(uri(output_dir))
-    if local:  # set_tracking_uri exports the address, and a later run may have another --output_dir
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-        location = (output_dir / "mlartifacts").absolute().as_uri() if local else None
-        mlflow.create_experiment(EXPERIMENT, artifact_location=location)
-    mlflow.set_experiment(EXPERIMENT)
-
-
-def _active() -> bool:
-    return "mlflow" in sys.modules and sys.modules["mlflow"].active_run() is not None
-
-
-@contextmanager
-def _run(run_id: str | None, name: str, tags: dict[str, str], nested: bool) -> Iterator[Any]:
-    run = _start(run_id, name, tags, nested)
-    status = "FAILED"
-    try:
-        yield run
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        if run is not None:
-            _end(status)
+    return journal.address(journal.destination(), output_dir)
 
 
 @contextmanager
@@ -127,50 +63,83 @@ def parent_run(run_dir: RunDir, before: RunDir | None = None) -> Iterator[None]:
     `before`: the run that this one is made from again. Where that is tracked in the same store, this one is shown below
     it; elsewhere a tag names it.
     """
-    global _broken, _inside
-    if _inside:
+    if _session is not None:
         yield
         return
-    _broken, _inside = False, True
-    try:
-        _connect(run_dir.output_dir)
+    with _open_session(run_dir):
+        key = journal.folder_run(run_dir.path) or uuid.uuid4().hex
         tags = {"git_commit": git_commit(), "run_folder": str(run_dir.path)}
-        if before is not None:
-            tags |= {"run_before": before.name} | _below(_known_run(before))
-        with _run(_known_run(run_dir), run_dir.name, tags, nested=False) as run:
-            if run is not None:
-                write_json(run_dir.tracking, {"uri": uri(run_dir.output_dir), "run_id": run.info.run_id})
+        facts = {} if before is None else {"before": str(before.path)}
+        with _run(key, run_dir.name, tags | ({} if before is None else {"run_before": before.name}), **facts):
+            sender = None if _session is None else _start_sender(run_dir)
+            try:
+                yield
+            finally:
+                if sender is not None:
+                    delivery.share(sender.pid, 0)
+    if sender is not None:
+        _await_delivery(run_dir, sender)
+
+
+@contextmanager
+def _open_session(run_dir: RunDir) -> Iterator[None]:
+    global _session
+    with ExitStack() as stack:
+        try:
+            _session = _Session(stack.enter_context(journal.writing(run_dir.path)), journal.destination())
+        except OSError as error:
+            log.warning("warning: this run is not tracked: %s", error)
+        try:
             yield
-    finally:
-        _inside = False
+        finally:
+            _session = None
 
 
-def _known_run(run_dir: RunDir) -> str | None:
-    """The folder's run, if it was tracked where we track now."""
-    known = json.loads(run_dir.tracking.read_text(encoding="utf-8")) if run_dir.tracking.is_file() else {}
-    return known.get("run_id") if known.get("uri") == uri(run_dir.output_dir) else None
-
-
-@_safely
-def _exists(run_id: str) -> bool:
-    """Its store may have been made anew since, and a deleted run would hide what is below it."""
-    mlflow = _mlflow()
+@contextmanager
+def _run(key: str, name: str, tags: dict[str, str], **facts: str) -> Iterator[None]:
+    """A run below the innermost open one; nothing where no parent run is open."""
+    if _session is None:
+        yield
+        return
+    runs = _session.runs
+    parent = runs[-1] if runs else None
+    runs.append(key)
+    _note("start", name=name, parent=parent, tags=tags, origin=_origin(), **facts)
+    status = "FAILED"
     try:
-        return bool(mlflow.get_run(run_id).info.lifecycle_stage == "active")
-    except mlflow.exceptions.MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
         raise
+    finally:
+        _note("end", status=status)
+        runs.pop()
 
 
-def _below(run_id: str | None) -> dict[str, str]:
-    return {PARENT: run_id} if run_id is not None and _exists(run_id) else {}
+def _note(do: str, **facts: Any) -> None:
+    """An event of the innermost open run, in the journal."""
+    if _session is None or not _session.runs:
+        return
+    try:
+        _session.write({"do": do, "run": _session.runs[-1], "to": _session.to, "ts": journal.now()} | facts)
+    except OSError as error:
+        log.warning("warning: not tracked (%s): %s", do, error)
+
+
+def _origin() -> dict[str, str]:
+    """MLflow's own tags, by which its pages say who made a run, and with what."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = "unknown"
+    return {"mlflow.user": user, "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
 
 
 @contextmanager
 def stage_run(run_dir: RunDir, stage: str, params: dict[str, Any]) -> Iterator[None]:
     """A child run with the stage's parameters; FAILED when the stage raises, KILLED on Ctrl-C."""
-    with _run(None, stage, {"stage": stage, "git_commit": git_commit()}, nested=True):
+    with _run(uuid.uuid4().hex, stage, {"stage": stage, "git_commit": git_commit()}):
         log_params(params)
         yield
 
@@ -178,44 +147,33 @@ def stage_run(run_dir: RunDir, stage: str, params: dict[str, Any]) -> Iterator[N
 @contextmanager
 def child_run(name: str) -> Iterator[None]:
     """A run below the active one (training's phases); does nothing where nothing is tracked."""
-    if not _active():
-        yield
-        return
-    with _run(None, name, {"stage": name}, nested=True):
+    with _run(uuid.uuid4().hex, name, {"stage": name}):
         yield
 
 
-@_safely
 def log_params(params: dict[str, Any]) -> None:
     """MLflow never changes a parameter: in a run that is continued, the first value stays."""
-    if _active():
-        mlflow = _mlflow()
-        known = mlflow.get_run(mlflow.active_run().info.run_id).data.params
-        mlflow.log_params({key: str(value)[:MAX_PARAM] for key, value in params.items() if key not in known})
+    _note("params", values={key: str(value)[:MAX_PARAM] for key, value in params.items()})
 
 
-@_safely
-def log_metrics(metrics: dict[str, float | None], step: int | None = None) -> None:
+def log_metrics(metrics: Mapping[str, float | None], step: int | None = None) -> None:
     """Undefined metrics (None) are left out."""
-    if _active():
-        _mlflow().log_metrics({key: value for key, value in metrics.items() if value is not None}, step=step)
+    numbers = {key: float(value) for key, value in metrics.items() if value is not None}
+    values = {key: value if math.isfinite(value) else str(value) for key, value in numbers.items()}
+    _note("metrics", values=values, step=step or 0)
 
 
-@_safely
 def log_artifact(path: Path, folder: str | None = None) -> None:
-    if _active():
-        mlflow = _mlflow()
-        (mlflow.log_artifacts if path.is_dir() else mlflow.log_artifact)(str(path), folder)
+    """A file, or all files of a folder, as they are when they are delivered."""
+    _note("artifact", path=str(path.absolute()), folder=folder)
 
 
-@_safely
 def log_dataset(frame: "pd.DataFrame", source: str, name: str, context: str) -> None:
     """Registers a split as an MLflow data set input of the active run."""
-    if _active():
-        mlflow = _mlflow()
-        with warnings.catch_warnings():  # "source can be interpreted in multiple ways": all of them are local paths
-            warnings.simplefilter("ignore", UserWarning)
-            mlflow.log_input(mlflow.data.from_pandas(frame, source=source, name=name), context=context)
+    if _session is not None:
+        digest = hashlib.sha256(frame.to_csv(index=False).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        columns = {str(column): str(kind) for column, kind in frame.dtypes.items()}
+        _note("dataset", name=name, source=source, context=context, digest=digest, columns=columns, rows=len(frame))
 
 
 def log_report(report: Report, run_dir: RunDir) -> None:
@@ -223,3 +181,53 @@ def log_report(report: Report, run_dir: RunDir) -> None:
     for relative in report.artifacts:
         path = run_dir.path / relative
         log_artifact(path, path.name if path.is_dir() else None)
+
+
+def _start_sender(run_dir: RunDir) -> "subprocess.Popen[bytes] | None":
+    """The process that delivers the journal. It is no part of the terminal's group, so Ctrl-C does not reach it."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "spectacles.tracking", "send", str(run_dir.path), "--parent", str(os.getpid())]
+    try:
+        with (run_dir.path / journal.LOG).open("ab") as output:
+            sender = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                      env=os.environ | {"PYTHONPATH": path}, start_new_session=True)  # fmt: skip
+    except OSError as error:
+        log.warning("warning: MLflow is told later: %s", error)
+        return None
+    delivery.share(sender.pid, 15)
+    _senders.append(sender)
+    return sender
+
+
+def _await_delivery(run_dir: RunDir, sender: "subprocess.Popen[bytes]") -> None:
+    """Waits until everything has arrived, or for PATIENCE without progress; says what is left, and where."""
+    to = journal.destination()
+    seen, deadline = -1, 0.0
+    while left := journal.waiting(run_dir.path)[to]:
+        progress = journal.progress(run_dir.path)
+        if progress != seen:
+            seen, deadline = progress, time.monotonic() + PATIENCE
+        if time.monotonic() > deadline or sender.poll() is not None:
+            log.info("MLflow at %s has not got %d of this run's entries yet: they are kept in %s, and the next command "
+                     "delivers them", uri(run_dir.output_dir), left, run_dir.path / journal.JOURNAL)  # fmt: skip
+            return
+        time.sleep(0.05)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m spectacles.tracking", description=(__doc__ or "").split(":")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    sync = commands.add_parser("sync", help="deliver what has not arrived, of all runs of an output folder")
+    sync.add_argument("--output_dir", type=Path, default=Path("outputs"))
+    send = commands.add_parser("send", help="deliver while a command runs; started by it")
+    send.add_argument("run_dir", type=Path)
+    send.add_argument("--parent", type=int, required=True, help="process id of the command")
+    args = parser.parse_args(arguments)
+    if args.command == "send":
+        delivery.send(RunDir(args.run_dir), args.parent)
+    elif not delivery.sync(args.output_dir):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

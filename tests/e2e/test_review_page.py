@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 import run_pipeline
-from spectacles import label_fixes, review, reviewed, tracking
+from spectacles import delivery, label_fixes, review, reviewed, tracking
 from spectacles.errors import UserError
 from spectacles.run_dir import RunDir, find, write_json
 
@@ -373,6 +373,7 @@ def test_before_and_after_are_told_in_one_line_and_stand_together_in_mlflow(agai
     [line] = [line for line in new.output.splitlines() if line.startswith("mended")]
     assert f"{before.name} -> {new.run_dir.name}: accuracy" in line
     assert str(new.run_dir.path / "error_analysis" / "review.html") in new.output
+    assert delivery.sync(new.run_dir.output_dir)  # a busy machine may take longer than the command waits
     store = MlflowClient(tracking.uri(new.run_dir.output_dir))
     ids = [json.loads(run.tracking.read_text(encoding="utf-8"))["run_id"] for run in (new.run_dir, before)]
     tags = store.get_run(ids[0]).data.tags

@@ -39,8 +39,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process and without MLflow, which take seconds each; the end-to-end test has both."""
     monkeypatch.setattr(profiling, "apart", lambda function, *args: function(*args))
     monkeypatch.setattr(profiling, "LATENCY_CALLS", 5)
-    monkeypatch.setattr(benchmark.tracking, "_connect", lambda _: None)
-    monkeypatch.setattr(benchmark.tracking, "_start", lambda *_: None)
+    monkeypatch.setattr(benchmark.tracking, "_start_sender", lambda _: None)
 
 
 @pytest.fixture(scope="module")
