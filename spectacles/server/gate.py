@@ -20,6 +20,8 @@ OPEN = ("/health/live", "/health/ready")
 PAGE = "/"
 """Needs no key either: it asks for one."""
 COSTLY = ("/predict", "/explain")
+TOLD = ("X-Request-ID", "X-Model-ID", "X-Explanation-Method", "X-Explained-Label", "Retry-After")
+"""Headers of answers that pages of other sites may read; browsers keep others from them."""
 FAILED = "The server failed on this request: its log says more under the request's id."
 
 
@@ -100,7 +102,11 @@ class Cors:
                 self.app
                 if not origins
                 else CORSMiddleware(
-                    self.app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers
+                    self.app,
+                    allow_origins=origins,
+                    allow_methods=["GET", "POST"],
+                    allow_headers=headers,
+                    expose_headers=TOLD,
                 )
             )
         await self._ready(scope, receive, send)

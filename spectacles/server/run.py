@@ -212,4 +212,6 @@ def serve(app: Any, host: str, port: int, seconds: float) -> None:
     server = DrainingServer(config, app.state.drain, seconds)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: app.state.reload())
-    server.run([config.bind_socket()])
+    listener = config.bind_socket()  # says the address
+    listener.listen(MOST_CONNECTIONS)  # from then on clients wait while the app starts; uvicorn would have them refused
+    server.run([listener])

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -95,6 +96,44 @@ def test_the_script_starts_a_server_too(bundle_dir: Path, tmp_path: Path) -> Non
     with running(["api.py", "--bundle", str(bundle_dir)], tmp_path / "log") as address:
         status, card = curl(f"{address}/model")
     assert (status, card["classes"]) == (200, ["no", "yes"])
+
+
+SLOW_APP = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from spectacles.server.run import serve
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        while not Path(sys.argv[1]).exists():
+            time.sleep(0.01)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+
+app.state = SimpleNamespace(drain=lambda: None, reload=lambda: None)
+serve(app, "127.0.0.1", 0, 0)
+"""
+
+
+def test_an_address_that_is_said_takes_connections_while_the_app_starts(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    command = [sys.executable, "-c", SLOW_APP, str(go)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            port = next(int(said[1]) for line in process.stderr if (said := re.search(r"127\.0\.0\.1:(\d+)", line)))
+            with socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                go.touch()
+                assert client.recv(100).startswith(b"HTTP/1.1 204")
+        finally:
+            process.kill()
 
 
 def test_other_machines_are_let_in_with_keys_only(bundle_dir: Path) -> None:

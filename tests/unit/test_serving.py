@@ -163,6 +163,7 @@ def test_other_sites_ask_only_where_they_are_named(bundle_dir: Path) -> None:
         assert "access-control-allow-origin" not in other.headers
         answer = send(client, PHOTO, headers=BEARER | {"Origin": "https://app.example"})
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
     with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
         assert "access-control-allow-origin" not in client.options("/predict", headers=preflight).headers
 
