@@ -7,8 +7,7 @@ import json
 import math
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from spectacles.server import gate
+from spectacles.server import gate, listening
 from spectacles.server.service import TOO_BUSY, Service
 
 LARGE, LINGER_SECONDS = 1 << 18, 1.0
@@ -28,9 +27,10 @@ HEADER_SECONDS = 10.0
 """From the first byte of a request, or from connecting, to the end of its headers."""
 EXPECTED_SECONDS = 1.0
 """For a large body: a slower one keeps no room meanwhile, or clients that send a byte now and then could take all."""
-LAST_WORD_SECONDS = 0.3
-GRACE_SECONDS = 12
-"""For accepted requests when the server ends; with the draining before it, under 15 s."""
+LOOK_SECONDS, LAST_WORD_SECONDS = 0.05, 2.0
+"""How often it is looked, and how long at most, whether those that have a connection have said what they want."""
+GRACE_SECONDS = 11
+"""For accepted requests when the server ends; with the draining and the last words before it, under 15 s."""
 MOST_CONNECTIONS = 4096
 """Beyond, new ones are closed: each may hold a file descriptor and a little memory."""
 
@@ -129,9 +129,10 @@ class ImpatientProtocol(HttpToolsProtocol):
     def _refuse(self, seconds: int, large: bool) -> None:
         """A small body is let go by, so that the connection goes on; a large one is left unread, or a flood of them
         would take the time of the photos that were accepted."""
-        self.transport.write(refusal(seconds, "close" if large else "keep-alive"))
+        last = large or (self._service is not None and self._service.draining)
+        self.transport.write(refusal(seconds, "close" if last else "keep-alive"))
         self.on_response_complete()
-        if large:
+        if last:
             self.transport.pause_reading()
             self.loop.call_later(LINGER_SECONDS, self.transport.abort)  # at once, the answer could get lost
         else:
@@ -185,22 +186,27 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn forgets connections that the system has taken and nobody has looked at, and closes those that have
         said nothing yet. Here they are taken, and get a moment for it."""
-        last = [connection for listener in sockets or () for connection in waiting(listener)]
+        until = asyncio.get_running_loop().time() + LAST_WORD_SECONDS
+        for listener in sockets or ():
+            listening.let_nobody_in(listener)
+        await self._hear_all(until)
+        last = [connection for listener in sockets or () for connection in listening.waiting(listener)]
         for server in self.servers:
             server.close()
         for connection in last:
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
-        await asyncio.sleep(LAST_WORD_SECONDS)
+        await self._hear_all(until)
         await super().shutdown(sockets)
+
+    async def _hear_all(self, until: float) -> None:
+        """Waits until each connection has had a request, but no longer."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(LOOK_SECONDS)
+        while loop.time() < until and any(one.cycle is None for one in self.server_state.connections):  # type: ignore[union-attr]
+            await asyncio.sleep(LOOK_SECONDS)
 
     def _protocol(self) -> ImpatientProtocol:
         return ImpatientProtocol(self.config, self.server_state, self.lifespan.state)
-
-
-def waiting(listener: socket.socket) -> Iterator[socket.socket]:
-    with suppress(BlockingIOError):
-        while True:
-            yield listener.accept()[0]
 
 
 def serve(app: Any, host: str, port: int, seconds: float) -> None:
@@ -212,6 +218,4 @@ def serve(app: Any, host: str, port: int, seconds: float) -> None:
     server = DrainingServer(config, app.state.drain, seconds)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: app.state.reload())
-    listener = config.bind_socket()  # says the address
-    listener.listen(MOST_CONNECTIONS)  # from then on clients wait while the app starts; uvicorn would have them refused
-    server.run([listener])
+    server.run([listening.listen(config)])

@@ -318,7 +318,9 @@ async def _tell_path(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.mark.parametrize("after", [0.0, 0.05])
 def test_a_photo_without_room_is_refused_at_the_door_and_the_connection_goes_on(after: float) -> None:
     busy = iter([7, 0])
-    service = SimpleNamespace(busy_for=lambda large: next(busy), refuse_after=lambda: after, admitted=0, uploading=0)
+    service = SimpleNamespace(
+        busy_for=lambda large: next(busy), refuse_after=lambda: after, admitted=0, uploading=0, draining=False
+    )
     post = b"POST /predict?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto"
     get = b"GET /model HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -339,6 +341,24 @@ def test_a_photo_without_room_is_refused_at_the_door_and_the_connection_goes_on(
     assert refused.startswith(b"HTTP/1.1 503") and b"Retry-After: 7\r\n" in refused and b"come back" in refused
     assert told.endswith(b"/model"), "other questions are answered"
     assert admitted.endswith(b"/predict admitted") and service.admitted == 1
+
+
+def test_a_server_that_ends_keeps_no_connection_for_those_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "LINGER_SECONDS", 0.05)
+    service = SimpleNamespace(
+        busy_for=lambda large: 7, refuse_after=lambda: 0.0, admitted=0, uploading=0, draining=True
+    )
+
+    async def ask() -> bytes:
+        async with listening(_tell_path, service=service) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto")
+            answer = await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            return answer
+
+    answer = asyncio.run(ask())
+    assert answer.startswith(b"HTTP/1.1 503") and b"Connection: close\r\n" in answer
 
 
 def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +383,9 @@ def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_large_photo_without_room_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "LINGER_SECONDS", 0.05)
-    service = SimpleNamespace(busy_for=lambda large: 7, refuse_after=lambda: 0.01, admitted=0, uploading=0)
+    service = SimpleNamespace(
+        busy_for=lambda large: 7, refuse_after=lambda: 0.01, admitted=0, uploading=0, draining=False
+    )
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"
 
     async def ask() -> bytes:
@@ -382,7 +404,9 @@ def test_a_large_photo_without_room_is_refused_unread(monkeypatch: pytest.Monkey
 
 def test_what_was_asked_first_is_answered_first_and_an_end_does_not_wait_for_a_refusal() -> None:
     busy = [7, 0, 9]
-    service = SimpleNamespace(busy_for=lambda large: busy.pop(0), refuse_after=lambda: 3600.0, admitted=0, uploading=0)
+    service = SimpleNamespace(
+        busy_for=lambda large: busy.pop(0), refuse_after=lambda: 3600.0, admitted=0, uploading=0, draining=False
+    )
     post = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto"
 
     async def ask() -> bytes:
@@ -408,7 +432,7 @@ def test_what_was_asked_first_is_answered_first_and_an_end_does_not_wait_for_a_r
 
 def test_bodies_that_do_not_arrive_keep_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "EXPECTED_SECONDS", 0.01)
-    service = SimpleNamespace(busy_for=lambda large: 0, admitted=0, uploading=0)
+    service = SimpleNamespace(busy_for=lambda large: 0, admitted=0, uploading=0, draining=False)
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
     seen = []
 
