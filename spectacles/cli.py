@@ -101,7 +101,13 @@ def build_parser(config_class: type, description: str, positional: str | None = 
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
     hints, texts = get_type_hints(config_class), help_texts(config_class)
     if positional:
-        parser.add_argument(positional, nargs="*", type=str, default=[], help="Image files, folders, globs or a CSV.")
+        parser.add_argument(
+            positional,
+            nargs="*",
+            type=str,
+            default=[],
+            help="Image files, folders, globs, addresses; or a table.",
+        )
     for field in fields(config_class):
         flag, text = f"--{field.name}", texts[field.name]
         if hints[field.name] is bool and field.default is False:

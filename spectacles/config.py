@@ -35,13 +35,17 @@ class ComputeConfig(Checked):
 
 
 @dataclass(frozen=True)
-class ImageDirConfig(Checked):
-    image_dir: Path | None = None
-    """Folder that the CSV's file names start from (default: the CSV's own); alone: a folder a class is the data set."""
+class FileNameConfig(Checked):
     file_column: str | None = None
     """Column with the image file. Default: found by name, then by content."""
     filename_template: str | None = None
     """Builds the file name from columns when none holds it, for example 'face-{id}.png'."""
+
+
+@dataclass(frozen=True)
+class ImageDirConfig(FileNameConfig):
+    image_dir: Path | None = None
+    """Folder that the CSV's file names start from (default: the CSV's own); alone: a folder a class is the data set."""
 
 
 @dataclass(frozen=True)
@@ -283,13 +287,24 @@ class PredictConfig(RunConfig, ComputeConfig, ExplainConfig):
 
 
 @dataclass(frozen=True)
-class PredictCommand(PredictConfig, ImageDirConfig):
+class PredictCommand(PredictConfig, FileNameConfig):
     """predict.py alone can also be pointed at files and at a bundle."""
+
+    engine: Literal["auto", "torch", "onnxruntime", "openvino", "ray"] = "auto"  # type: ignore[assignment]
+    """What runs the network on the CPU; auto: the fastest here that gives torch's answers. ray: a Ray cluster, or a
+    worker a core of this machine, each with auto; it writes a folder of Parquet files."""
+    image_dir: str | None = None
+    """Folder or address that the table's file names start from. Default: the table's own."""
 
     bundle: Path | None = None
     """Bundle folder to predict with. Default: that of --run_name, else of the newest trained run."""
-    output: Path | None = None
-    """File to write. Default: a new folder below --output_dir."""
+    output: str | None = None
+    """File to write; with --engine ray the folder, or its address (s3://...). Default: a new folder below
+    --output_dir."""
+    shard: str | None = None
+    """Predict one part of the inputs only: 1/8 to 8/8, each perhaps on another machine, are all of them."""
+    worker_cpus: int = 1
+    """Cores of each worker of --engine ray."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from spectacles.images import MAX_PIXELS, ImageRefused, decode
+from spectacles.images import MAX_PIXELS, ImageRefused, Source, decode
 from spectacles.preprocess import Preprocessing
 from spectacles.runtime import cpu_count
 
@@ -27,7 +26,7 @@ class Decoded:
     reason: str
 
 
-def decode_one(source: Path | bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode_one(source: Source, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> Decoded:
     name = "" if isinstance(source, bytes) else str(source)
     try:
         decoded = decode(source, max_pixels, preprocessing.least_side)
@@ -37,7 +36,7 @@ def decode_one(source: Path | bytes, preprocessing: Preprocessing, max_pixels: i
 
 
 def decoded_batches(
-    sources: Iterable[Path | bytes],
+    sources: Iterable[Source],
     preprocessing: Preprocessing,
     batch_size: int,
     num_workers: int | None = None,

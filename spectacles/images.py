@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from spectacles.remote import RemoteFile
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Told by content; MPO, which many phones write, opens as JPEG. What else Pillow knows is refused: fewer holes."""
 
@@ -39,6 +41,9 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what makes the picture upright (TIFF 6.0, tag 274)."""
+
+
+Source = Path | RemoteFile | bytes
 
 
 class ImageRefused(Exception):
@@ -73,7 +78,7 @@ class _Source(BytesIO):
         return super().read(size)
 
 
-def decode(source: Path | bytes, max_pixels: int = MAX_PIXELS, least_side: int | None = None) -> DecodedImage:
+def decode(source: Source, max_pixels: int = MAX_PIXELS, least_side: int | None = None) -> DecodedImage:
     """The first frame as upright 8-bit RGB. Raises ImageRefused, and nothing else, for whatever the file holds.
 
     With `least_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where both sides stay at least so long: a photo
@@ -92,16 +97,18 @@ def decode(source: Path | bytes, max_pixels: int = MAX_PIXELS, least_side: int |
         raise ImageRefused(_reason(error)) from error
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path | RemoteFile) -> bytes:
     """At most MAX_BYTES + 1 bytes, so that a huge file costs no memory. Raises ImageRefused."""
     try:
+        if isinstance(path, RemoteFile):
+            return path.read(MAX_BYTES + 1)
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
             raise ImageRefused("no file but a device, a pipe or a socket")  # opening one may wait for ever
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ImageRefused("file not found") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except (OSError, ValueError, ImportError) as error:  # a NUL in the name; a store whose package is missing
         raise ImageRefused(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 

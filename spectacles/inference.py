@@ -14,7 +14,7 @@ from spectacles import engines, familiarity, label_sets, thresholds
 from spectacles.bundle import ENGINE_FILE
 from spectacles.decoding import Decoded, decoded_batches
 from spectacles.familiarity import WithLastMap
-from spectacles.images import MAX_PIXELS
+from spectacles.images import MAX_PIXELS, Source
 from spectacles.thresholds import Verdict
 
 UNSURE = "unsure"
@@ -91,7 +91,7 @@ class Predictor:
         return self.info.calibration.probabilities(self.logits(self.embed(pixels)[0]))
 
     def predict(
-        self, sources: Iterable[Path | bytes], num_workers: int | None = None, max_pixels: int = MAX_PIXELS
+        self, sources: Iterable[Source], num_workers: int | None = None, max_pixels: int = MAX_PIXELS
     ) -> Iterator[Prediction]:
         """One prediction a source, in order, in constant memory; decoding in threads overlaps with the network."""
         batches = decoded_batches(sources, self.info.preprocessing, self.batch_size, num_workers, max_pixels)

@@ -13,10 +13,11 @@ from spectacles.bundle import BundleInfo
 from spectacles.errors import UserError
 from spectacles.explanations import REMEDY, explain
 from spectacles.galleries import overlay_heatmap
-from spectacles.images import MAX_PIXELS, ImageRefused, decode
+from spectacles.images import MAX_PIXELS, ImageRefused, Source, decode
 from spectacles.inference import Prediction, Predictor
 from spectacles.layouts import NoFeatureMap
 from spectacles.preprocess import Preprocessing, to_picture
+from spectacles.remote import locate
 from spectacles.run_dir import atomic_path
 
 SIDE = 384
@@ -24,9 +25,7 @@ SIDE = 384
 FOLDER = "explanations"
 
 
-def view(
-    source: Path | bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS
-) -> tuple[np.ndarray, np.ndarray]:
+def view(source: Source, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
     """The model's input (S, S, C) and the same cut of the photo for people (V, V, 3), uint8. Raises ImageRefused."""
     image = decode(source, max_pixels, preprocessing.least_side).image
     return preprocessing.pixels(image), to_picture(for_people(preprocessing).pixels(image))
@@ -63,7 +62,7 @@ def explained(outcome: Prediction, info: BundleInfo) -> int:
 def _reread(outcome: Prediction, predictor: Predictor) -> tuple[np.ndarray, np.ndarray] | None:
     """The pixels once more, as predictions do not carry them; None where there are none (any more)."""
     try:
-        return None if outcome.reason else view(Path(outcome.path), predictor.info.preprocessing)
+        return None if outcome.reason else view(locate(outcome.path), predictor.info.preprocessing)
     except ImageRefused:
         return None
 

@@ -17,6 +17,8 @@ from spectacles.errors import UserError
 
 log = logging.getLogger("spectacles")
 
+_limits: dict[str, int] = {}
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc malloc.h
 
 
@@ -68,15 +70,20 @@ def share_cores() -> None:
     ready.wait()
 
 
+def use_cores(most: int) -> None:
+    """For a process that shares its machine with others of its kind; before `prepare`."""
+    _limits["cores"] = most
+
+
 def cpu_count() -> int:
-    """Cores this process may use: affinity and the cgroup's quota, not what the machine has."""
+    """Cores this process may use: affinity, the cgroup's quota and `use_cores`, not what the machine has."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
         limit, period = quota.read_text().split()[:2]
         if limit != "max":
             cores = min(cores, max(1, round(int(limit) / int(period))))
-    return cores
+    return min(cores, _limits.get("cores", cores))
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -56,6 +56,7 @@ LIMITS = {
     "bootstrap_resamples": (1, math.inf),
     "folds": (2, math.inf),
     "top_k": (1, math.inf),
+    "worker_cpus": (1, math.inf),
 }
 """Setting -> smallest and largest value."""
 

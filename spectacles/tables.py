@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from pyarrow import parquet
 
 from spectacles.errors import UserError
 from spectacles.images import SUFFIXES
@@ -20,12 +22,14 @@ ID_NAMES = ("id", "image_id", "img_id", "index", "uid", "uuid", "")
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV (comma, semicolon or tab), JSON or JSONL file as text columns, '' for missing. Raises UserError."""
+    """A CSV (comma, semicolon or tab), JSON, JSONL or Parquet file as text, '' for missing. Raises UserError."""
     if not os.path.isfile(path):  # False, not an exception, for a name that is too long
         raise UserError(f"{path} {'is a folder, not a table' if os.path.isdir(path) else 'does not exist'}.")
     try:
         if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
             frame = pd.DataFrame(_json_records(path)).map(_joined)
+        elif path.suffix.lower() == ".parquet":
+            frame = parquet.read_table(path).to_pandas(ignore_metadata=True).map(_joined)
         else:
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep=_delimiter(path), encoding="utf-8-sig",
                                 skipinitialspace=True)  # fmt: skip
@@ -46,8 +50,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _joined(cell: object) -> object:
-    """JSON may list several labels."""
-    return (SEPARATOR.join(map(str, cell)) or NONE) if isinstance(cell, list) else cell
+    """JSON and Parquet may list several labels."""
+    return (SEPARATOR.join(map(str, cell)) or NONE) if isinstance(cell, list | np.ndarray) else cell
 
 
 def _delimiter(path: Path) -> str:

@@ -23,6 +23,7 @@ import train
 from spectacles import cli, index
 from spectacles.config import EvaluateConfig, PredictCommand, TrainConfig
 from spectacles.errors import UserError
+from spectacles.inputs import collect
 from spectacles.run_dir import RunDir
 from spectacles.splits import stratified_split
 
@@ -379,16 +380,16 @@ def test_what_predict_is_given_is_answered_or_told(tmp_path: Path, make_bundle: 
     assert answers["status"].tolist() == ["predicted"] * 3 + ["refused: file not found"]
     for argument in (LONG, f"{LONG}/a.png", f"{LONG}*.png"):
         with pytest.raises(UserError, match="is no file, no folder and matches nothing"):
-            predict.collect([argument], PredictCommand())
+            collect([argument], PredictCommand())
     with pytest.raises(UserError, match="does not exist"):
-        predict.collect([f"{LONG}.csv"], PredictCommand())
+        collect([f"{LONG}.csv"], PredictCommand())
 
 
 def test_a_table_to_predict_may_name_files_with_spaces_around(tmp_path: Path) -> None:
     write_noise(tmp_path, ["a.png"])
     noise(1).save(tmp_path / "b.png ", "PNG")
     (tmp_path / "t.csv").write_text("file,id\na.png ,1\nb.png ,2\n")
-    inputs = predict.collect([str(tmp_path / "t.csv")], PredictCommand())
+    inputs = collect([str(tmp_path / "t.csv")], PredictCommand())
     assert inputs.paths == [str(tmp_path / "a.png"), str(tmp_path / "b.png ")]
 
 

@@ -19,6 +19,7 @@ from spectacles import epochs, predictions
 from spectacles.config import PredictConfig, TrainConfig
 from spectacles.epochs import Examples, Settings
 from spectacles.inference import Predictor
+from spectacles.inputs import Inputs
 from spectacles.pixels import Pixels
 
 RAMP = np.linspace(0, 65535, 48 * 32).astype(np.uint16).reshape(32, 48)
@@ -94,7 +95,7 @@ def test_all_paths_agree_bit_for_bit(
 
     names = [str(path) for path in photos]
     config, output = PredictConfig(device="cpu", batch_size=1, engine="torch"), tmp_path / "out.csv"
-    predict.predict(predict.Inputs(names, names, []), bundle_dir, config, output, tmp_path / "submission.csv")
+    predict.predict(Inputs(names, names, []), bundle_dir, config, output, tmp_path / "submission.csv")
     np.testing.assert_array_equal(np.concatenate(seen), expected)
     with output.open(newline="", encoding="utf-8") as file:
         written = [[float(row[f"p_{name}"]) for name in classes] for row in csv.DictReader(file)]

@@ -18,6 +18,7 @@ from spectacles.config import PredictCommand, PredictConfig
 from spectacles.decoding import decode_one
 from spectacles.familiarity import Familiarity
 from spectacles.inference import Predictor
+from spectacles.inputs import Inputs
 from spectacles.records import PredictReport
 from spectacles.thresholds import NEVER
 
@@ -62,7 +63,7 @@ def half(make_bundle: Callable[..., Path], known: Familiarity, photos: list[str]
 
 
 def run(bundle: Path, photos: list[str], folder: Path, config: PredictConfig) -> tuple[PredictReport, Path]:
-    inputs = predict.Inputs(photos, NAMES, [str(number) for number in range(len(photos))], "id")
+    inputs = Inputs(photos, NAMES, [str(number) for number in range(len(photos))], "id")
     output = folder / f"predictions.{config.format}"
     return predict.predict(inputs, bundle, config, output, folder / "submission.csv"), output
 

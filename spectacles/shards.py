@@ -1,0 +1,156 @@
+"""Predictions as Parquet files of one folder, each of a fixed part of the inputs and written whole: a part is there or
+it is not, whoever wrote it and however often."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from io import BytesIO
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from spectacles import remote
+from spectacles.answer_rows import Cell
+from spectacles.errors import UserError
+from spectacles.inputs import Inputs
+
+PLAN, TRIES = "plan.json", ".tries"
+FEWEST, MOST = 100, 20_000
+"""Rows of a part: enough to be worth a file, few enough to be lost with a worker and to be held in memory."""
+PARTS = 1000
+"""As many are aimed at."""
+NOTE = b"spectacles"
+READERS = 16
+
+
+@dataclass(frozen=True)
+class Shards:
+    folder: str
+    """A path or an address."""
+    rows: int
+    rows_a_part: int
+    inputs: str
+    """sha256 of what is predicted."""
+    model_id: str
+    columns: dict[str, str]
+    """Name -> text or number."""
+
+    @property
+    def parts(self) -> range:
+        return range(-(-self.rows // self.rows_a_part))
+
+    def span(self, part: int) -> tuple[int, int]:
+        return part * self.rows_a_part, min(self.rows, (part + 1) * self.rows_a_part)
+
+    def file(self, part: int) -> str:
+        return f"part-{part + 1:05}-of-{len(self.parts):05}.parquet"
+
+    def place(self, name: str) -> str:
+        return f"{self.folder.rstrip('/')}/{name}"
+
+    def write(self, part: int, rows: Sequence[Sequence[Cell]], fates: Counter[str]) -> None:
+        """`fates`: how many were refused, and how many have each verdict. Raises OSError."""
+        types = {name: pa.string() if kind == "text" else pa.float64() for name, kind in self.columns.items()}
+        note = json.dumps({"plan": self.digest(), "fates": fates})
+        schema = pa.schema(types.items(), metadata={NOTE: note})
+        columns = [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), types.values(), strict=True)]
+        content = BytesIO()
+        parquet.write_table(pa.Table.from_arrays(columns, schema=schema), content)
+        remote.write(self.place(self.file(part)), content.getvalue())
+        remote.remove(self.place(self._tries(part)))
+
+    def begin(self, part: int) -> int:
+        """How often the part was begun and not written, this time included. Raises OSError."""
+        place = self.place(self._tries(part))
+        try:
+            with remote.open_file(place) as file:
+                tries = int(file.read()) + 1
+        except FileNotFoundError:
+            tries = 1
+        remote.write(place, str(tries).encode())
+        return tries
+
+    def forget_tries(self) -> None:
+        """Of an earlier command. Raises OSError."""
+        for name in remote.names_in(self.folder):
+            if name.endswith(TRIES):
+                remote.remove(self.place(name))
+
+    def _tries(self, part: int) -> str:
+        return f"{self.file(part)}{TRIES}"
+
+    def finished(self) -> dict[int, Counter[str]]:
+        """The parts that stand in the folder, with their fates, as the files themselves say. Raises OSError."""
+        present = remote.names_in(self.folder)
+        candidates = [part for part in self.parts if self.file(part) in present]
+        with ThreadPoolExecutor(READERS) as pool:
+            found = dict(zip(candidates, pool.map(self._fates, candidates), strict=True))
+        return {part: fates for part, fates in found.items() if fates is not None}
+
+    def _fates(self, part: int) -> Counter[str] | None:
+        """None where the file is not the part that it should be."""
+        start, stop = self.span(part)
+        try:
+            with remote.open_file(self.place(self.file(part))) as file:
+                footer = parquet.read_metadata(file)
+            note = json.loads((footer.metadata or {}).get(NOTE, b"{}"))
+        except (pa.ArrowInvalid, ValueError):
+            return None
+        if footer.num_rows != stop - start or note.get("plan") != self.digest():
+            return None
+        return Counter(note["fates"])
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(_plan(self)).encode()).hexdigest()
+
+
+def open_folder(folder: str, inputs: Inputs, model_id: str, columns: dict[str, type]) -> Shards:
+    """A new folder of parts, or the one that was begun for the same inputs and model. Raises UserError for another."""
+    rows = len(inputs.paths)
+    kinds = {name: "text" if kind is str else "number" for name, kind in columns.items()}
+    shards = Shards(folder, rows, size_of_parts(rows), fingerprint(inputs), model_id, kinds)
+    place = shards.place(PLAN)
+    with remote.explained(folder):
+        present = remote.names_in(folder)
+        if PLAN in present:
+            with remote.open_file(place) as file:
+                _compare(place, file.read(), _plan(shards))
+        elif present:
+            raise UserError(f"--output {folder} is a folder that holds other things: name a new one.")
+        else:
+            remote.write(place, json.dumps(_plan(shards), indent=1).encode())
+    return shards
+
+
+def size_of_parts(rows: int) -> int:
+    return min(max(-(-rows // PARTS), FEWEST), MOST)
+
+
+def _plan(shards: Shards) -> dict[str, object]:
+    """Wherever the folder is moved to."""
+    return {name: value for name, value in asdict(shards).items() if name != "folder"}
+
+
+def _compare(place: str, content: bytes, now: dict[str, object]) -> None:
+    try:
+        before = dict(json.loads(content))
+    except (ValueError, TypeError):
+        raise UserError(f"{place} is damaged: name another --output.") from None
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{place} was begun with {name.replace('_', ' ')} {before.get(name)}, and now it is {value}: "
+                "use the same files, model and --top_k as before, or another --output."
+            )
+
+
+def fingerprint(inputs: Inputs) -> str:
+    digest = hashlib.sha256()
+    for values in (inputs.paths, inputs.names, inputs.ids):
+        digest.update(f"{len(values)} ".encode())
+        for value in values:
+            digest.update(value.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,230 @@
+"""predict.py on a Ray cluster of this machine and in shards: whatever dies, every row is there exactly once."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import fsspec
+import pandas as pd
+import pytest
+import stores
+from command_line import ROOT, run_script
+from PIL import Image
+from tracking_servers import until
+
+ROWS = 1000
+FLAGS = ("--engine", "ray", "--device", "cpu", "--batch_size", "16")
+
+pytest.importorskip("ray", reason="ray is not installed")
+
+
+@pytest.fixture(scope="module")
+def bundle_dir(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle("no", "yes", threshold=0.5)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(20):
+        Image.effect_noise((200, 160), 10 * number).convert("RGB").save(folder / f"{number}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,000 rows that name the same photos again and again, one of them none."""
+    files = [path.name for path in sorted(photos.iterdir())]
+    names = ["gone.jpg" if number == 500 else files[number % len(files)] for number in range(ROWS)]
+    place = tmp_path_factory.mktemp("table") / "list.parquet"
+    pd.DataFrame({"id": [f"{number:04}" for number in range(ROWS)], "file": names}).to_parquet(place)
+    return place
+
+
+@contextmanager
+def predicting(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """predict.py in a session of its own, all of which ends with the test."""
+    command = [sys.executable, str(ROOT / "predict.py"), *map(str, (*arguments, *FLAGS))]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SPECTACLES_")}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def workers(of: subprocess.Popen[str]) -> list[int]:
+    """Processes of the cluster that `of` has started which predict now."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            title = (folder / "cmdline").read_text()
+            parents = _ancestors(int(folder.name)) if title.startswith("ray::MapWorker(Map(Worker))") else []
+        except (OSError, ValueError):
+            continue
+        if of.pid in parents:
+            found.append(int(folder.name))
+    return found
+
+
+def _ancestors(process: int) -> list[int]:
+    line = []
+    while process > 1:
+        process = int((Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[1])
+        line.append(process)
+    return line
+
+
+def read(folder: Path) -> pd.DataFrame:
+    return pd.concat(map(pd.read_parquet, sorted(folder.glob("*.parquet"))), ignore_index=True)
+
+
+def every_row_once(found: pd.DataFrame) -> bool:
+    refused = found.loc[found["status"].str.startswith("refused"), "id"].tolist()
+    return found["id"].tolist() == [f"{number:04}" for number in range(ROWS)] and refused == ["0500"]
+
+
+def test_a_worker_that_is_killed_half_way_costs_no_row(
+    bundle_dir: Path, table: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = (table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out)
+    with predicting(*arguments) as process:
+        until(lambda: list(out.glob("part-*.parquet")) or process.poll() is not None, "a first part is written")
+        before = len(list(out.glob("part-*.parquet")))
+        running = workers(process)
+        os.kill(running[0], signal.SIGKILL)
+        printed, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert len(running) == 2 and before < 10
+    assert "2 workers, 10 parts of up to 100 rows" in printed
+    assert "1000 rows = 999 predicted + 1 refused" in printed
+    assert sorted(path.name for path in out.iterdir()) == [
+        *(f"part-{number:05}-of-00010.parquet" for number in range(1, 11)), "plan.json",
+    ]  # fmt: skip
+    assert every_row_once(read(out))
+    local = run_script("predict.py", table, "--image_dir", photos, "--bundle", bundle_dir, "--device", "cpu",
+                       "--output", tmp_path / "local.csv", environment={"SPECTACLES_ENGINE": "torch"})  # fmt: skip
+    assert local.returncode == 0, local.stderr
+    expected = pd.read_csv(tmp_path / "local.csv", dtype={"id": str, "label": str, "guess": str, "verdict": str},
+                           keep_default_na=False, na_values={"p_no": [""], "p_yes": [""], "confidence": [""],
+                                                             "familiarity": [""]})  # fmt: skip
+    pd.testing.assert_frame_equal(read(out), expected, check_dtype=False, atol=1e-4, rtol=0)
+
+
+def test_a_cluster_that_dies_is_gone_on_with(bundle_dir: Path, table: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = (table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out)
+    with predicting(*arguments) as process:
+        until(lambda: list(out.glob("part-*.parquet")) or process.poll() is not None, "a first part is written")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+    assert 0 < len(before) < 10  # some workers outlive their cluster for a moment
+    again = run_script("predict.py", *arguments, *FLAGS)
+    assert again.returncode == 0, again.stderr
+    found = re.search(r"(\d+) of 10 parts are there already", again.stdout)
+    assert found and int(found[1]) >= len(before)
+    assert every_row_once(read(out))
+    assert all((out / name).stat().st_mtime_ns == written for name, written in before.items())
+    done = run_script("predict.py", *arguments, *FLAGS)
+    assert done.returncode == 0 and "workers" not in done.stdout and "1000 rows = 999 predicted" in done.stdout
+    other = run_script("predict.py", *arguments, *FLAGS, "--top_k", 2)
+    assert other.returncode == 2 and "use the same files, model and --top_k as before" in other.stderr
+
+
+def test_a_part_that_kills_its_workers_does_not_keep_the_others(
+    bundle_dir: Path, table: Path, photos: Path, tmp_path: Path
+) -> None:
+    """One worker; each time that it begins with part 2, it dies."""
+    out = tmp_path / "out"
+    bad = out / "part-00002-of-00010.parquet.tries"
+    with predicting(table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out, "--worker_cpus",
+                    len(os.sched_getaffinity(0))) as process:  # fmt: skip
+        for tries in "123":
+            until(lambda: (bad.is_file() and bad.read_text() == tries) or process.poll() is not None, "part 2 begins")  # noqa: B023
+            for worker in workers(process):
+                os.kill(worker, signal.SIGKILL)
+        _, errors = process.communicate(timeout=240)
+    assert process.returncode == 2
+    assert "1 of 10 parts killed 3 workers each, first rows 101 to 200" in errors
+    assert len(list(out.glob("*.parquet"))) == 9
+
+
+@pytest.mark.parametrize("kind", ["ftp", "s3"])
+def test_photos_lists_and_parts_may_lie_in_a_store(
+    kind: str, bundle_dir: Path, photos: Path, table: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    start: Callable[[Path], AbstractContextManager[stores.Store]] = getattr(stores, kind)
+    with start(tmp_path / "store") as store:
+        system, _ = fsspec.url_to_fs(store.address, **store.options)
+        root = store.address.removeprefix("s3://") if kind == "s3" else ""
+        system.makedirs(f"{root}/photos", exist_ok=True)
+        for path in photos.iterdir():
+            system.pipe_file(f"{root}/photos/{path.name}", path.read_bytes())
+        system.pipe_file(f"{root}/photos/list.parquet", table.read_bytes())
+        for source, rows in (("photos/list.parquet", ROWS), ("photos", 21)):
+            out = f"{store.address}/out-{rows}"
+            done = run_script("predict.py", f"{store.address}/{source}", "--bundle", bundle_dir, "--output", out,
+                              *FLAGS, environment=store.environment)  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert f"{rows} rows = " in done.stdout and f"wrote {out}" in done.stdout
+            system.invalidate_cache()
+            (tmp_path / out[-4:]).mkdir()
+            for name in system.find(f"{root}/out-{rows}"):
+                (tmp_path / out[-4:] / Path(name).name).write_bytes(system.cat_file(name))
+            found = read(tmp_path / out[-4:])
+            assert len(found) == rows and found["file"].is_unique == (rows == 21)
+            if rows == ROWS:
+                assert every_row_once(found)
+        one = run_script("predict.py", f"{store.address}/photos/{next(photos.iterdir()).name}", "--bundle", bundle_dir,
+                         "--device", "cpu", environment=store.environment)  # fmt: skip
+        assert one.returncode in (0, 2) and store.address in one.stdout + one.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(("--shard", "1/2"), "--shard does not go with --engine ray"), (("--explain",), "--explain does not go"),
+     (("--format", "jsonl"), "--format does not go"), (("--worker_cpus", 4096), "the cluster has"),
+     (("--top_k", 3), "--top_k 3 is out of range"), (("--output", "nonsense://x"), "cannot be reached")],
+)  # fmt: skip
+def test_what_does_not_go_with_a_cluster_is_told(
+    flags: tuple[object, ...], said: str, bundle_dir: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = () if "--output" in flags else ("--output", tmp_path / "out")
+    done = run_script("predict.py", photos, "--bundle", bundle_dir, *FLAGS, *output, *flags)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_full_disk_is_told_and_what_is_written_stays(bundle_dir: Path, photos: Path, tmp_path: Path) -> None:
+    done = run_script("predict.py", photos, "--bundle", bundle_dir, *FLAGS, "--output", "/dev/full/out")
+    assert done.returncode == 2 and "/dev/full/out cannot be" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ray_needs_files_to_predict() -> None:
+    done = run_script("predict.py", "--engine", "ray")
+    assert done.returncode == 2 and "--engine ray goes with files to predict" in done.stderr
+    done = run_script("predict.py", "--shard", "1/2")
+    assert done.returncode == 2 and "--shard goes with files to predict" in done.stderr
+
+
+def test_shards_together_are_the_whole(bundle_dir: Path, photos: Path, table: Path, tmp_path: Path) -> None:
+    flags = ("--image_dir", photos, "--bundle", bundle_dir, "--device", "cpu", "--output", tmp_path / "out.csv")
+    environment = {"SPECTACLES_ENGINE": "torch"}
+    for number in (1, 2, 3):
+        done = run_script("predict.py", table, *flags, "--shard", f"{number}/3", environment=environment)
+        assert done.returncode == 0, done.stderr
+        assert f"part {number} of 3 of 1000 rows" in done.stdout
+    for name in ("out", "submission"):
+        parts = [tmp_path / f"{name}-{number}-of-3.csv" for number in (1, 2, 3)]
+        assert [len(pd.read_csv(part)) for part in parts] == [333, 333, 334]
+    whole = pd.concat([pd.read_csv(tmp_path / f"out-{number}-of-3.csv", dtype={"id": str}) for number in (1, 2, 3)])
+    assert every_row_once(whole)
