@@ -27,6 +27,7 @@ log = logging.getLogger("spectacles")
 
 TRIES = 3
 """Of a part whose workers die: they may have died of something else."""
+GOES_ON = "Finished parts are kept, and the same command with --output {} goes on."
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,15 @@ class Worker:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Predicts a part and writes it; not one at which too many workers have died already."""
-        work, info, part = self.work, self.predictor.info, int(item["part"])
-        if work.shards.begin(part) > TRIES:
-            return {"part": part}
+        try:
+            if self.work.shards.begin(part := int(item["part"])) <= TRIES:
+                self._predict(part, item)
+        except OSError as error:  # of the folder; photos that cannot be read are refused
+            return {"failure": f"{error.filename or self.work.shards.folder}: {error.strerror or error}"}
+        return {"failure": ""}
+
+    def _predict(self, part: int, item: dict[str, Any]) -> None:
+        work, info = self.work, self.predictor.info
         sources = (remote.locate(os.fsdecode(path)) for path in item["paths"])
         outcomes = list(self.predictor.predict(sources, work.num_workers))
         ids = item["ids"] if len(item["ids"]) else [None] * len(outcomes)
@@ -71,7 +78,6 @@ class Worker:
             for name, identity, outcome in zip(item["names"], ids, outcomes, strict=True)
         ]
         work.shards.write(part, rows, Counter(map(answer_rows.fate, outcomes)))
-        return {"part": part}
 
 
 def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -> tuple[Counter[str], str]:
@@ -121,13 +127,13 @@ def _map(inputs: Inputs, missing: list[int], plan: Shards, bundle: Path, config:
                     -(-rows // workers))  # fmt: skip
         log.info("  %d workers, %d parts of up to %d rows", workers, len(missing), plan.rows_a_part)
         done = _results(ray, [_item(inputs, part, plan) for part in missing], ray.put(work), workers, share)
-        for _ in progress(done, "predicting", len(missing), "part"):
-            pass
+        for answer in progress(done, "predicting", len(missing), "part"):
+            if answer["failure"]:
+                raise UserError(f"{answer['failure']}. {GOES_ON.format(plan.folder)}")
+    except ray.exceptions.RayTaskError:  # ours: its traceback says more
+        raise
     except ray.exceptions.RayError as error:
-        raise UserError(
-            f"the cluster gave up ({_first_line(error)}): finished parts are kept, and the same command with "
-            f"--output {plan.folder} goes on."
-        ) from error
+        raise UserError(f"the cluster gave up: {_reason(error)}. {GOES_ON.format(plan.folder)}") from error
     finally:
         ray.shutdown()
 
@@ -145,7 +151,7 @@ def connect() -> Any:
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--engine ray finds no cluster: {_first_line(error)}.") from error
+        raise UserError(f"--engine ray finds no cluster: {_reason(error)}.") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
         handler.setLevel(logging.ERROR)
@@ -184,5 +190,8 @@ def _results(ray: Any, items: list[dict[str, Any]], work: Any, workers: int, sha
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _reason(error: BaseException) -> str:
+    """The first line, or a mistake that a worker has found when it started."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    mistakes = (line.partition("UserError: ")[2] for line in lines)
+    return next(filter(None, mistakes), lines[0] if lines else type(error).__name__)

@@ -204,7 +204,33 @@ def test_what_does_not_go_with_a_cluster_is_told(
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_a_full_disk_is_told_and_what_is_written_stays(bundle_dir: Path, photos: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """Room for the plan and a few parts."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_told_and_what_is_written_stays(
+    bundle_dir: Path, table: Path, photos: Path, tiny_disk: Path
+) -> None:
+    out = tiny_disk / "out"
+    flags = ("--image_dir", photos, "--bundle", bundle_dir, *FLAGS)
+    done = run_script("predict.py", table, *flags, "--output", out)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert f"{out}/part-0000" in done.stderr and "No space left on device. Finished parts are kept" in done.stderr
+    parts = list(out.glob("*.parquet"))
+    assert 0 < len(parts) < 10 and all(len(pd.read_parquet(part)) == 100 for part in parts)
+
+
+def test_a_place_that_is_no_folder_is_told(bundle_dir: Path, photos: Path) -> None:
     done = run_script("predict.py", photos, "--bundle", bundle_dir, *FLAGS, "--output", "/dev/full/out")
     assert done.returncode == 2 and "/dev/full/out cannot be" in done.stderr and "Traceback" not in done.stderr
 

@@ -66,7 +66,13 @@ def test_a_stage_imports_no_other_stage(stage):
 
 
 @pytest.mark.parametrize(
-    ("package", "room"), [("mlflow", "spectacles.mlflow_store"), ("matplotlib", "spectacles.figures")]
+    ("package", "room"),
+    [
+        ("mlflow", "spectacles.mlflow_store"),
+        ("matplotlib", "spectacles.figures"),
+        ("ray", "spectacles.cluster"),
+        ("fsspec", "spectacles.remote"),
+    ],
 )
 def test_a_heavy_package_has_one_importer(package, room):
     assert importers(package) == {room}
