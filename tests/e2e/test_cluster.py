@@ -204,24 +204,10 @@ def test_what_does_not_go_with_a_cluster_is_told(
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """Room for the plan and a few parts."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_full_disk_is_told_and_what_is_written_stays(
-    bundle_dir: Path, table: Path, photos: Path, tiny_disk: Path
+    bundle_dir: Path, table: Path, photos: Path, mount_disk: Callable[[str], Path]
 ) -> None:
-    out = tiny_disk / "out"
+    out = mount_disk("40k") / "out"  # room for the plan and a few parts
     flags = ("--image_dir", photos, "--bundle", bundle_dir, *FLAGS)
     done = run_script("predict.py", table, *flags, "--output", out)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,17 +83,9 @@ def test_what_a_living_process_writes_is_not_swept(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB; needs root."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+def tiny_disk(mount_disk: Callable[[str], Path]) -> Path:
+    """Two megabytes."""
+    return mount_disk("2m")
 
 
 def test_a_full_disk_is_found_by_the_trial_and_spoils_no_file(tiny_disk: Path) -> None:
