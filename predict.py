@@ -26,13 +26,13 @@ from spectacles.inputs import Inputs, collect, parse_shard
 from spectacles.overlays import FOLDER, write_overlays
 from spectacles.progress import progress
 from spectacles.records import DatasetReport, PredictReport
-from spectacles.remote import is_address, locate
+from spectacles.remote import is_address, locate, readers
 from spectacles.run_dir import RunDir, atomic_path
 from spectacles.settings import explanation_methods, help_texts, select
 
 log = logging.getLogger("spectacles")
 
-OF_FILES = ("--bundle", "--output", "--shard", "--image_dir", "--file_column", "--filename_template", "--worker_cpus")
+OF_FILES = ("--bundle", "--output")
 
 DESCRIPTION = "Predict labels for files, folders, globs, addresses or a table; without any, for the run's test data."
 
@@ -60,7 +60,11 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
             f"--top_k {config.top_k} is out of range: the model knows {len(predictor.info.classes)} classes."
         )
     outcomes = explained(
-        predictor.predict(map(locate, inputs.paths), config.num_workers), inputs, predictor, config, output
+        predictor.predict(map(locate, inputs.paths), readers(inputs.paths, config.num_workers)),
+        inputs,
+        predictor,
+        config,
+        output,
     )
     fates: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -167,18 +171,20 @@ def predict_inputs(arguments: list[str], config: PredictCommand) -> None:
     if len(arguments) == 1 and inputs.paths == arguments and config.output is None and not shard:
         _print_single(inputs, bundle, config)
         return
+    if config.worker_cpus != 1:
+        raise UserError("--worker_cpus goes with --engine ray: leave it out.")
     if is_address(config.output or ""):
         raise UserError(f"--output {config.output} is on another machine: only --engine ray writes there.")
     output = Path(config.output) if config.output else _new_folder(config) / f"predictions.{config.format}"
-    if shard:
-        log.info("part %d of %d of %d rows", *shard, len(inputs.paths))
-        inputs = inputs.shard(*shard)
-        output = output.with_stem("{}-{}-of-{}".format(output.stem, *shard))
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file in it.")
     if output.suffix in (".csv", ".jsonl", ".txt") and output.suffix != f".{config.format}":
         raise UserError(f"--output {output} and --format {config.format} contradict each other: change one of them.")
-    submission = output.with_name("submission-{}-of-{}.csv".format(*shard) if shard else "submission.csv")
+    if shard:
+        log.info("part %d of %d of %d rows", *shard, len(inputs.paths))
+        inputs = inputs.shard(*shard)
+        output = output.parent / "shard-{:05}-of-{:05}".format(*shard) / output.name
+    submission = output.with_name("submission.csv")
     if inputs.ids and submission == output:
         raise UserError(f"--output {output} is where the submission goes: choose another name for the predictions.")
     for line in predict(inputs, bundle, config, output, submission).summary:
@@ -226,14 +232,20 @@ def main() -> None:
         # Where the training photos were says nothing about the files to predict.
         defaults = {k: v for k, v in cli.run_defaults(arguments).items() if k not in help_texts(ImageDirConfig)}
         values = cli.parse_namespace(parser, PredictCommand, arguments, defaults)
+        if values["engine"] == "ray":  # what the run's own predictions look like does not matter to it
+            defaults = {key: value for key, value in defaults.items() if key not in ("explain", "format")}
+            parser = cli.build_parser(PredictCommand, DESCRIPTION, positional="inputs")
+            values = cli.parse_namespace(parser, PredictCommand, arguments, defaults)
         inputs = values.pop("inputs")
         config = PredictCommand(**values)
         if inputs:
             predict_inputs(inputs, config)
         elif of_files := next((name for name in arguments if name.split("=")[0] in OF_FILES), None):
             raise UserError(f"{of_files.split('=')[0]} goes with files to predict: name them, or leave it out.")
-        elif config.engine == "ray":
-            raise UserError("--engine ray goes with files to predict: name them, or leave it out.")
+        elif config.engine == "ray" or config.shard or config.worker_cpus != 1:
+            raise UserError(
+                "--engine ray, --shard and --worker_cpus go with files to predict: name some, or leave it out."
+            )
         else:
             cli.run_alone("predict", run, select(config, PredictConfig), cli.open_run(config, makes_run=False))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +45,8 @@ class Work:
     top_k: int
     rows: int
     """That a worker can expect."""
+    witness: str
+    """A photo that this machine has; '' where all are elsewhere."""
 
 
 class Worker:
@@ -52,6 +56,7 @@ class Worker:
         import ray
 
         self.work = work = ray.get(reference)
+        _check_shared(work)
         runtime.use_cores(work.cores)
         device = runtime.prepare(runtime.resolve_device(work.device))
         with TemporaryDirectory() as folder:  # the machine need not have the bundle
@@ -64,14 +69,17 @@ class Worker:
         try:
             if self.work.shards.begin(part := int(item["part"])) <= TRIES:
                 self._predict(part, item)
-        except OSError as error:  # of the folder; photos that cannot be read are refused
+        except UserError as error:  # a store that does not answer; photos that cannot be read are refused
+            return {"failure": str(error).rstrip(".")}
+        except OSError as error:  # of the folder
             return {"failure": f"{error.filename or self.work.shards.folder}: {error.strerror or error}"}
         return {"failure": ""}
 
     def _predict(self, part: int, item: dict[str, Any]) -> None:
         work, info = self.work, self.predictor.info
-        sources = (remote.locate(os.fsdecode(path)) for path in item["paths"])
-        outcomes = list(self.predictor.predict(sources, work.num_workers))
+        paths = [path.decode("utf-8", "surrogatepass") for path in item["paths"]]
+        threads = remote.readers(paths, work.num_workers)
+        outcomes = list(self.predictor.predict(map(remote.locate, paths), threads))
         ids = item["ids"] if len(item["ids"]) else [None] * len(outcomes)
         rows = [
             answer_rows.row(name, identity, outcome, info, work.top_k)
@@ -92,15 +100,17 @@ def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -
     folder = output if remote.is_address(output) else os.path.abspath(output)
     plan = shards.open_folder(folder, inputs, model_id, answer_rows.header(info, config.top_k, bool(inputs.ids)))
     with remote.explained(folder):
-        missing = [part for part in plan.parts if part not in (known := plan.finished())]
+        known = plan.finished()
+    missing = [part for part in plan.parts if part not in known]
     if known:
         log.info("  %d of %d parts are there already", len(known), len(plan.parts))
     if missing:
         with remote.explained(folder):
-            plan.forget_tries()
+            plan.tidy()
         _map(inputs, missing, plan, bundle, config)
     with remote.explained(folder):
         fates = plan.finished()
+        plan.tidy()
     if lost := [part for part in plan.parts if part not in fates]:
         start, stop = plan.span(lost[0])
         raise UserError(
@@ -109,6 +119,15 @@ def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -
             "batches (--batch_size) or the photo taken out."
         )
     return sum(fates.values(), Counter()), model_id
+
+
+def _check_shared(work: Work) -> None:
+    """Raises UserError where this machine does not see what it needs."""
+    with remote.explained(work.shards.folder):
+        here = shards.PLAN in remote.names_in(work.shards.folder)
+    for place, seen in ((work.shards.folder, here), (work.witness, not work.witness or os.path.exists(work.witness))):
+        if not seen:
+            raise UserError(f"{platform.node()} does not see {place}: use a folder that all share, or addresses.")
 
 
 def _absolute(inputs: Inputs) -> Inputs:
@@ -120,11 +139,13 @@ def _absolute(inputs: Inputs) -> Inputs:
 def _map(inputs: Inputs, missing: list[int], plan: Shards, bundle: Path, config: PredictCommand) -> None:
     ray = connect()
     try:
-        device, workers, share = _size(ray, config, len(missing))
-        files = {path.name: path.read_bytes() for path in bundle.iterdir() if path.name != bundles.ENGINE_FILE}
+        device, workers, cores, share = _size(ray, config, len(missing))
+        files = {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()}
+        files.pop(bundles.ENGINE_FILE, None)
         rows = sum(stop - start for start, stop in map(plan.span, missing))
-        work = Work(files, plan, device, config.worker_cpus, config.batch_size, config.num_workers, config.top_k,
-                    -(-rows // workers))  # fmt: skip
+        local = (path for path in inputs.paths if not remote.is_address(path))
+        work = Work(files, plan, device, cores, config.batch_size, config.num_workers, config.top_k,
+                    -(-rows // workers), next(filter(os.path.exists, local), ""))  # fmt: skip
         log.info("  %d workers, %d parts of up to %d rows", workers, len(missing), plan.rows_a_part)
         done = _results(ray, [_item(inputs, part, plan) for part in missing], ray.put(work), workers, share)
         for answer in progress(done, "predicting", len(missing), "part"):
@@ -148,8 +169,10 @@ def connect() -> Any:
         import ray.data
     except ImportError as error:
         raise UserError(f"--engine ray: {error}; pip install -r requirements-ray.txt.") from error
+    on_signal = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        signal.signal(signal.SIGTERM, on_signal)  # Ray has put its own there
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"--engine ray finds no cluster: {_reason(error)}.") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -158,22 +181,27 @@ def connect() -> Any:
     return ray
 
 
-def _size(ray: Any, config: PredictCommand, parts: int) -> tuple[str, int, dict[str, float]]:
-    """(device, number of workers, what each takes of its machine). Raises UserError."""
-    there = ray.cluster_resources()
-    cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
-    if config.device.startswith("cuda") and not gpus:
-        raise UserError(f"--device {config.device}: the cluster has no GPU. Use --device cpu or auto.")
+def _size(ray: Any, config: PredictCommand, parts: int) -> tuple[str, int, int, dict[str, float]]:
+    """(device, number of workers, cores of each, what each takes of its machine). Raises UserError."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {config.device}: workers of --engine ray choose theirs; use auto, cpu or cuda.")
+    if config.device == "cuda" and not gpus:
+        raise UserError("--device cuda: the cluster has no GPU. Use --device cpu or auto.")
     if gpus and config.device != "cpu":
-        return "cuda", min(gpus, parts), {"num_gpus": 1}
-    if config.worker_cpus > cpus:
-        raise UserError(f"--worker_cpus {config.worker_cpus}: the cluster has {cpus} cores.")
-    return "cpu", min(cpus // config.worker_cpus, parts), {"num_cpus": config.worker_cpus}
+        cores = min(int(m.get("CPU", 1)) // int(m["GPU"]) for m in machines if m.get("GPU", 0) >= 1)
+        return "cuda", min(gpus, parts), max(1, cores), {"num_gpus": 1}
+    workers = sum(int(machine.get("CPU", 0)) // config.worker_cpus for machine in machines)
+    if not workers:
+        raise UserError(f"--worker_cpus {config.worker_cpus}: no machine of the cluster has so many cores.")
+    return "cpu", min(workers, parts), config.worker_cpus, {"num_cpus": config.worker_cpus}
 
 
 def _item(inputs: Inputs, part: int, plan: Shards) -> dict[str, Any]:
     some = inputs.part(*plan.span(part))
-    return {"part": part, "paths": list(map(os.fsencode, some.paths)), "names": some.names, "ids": some.ids}
+    paths = [path.encode("utf-8", "surrogatepass") for path in some.paths]
+    return {"part": part, "paths": paths, "names": some.names, "ids": some.ids}
 
 
 def _results(ray: Any, items: list[dict[str, Any]], work: Any, workers: int, share: dict[str, float]) -> Iterator[Any]:

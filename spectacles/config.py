@@ -78,7 +78,7 @@ class ModelConfig(Checked):
 @dataclass(frozen=True)
 class DatasetConfig(RunConfig, ComputeConfig, ModelConfig, ImageDirConfig):
     train_csv: Path | None = None
-    """Labelled images: CSV (any delimiter), JSON or JSONL, a row or entry per file."""
+    """Labelled images: CSV (any delimiter), JSON, JSONL or Parquet, a row or entry per file."""
     test_csv: Path | None = None
     """Test images in the same form; with labels they are scored, without only predicted."""
     test_dir: Path | None = None

@@ -98,7 +98,8 @@ def decode(source: Source, max_pixels: int = MAX_PIXELS, least_side: int | None 
 
 
 def read_file(path: Path | RemoteFile) -> bytes:
-    """At most MAX_BYTES + 1 bytes, so that a huge file costs no memory. Raises ImageRefused."""
+    """At most MAX_BYTES + 1 bytes, so that a huge file costs no memory. Raises ImageRefused, or UserError where a store
+    does not answer."""
     try:
         if isinstance(path, RemoteFile):
             return path.read(MAX_BYTES + 1)
@@ -108,7 +109,7 @@ def read_file(path: Path | RemoteFile) -> bytes:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ImageRefused("file not found") from None
-    except (OSError, ValueError, ImportError) as error:  # a NUL in the name; a store whose package is missing
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ImageRefused(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 

@@ -38,7 +38,7 @@ class Inputs:
 
 def collect(arguments: list[str], config: PredictCommand) -> Inputs:
     """Arguments as a flat list of files, in the order given. Raises UserError for one that matches nothing."""
-    if len(arguments) == 1 and remote.suffix(arguments[0]) in TABLES:
+    if len(arguments) == 1 and Path(remote.name_of(arguments[0])).suffix.lower() in TABLES:
         return _from_table(arguments[0], config)
     paths = [path for argument in arguments for path in _expand(argument)]
     return Inputs(paths, list(map(as_text, paths)), [])
@@ -67,10 +67,10 @@ def _expand(argument: str) -> Iterator[str]:
 
 def _from_table(argument: str, config: PredictCommand) -> Inputs:
     table = _read(argument)
-    files = tables.file_names(table, Path(argument), config.file_column, config.filename_template)
+    files = tables.file_names(table, argument, config.file_column, config.filename_template)
     id_column = tables.find_id_column(table, str(files.name))
     ids = table[id_column].tolist() if id_column else []
-    start = config.image_dir or (remote.parent(argument) if remote.is_address(argument) else str(Path(argument).parent))
+    start = config.image_dir or (remote.parent(argument) if remote.is_address(argument) else os.path.dirname(argument))
     return Inputs(_paths(files, start), files.tolist(), ids, id_column)
 
 
@@ -87,7 +87,7 @@ def _read(argument: str) -> pd.DataFrame:
 
 def _paths(files: "pd.Series[str]", start: str) -> list[str]:
     if remote.is_address(start):
-        return [remote.join(start, name) for name in files]
+        return [remote.join(start, name.strip()) for name in files]
     here = [not remote.is_address(name) for name in files]
     local = iter(sources.paths_of(files[here], Path(start)))
-    return [next(local) if is_local else name for name, is_local in zip(files, here, strict=True)]
+    return [next(local) if is_local else name.strip() for name, is_local in zip(files, here, strict=True)]

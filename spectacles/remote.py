@@ -3,11 +3,12 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from uuid import uuid4
 
 import fsspec
 
@@ -16,6 +17,13 @@ from spectacles.run_dir import atomic_path
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 """At least two letters: C:// is a drive."""
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
+"""They put an object whole or not at all, and have no folders; making one could make a bucket."""
+UNFINISHED = ".tmp-"
+"""Begins the name of a file that is being written."""
+READERS = 16
+"""Threads that fetch photos, which mostly wait."""
+GONE = (404, 410)
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,13 @@ class RemoteFile:
         return self.address
 
     def read(self, most: int) -> bytes:
-        """At most so many bytes. Raises OSError, FileNotFoundError among them."""
-        with _failures(), fsspec.open(self.address, "rb") as file:
-            return bytes(file.read(most))
+        """At most so many bytes. Raises FileNotFoundError or IsADirectoryError where there is no such file, and
+        UserError where the store does not answer: the next try may find the file."""
+        with explained(self.address, missing=True), _failures(), fsspec.open(self.address, "rb") as file:
+            content = b""
+            while len(content) < most and (more := file.read(most - len(content))):
+                content += more
+            return content
 
 
 def is_address(text: str) -> bool:
@@ -39,17 +51,28 @@ def locate(text: str) -> Path | RemoteFile:
     return RemoteFile(text) if is_address(text) else Path(text)
 
 
+def readers(paths: Iterable[str], given: int | None) -> int | None:
+    """Threads that decode, where the person left it open."""
+    return given or (READERS if any(map(is_address, paths)) else None)
+
+
 def join(folder: str, name: str) -> str:
-    """A name in a table, seen from the folder or address it starts from."""
-    return name if is_address(name) else f"{folder.rstrip('/')}/{name.lstrip('/')}"
+    """A name in a table, seen from the address it starts from."""
+    first, chain, rest = folder.partition("::")
+    start = first if first.endswith("://") else first.rstrip("/") + "/"
+    return name if is_address(name) else f"{start}{name.lstrip('/')}{chain}{rest}"
 
 
 def parent(address: str) -> str:
-    return address.rpartition("/")[0]
+    first, chain, rest = address.partition("::")
+    kind, _, path = first.partition("://")
+    return f"{kind}://{path.rpartition('/')[0]}{chain}{rest}"
 
 
-def suffix(text: str) -> str:
-    return PurePosixPath(text).suffix.lower()
+def name_of(text: str) -> str:
+    """The last part of a path or address, without the query of a web address."""
+    first = text.partition("::")[0] if is_address(text) else text
+    return PurePosixPath(first.partition("?")[0] if first.lower().startswith("http") else first).name
 
 
 def files_below(address: str) -> list[str]:
@@ -64,24 +87,28 @@ def files_below(address: str) -> list[str]:
         else:
             start = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
             found = [name for name in system.glob(path) if system.isfile(name)]
-    inside = len(PurePosixPath(start).parts)
-    visible = [name for name in found if not any(p.startswith(".") for p in PurePosixPath(name).parts[inside:])]
     if not found:
         raise UserError(f"{address} is no file, no folder and matches nothing.")
-    before, after = _around(address.rstrip("/"), path)
-    return [f"{before}{name}{after}" for name in visible]
+    inside = len(PurePosixPath(start).parts)
+    visible = [name for name in found if not any(p.startswith(".") for p in PurePosixPath(name).parts[inside:])]
+    return [_address(system, address, path, name) for name in visible if not name.endswith("/")]  # "/": a mere marker
 
 
-def _around(address: str, path: str) -> tuple[str, str]:
-    """What stands before and after the part of an address that a store takes for the path: its kind, perhaps the host,
-    and what the store itself lies in."""
-    first, chain, rest = address.partition("::")
-    return first.removesuffix(path), chain + rest
+def _address(system: Any, address: str, path: str, name: str) -> str:
+    """Of `name`, as the store calls a file that it listed for `address`, which it calls `path`. Raises UserError where
+    it would lead elsewhere."""
+    first, chain, rest = address.rstrip("/").partition("::")
+    ways = (first.removesuffix(path.rstrip("/")) + name, str(system.unstrip_protocol(name)))
+    for way in ways:
+        with suppress(Exception):  # whatever a store makes of an odd name, it is not this file
+            if fsspec.url_to_fs(found := f"{way}{chain}{rest}")[1] == name:
+                return found
+    raise UserError(f"{address} holds {name!r}, which has no address of its own: rename it.")
 
 
 def fetch(address: str, folder: Path) -> Path:
     """A copy under the same name. Raises UserError."""
-    copy = folder / PurePosixPath(address).name
+    copy = folder / name_of(address)
     with explained(address), _failures(), fsspec.open(address, "rb") as source, copy.open("wb") as target:
         shutil.copyfileobj(source, target)
     return copy
@@ -95,8 +122,14 @@ def write(place: str, content: bytes) -> None:
         return
     with _failures():
         system, path = fsspec.url_to_fs(place)
-        system.makedirs(parent(path), exist_ok=True)
-        system.pipe_file(path, content)
+        if OBJECT_STORES.intersection([system.protocol] if isinstance(system.protocol, str) else system.protocol):
+            system.pipe_file(path, content)
+            return
+        folder, _, name = path.rpartition("/")
+        unfinished = f"{folder}/{UNFINISHED}{uuid4().hex}-{name}"
+        system.makedirs(folder, exist_ok=True)
+        system.pipe_file(unfinished, content)
+        system.mv(unfinished, path)
 
 
 def remove(place: str) -> None:
@@ -129,16 +162,20 @@ def names_in(place: str) -> set[str]:
     with _failures():
         system, path = fsspec.url_to_fs(place)
         system.invalidate_cache()
-        return {PurePosixPath(name).name for name in system.find(path, maxdepth=1)}
+        return {PurePosixPath(name).name for name in system.find(path, maxdepth=1) if not name.endswith("/")}
 
 
 @contextmanager
-def explained(address: str) -> Iterator[None]:
-    """What fails on the way to `address` becomes one UserError."""
+def explained(address: str, missing: bool = False) -> Iterator[None]:
+    """What fails on the way to `address` becomes one UserError; with `missing`, not that there is no such file."""
     try:
         yield
-    except FileNotFoundError:
-        raise UserError(f"{address} does not exist.") from None
+    except (FileNotFoundError, IsADirectoryError) as error:
+        status = getattr(error.__cause__, "status", GONE[0])  # a web server may merely be out of order
+        if missing and status in GONE:
+            raise
+        said = "does not exist" if status in GONE else f"cannot be reached (status {status})"
+        raise UserError(f"{address} {said}.") from error
     except ImportError as error:
         raise UserError(f"{address} cannot be read: {error}.") from error
     except OSError as error:

@@ -3,11 +3,13 @@ it is not, whoever wrote it and however often."""
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from io import BytesIO
+from typing import BinaryIO
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -23,7 +25,7 @@ FEWEST, MOST = 100, 20_000
 PARTS = 1000
 """As many are aimed at."""
 NOTE = b"spectacles"
-READERS = 16
+READERS, FOOTER = 16, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,15 @@ class Shards:
         try:
             with remote.open_file(place) as file:
                 tries = int(file.read()) + 1
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             tries = 1
         remote.write(place, str(tries).encode())
         return tries
 
-    def forget_tries(self) -> None:
-        """Of an earlier command. Raises OSError."""
+    def tidy(self) -> None:
+        """Takes away what was begun and is not gone on with. Raises OSError."""
         for name in remote.names_in(self.folder):
-            if name.endswith(TRIES):
+            if name.endswith(TRIES) or name.startswith(remote.UNFINISHED):
                 remote.remove(self.place(name))
 
     def _tries(self, part: int) -> str:
@@ -93,11 +95,12 @@ class Shards:
     def _fates(self, part: int) -> Counter[str] | None:
         """None where the file is not the part that it should be."""
         start, stop = self.span(part)
+        with remote.open_file(self.place(self.file(part))) as file:
+            end = _end(file)
         try:
-            with remote.open_file(self.place(self.file(part))) as file:
-                footer = parquet.read_metadata(file)
+            footer = parquet.read_metadata(BytesIO(end))
             note = json.loads((footer.metadata or {}).get(NOTE, b"{}"))
-        except (pa.ArrowInvalid, ValueError):
+        except (OSError, ValueError):  # as Arrow calls what it cannot make sense of
             return None
         if footer.num_rows != stop - start or note.get("plan") != self.digest():
             return None
@@ -118,11 +121,23 @@ def open_folder(folder: str, inputs: Inputs, model_id: str, columns: dict[str, t
         if PLAN in present:
             with remote.open_file(place) as file:
                 _compare(place, file.read(), _plan(shards))
-        elif present:
+        elif any(not name.startswith(remote.UNFINISHED) for name in present):
             raise UserError(f"--output {folder} is a folder that holds other things: name a new one.")
         else:
             remote.write(place, json.dumps(_plan(shards), indent=1).encode())
     return shards
+
+
+def _end(file: BinaryIO) -> bytes:
+    """Enough of a Parquet file to read its footer, whose length stands before the last four bytes."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - FOOTER))
+    end = file.read()
+    wanted = int.from_bytes(end[-8:-4], "little") + 8
+    if len(end) < wanted <= size:
+        file.seek(size - wanted)
+        end = file.read()
+    return b"PAR1" + end
 
 
 def size_of_parts(rows: int) -> int:
@@ -152,5 +167,5 @@ def fingerprint(inputs: Inputs) -> str:
     for values in (inputs.paths, inputs.names, inputs.ids):
         digest.update(f"{len(values)} ".encode())
         for value in values:
-            digest.update(value.encode("utf-8", "surrogateescape") + b"\0")
+            digest.update(value.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()

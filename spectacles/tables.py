@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from pyarrow import parquet
+from pyarrow import ArrowException, parquet
 
 from spectacles.errors import UserError
 from spectacles.images import SUFFIXES
@@ -29,7 +28,8 @@ def read_table(path: Path) -> pd.DataFrame:
         if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
             frame = pd.DataFrame(_json_records(path)).map(_joined)
         elif path.suffix.lower() == ".parquet":
-            frame = parquet.read_table(path).to_pandas(ignore_metadata=True).map(_joined)
+            columns = parquet.read_table(path).to_pydict()  # through pandas, whole numbers beside a gap become floats
+            frame = pd.DataFrame({name: list(map(_joined, cells)) for name, cells in columns.items()}, dtype=object)
         else:
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep=_delimiter(path), encoding="utf-8-sig",
                                 skipinitialspace=True)  # fmt: skip
@@ -37,7 +37,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
-    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError, ArrowException) as error:
         raise UserError(f"{path} cannot be read as a table: {error}.") from error
     frame.columns = [str(column).strip() for column in frame.columns]
     if any(column.lower().endswith(SUFFIXES) for column in frame.columns):
@@ -51,7 +51,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def _joined(cell: object) -> object:
     """JSON and Parquet may list several labels."""
-    return (SEPARATOR.join(map(str, cell)) or NONE) if isinstance(cell, list | np.ndarray) else cell
+    return (SEPARATOR.join(map(str, cell)) or NONE) if isinstance(cell, list) else cell
 
 
 def _delimiter(path: Path) -> str:
@@ -83,7 +83,9 @@ def _is_mapping(item: dict[str, object]) -> bool:
     return bool(item) and all(str(key).lower().endswith(SUFFIXES) for key in item)
 
 
-def file_names(table: pd.DataFrame, path: Path, file_column: str | None, template: str | None) -> "pd.Series[str]":
+def file_names(
+    table: pd.DataFrame, path: Path | str, file_column: str | None, template: str | None
+) -> "pd.Series[str]":
     """The file of each row; the series is named after its column ('' for a template). Raises UserError."""
     if template is not None:
         try:
@@ -109,7 +111,7 @@ def file_names(table: pd.DataFrame, path: Path, file_column: str | None, templat
     )
 
 
-def require(table: pd.DataFrame, path: Path, columns: Sequence[str], flag: str) -> None:
+def require(table: pd.DataFrame, path: Path | str, columns: Sequence[str], flag: str) -> None:
     """Raises UserError where `flag` names a column that the table does not have; '' names none."""
     for column in columns:
         if column and column not in table.columns:

@@ -29,6 +29,8 @@ EXPECTED_SECONDS = 1.0
 """For a large body: a slower one keeps no room meanwhile, or clients that send a byte now and then could take all."""
 LOOK_SECONDS, LAST_WORD_SECONDS = 0.05, 2.0
 """How often it is looked, and how long at most, whether those that have a connection have said what they want."""
+AT_LEAST_SECONDS = 0.3
+"""For those who stood in line to the end, where the system could not keep newcomers out."""
 GRACE_SECONDS = 11
 """For accepted requests when the server ends; with the draining and the last words before it, under 15 s."""
 MOST_CONNECTIONS = 4096
@@ -195,7 +197,7 @@ class DrainingServer(uvicorn.Server):
             server.close()
         for connection in last:
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
-        await self._hear_all(until)
+        await self._hear_all(max(until, asyncio.get_running_loop().time() + AT_LEAST_SECONDS * bool(last)))
         await super().shutdown(sockets)
 
     async def _hear_all(self, until: float) -> None:

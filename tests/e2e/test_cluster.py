@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import fsspec
 import pandas as pd
 import pytest
 import stores
-from command_line import ROOT, run_script
+from command_line import ROOT, Finished, run_script
 from PIL import Image
 from tracking_servers import until
 
@@ -193,8 +194,9 @@ def test_photos_lists_and_parts_may_lie_in_a_store(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [(("--shard", "1/2"), "--shard does not go with --engine ray"), (("--explain",), "--explain does not go"),
-     (("--format", "jsonl"), "--format does not go"), (("--worker_cpus", 4096), "the cluster has"),
-     (("--top_k", 3), "--top_k 3 is out of range"), (("--output", "nonsense://x"), "cannot be reached")],
+     (("--format", "jsonl"), "--format does not go"), (("--worker_cpus", 4096), "no machine of the cluster"),
+     (("--top_k", 3), "--top_k 3 is out of range"), (("--device", "mps"), "use auto, cpu or cuda"),
+     (("--output", "nonsense://x"), "cannot be reached")],
 )  # fmt: skip
 def test_what_does_not_go_with_a_cluster_is_told(
     flags: tuple[object, ...], said: str, bundle_dir: Path, photos: Path, tmp_path: Path
@@ -223,9 +225,9 @@ def test_a_place_that_is_no_folder_is_told(bundle_dir: Path, photos: Path) -> No
 
 def test_ray_needs_files_to_predict() -> None:
     done = run_script("predict.py", "--engine", "ray")
-    assert done.returncode == 2 and "--engine ray goes with files to predict" in done.stderr
-    done = run_script("predict.py", "--shard", "1/2")
-    assert done.returncode == 2 and "--shard goes with files to predict" in done.stderr
+    assert done.returncode == 2 and "--engine ray, --shard and --worker_cpus go with files to predict" in done.stderr
+    done = run_script("predict.py", environment={"SPECTACLES_SHARD": "1/2"})
+    assert done.returncode == 2 and "--shard and --worker_cpus go with files to predict" in done.stderr
 
 
 def test_shards_together_are_the_whole(bundle_dir: Path, photos: Path, table: Path, tmp_path: Path) -> None:
@@ -235,8 +237,34 @@ def test_shards_together_are_the_whole(bundle_dir: Path, photos: Path, table: Pa
         done = run_script("predict.py", table, *flags, "--shard", f"{number}/3", environment=environment)
         assert done.returncode == 0, done.stderr
         assert f"part {number} of 3 of 1000 rows" in done.stdout
-    for name in ("out", "submission"):
-        parts = [tmp_path / f"{name}-{number}-of-3.csv" for number in (1, 2, 3)]
-        assert [len(pd.read_csv(part)) for part in parts] == [333, 333, 334]
-    whole = pd.concat([pd.read_csv(tmp_path / f"out-{number}-of-3.csv", dtype={"id": str}) for number in (1, 2, 3)])
-    assert every_row_once(whole)
+    folders = [tmp_path / f"shard-0000{number}-of-00003" for number in (1, 2, 3)]
+    for name in ("out.csv", "submission.csv"):
+        assert [len(pd.read_csv(folder / name)) for folder in folders] == [333, 333, 334]
+    assert every_row_once(pd.concat([pd.read_csv(folder / "out.csv", dtype={"id": str}) for folder in folders]))
+
+
+def test_an_empty_folder_has_no_rows(bundle_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    done = run_script("predict.py", tmp_path / "none", "--bundle", bundle_dir, *FLAGS, "--output", tmp_path / "out")
+    assert done.returncode == 0 and "0 rows = 0 predicted + 0 refused" in done.stdout, done.stderr
+
+
+def test_sigterm_ends_a_cluster_as_it_ends_all(bundle_dir: Path, table: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with predicting(table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out) as process:
+        until(lambda: list(out.glob("part-*.parquet")) or process.poll() is not None, "a first part is written")
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (143, "stopped.")
+
+
+def test_what_the_runs_own_predictions_look_like_does_not_matter(
+    finished: Finished, photos: Path, tmp_path: Path
+) -> None:
+    settings = finished.run_dir.output_dir / "explaining"
+    shutil.copytree(finished.run_dir.path, settings)
+    with (settings / "config.yaml").open("a", encoding="utf-8") as file:
+        file.write("explain: true\nformat: jsonl\n")
+    flags = ("--output_dir", settings.parent, "--run_name", settings.name, "--output", tmp_path / "out")
+    done = run_script("predict.py", photos, *flags, *FLAGS)
+    assert done.returncode == 0 and "20 rows = " in done.stdout, done.stderr

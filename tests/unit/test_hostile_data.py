@@ -373,7 +373,7 @@ def test_what_predict_is_given_is_answered_or_told(tmp_path: Path, make_bundle: 
     bundle = make_bundle("no", "yes")
     for kind in ("csv", "jsonl", "txt"):
         output = tmp_path / f"out.{kind}"
-        config = PredictCommand(bundle=bundle, output=output, format=kind, device="cpu")
+        config = PredictCommand(bundle=bundle, output=str(output), format=kind, device="cpu")
         predict.predict_inputs([str(tmp_path / "photos")], config)
     answers = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
     assert [Path(name).name for name in answers["file"]] == ["a.png", "b.png", "caf\\xe9.png", "gone.png"]

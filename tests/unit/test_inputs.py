@@ -1,13 +1,17 @@
 """What predict is pointed at becomes one list: folders, tables and addresses, whole or in shards."""
 
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from threading import Thread
 from uuid import uuid4
 from zipfile import ZipFile
 
 import fsspec
 import pandas as pd
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encoded, noise
@@ -132,12 +136,80 @@ def test_a_photo_at_an_address_is_read_like_any_other(store: str, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("gone.png", "file not found"), ("notes.txt", "empty file"), ("sub", "file not found"),
-     ("nonsense://x/y.png", "cannot be read"), ("ftp://127.0.0.1:9/a.png", "cannot be read")],
+    [("gone.png", "file not found"), ("notes.txt", "empty file"), ("sub", "file not found")],
 )  # fmt: skip
 def test_a_photo_that_is_not_there_is_refused_with_the_reason(store: str, name: str, reason: str) -> None:
     refused = decode_one(remote.locate(remote.join(store, name)), PREPROCESSING)
     assert refused.pixels is None and reason in refused.reason
+
+
+class Door(BaseHTTPRequestHandler):
+    """Says the status that the path ends with."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(int(self.path[-3:]))
+        self.end_headers()
+
+    do_GET = do_HEAD  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_store_that_does_not_answer_is_no_missing_photo(web: str) -> None:
+    assert decode_one(remote.locate(f"{web}/404"), PREPROCESSING).reason == "file not found"
+    for address in (f"{web}/503", "nonsense://x/y.png", "ftp://127.0.0.1:9/a.png"):
+        with pytest.raises(UserError, match=f"^{address} cannot be reached"):
+            decode_one(remote.locate(address), PREPROCESSING)
+
+
+def test_addresses_in_tables() -> None:
+    assert remote.join("s3://b/x", "a.png") == remote.join("s3://b/x/", "/a.png") == "s3://b/x/a.png"
+    assert remote.join("zip://::s3://b/p.zip", "a.png") == "zip://a.png::s3://b/p.zip"
+    assert remote.join("s3://b", "gs://c/a.png") == "gs://c/a.png"
+    assert remote.parent("zip://in/list.csv::s3://b/p.zip") == "zip://in::s3://b/p.zip"
+    assert remote.parent("s3://b/list.csv") == "s3://b"
+    assert (
+        remote.name_of("https://h/list.csv?key=a/b") == remote.name_of("zip://x/list.csv::s3://b/p.zip") == "list.csv"
+    )
+    assert remote.name_of("s3://b/what?.csv") == "what?.csv"
+
+
+def test_whole_numbers_of_a_parquet_list_stay_whole(tmp_path: Path) -> None:
+    table = pd.DataFrame({"id": pd.array([7, None, 2**53 + 1], dtype="Int64"), "file": ["a.png", "b.png", "c.png"]})
+    table.to_parquet(tmp_path / "list.parquet")
+    assert collect([str(tmp_path / "list.parquet")], PredictCommand()).ids == ["7", "", str(2**53 + 1)]
+
+
+def test_a_marker_of_a_folder_is_no_photo(store: str) -> None:
+    class Marked(MemoryFileSystem):
+        protocol = "marked"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return str(MemoryFileSystem._strip_protocol(path.replace("marked:", "memory:")))
+
+        def find(self, path: str, **options: object) -> list[str]:
+            return [f"{path}/", *super().find(path, **options)]
+
+    fsspec.register_implementation("marked", Marked, clobber=True)
+    address = store.replace("memory", "marked")
+    assert len(collect([address], PredictCommand()).paths) == 4
+    assert "" not in remote.names_in(address) and "photos" not in remote.names_in(address)
+
+
+def test_a_name_that_leads_to_another_file_is_told(store: str) -> None:
+    fsspec.filesystem("memory").pipe_file(f"{store}/odd/a::b.png", b"")
+    with pytest.raises(UserError, match=r"a::b\.png', which has no address of its own"):
+        collect([f"{store}/odd"], PredictCommand())
 
 
 @pytest.mark.parametrize("text", ["C:\\photos", "C://photos", "photos/a.png", "/photos/a://b", "s3:/bucket", ""])

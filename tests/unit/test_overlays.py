@@ -44,7 +44,7 @@ def photos(tmp_path: Path) -> Path:
 
 def run(bundle_dir: Path, arguments: list[Path], output: Path | None = None, **flags: object) -> None:
     options = {"explain": True, "device": "cpu", "num_workers": 1, "batch_size": 2} | flags
-    config = PredictCommand(bundle=bundle_dir, output=output, **options)
+    config = PredictCommand(bundle=bundle_dir, output=str(output) if output else None, **options)
     predict.predict_inputs([str(argument) for argument in arguments], config)
 
 

@@ -67,6 +67,20 @@ def test_an_open_folder_is_gone_on_with_and_no_other(folder: str) -> None:
             shards.open_folder(folder, *arguments)
 
 
+def test_a_plan_that_was_never_written_does_not_count(folder: str) -> None:
+    remote.write(f"{folder}/{remote.UNFINISHED}plan.json", b"{")
+    assert shards.open_folder(folder, inputs(), "model", COLUMNS).finished() == {}
+
+
+def test_footers_of_any_length_are_read(folder: str) -> None:
+    columns = COLUMNS | {f"p_{number:04}": float for number in range(2000)}
+    plan = shards.open_folder(folder, inputs(100), "model", columns)
+    plan.write(0, [["1", "a.png", *[0.5] * 2001]] * 100, Counter({"": 100}))
+    with remote.open_file(plan.place(plan.file(0))) as file:
+        assert int.from_bytes(file.read()[-8:-4], "little") > shards.FOOTER
+    assert plan.finished() == {0: {"": 100}}
+
+
 def test_a_folder_with_other_things_is_left_alone(folder: str) -> None:
     remote.write(f"{folder}/notes.txt", b"mine")
     with pytest.raises(UserError, match="holds other things"):
@@ -84,6 +98,8 @@ def test_what_is_not_the_part_that_it_should_be_does_not_count(folder: str) -> N
     remote.write(plan.place(plan.file(1)), content)  # right rows of the same plan would count
     remote.write(plan.place(plan.file(2)), content)
     assert list(plan.finished()) == [1]
+    remote.write(plan.place(plan.file(0)), content[:-100] + bytes(92) + content[-8:])
+    assert list(plan.finished()) == [1], "a footer of nothing"
     other = shards.open_folder(f"{folder}-2", inputs(), "another", COLUMNS)
     write(other, inputs(), 0)
     with remote.open_file(other.place(other.file(0))) as file:
@@ -96,7 +112,10 @@ def test_a_part_is_begun_a_number_of_times_until_it_is_written(folder: str) -> N
     assert [plan.begin(0), plan.begin(0), plan.begin(1), plan.begin(0)] == [1, 2, 1, 3]
     write(plan, inputs(), 0)
     assert plan.begin(0) == 1
-    plan.forget_tries()
+    remote.write(plan.place(f"{remote.UNFINISHED}x.parquet"), b"")
+    remote.write(plan.place(f"{plan.file(2)}.tries"), b"")
+    assert plan.begin(2) == 1, "of a worker that died while it wrote that"
+    shards.open_folder(folder, inputs(), "model", COLUMNS).tidy()
     assert remote.names_in(folder) == {shards.PLAN, plan.file(0)}
     assert plan.begin(1) == 1
 
