@@ -76,11 +76,12 @@ def name_of(text: str) -> str:
 
 
 def files_below(address: str) -> list[str]:
-    """A file is itself, a folder or a glob all its files, hidden ones aside. Raises UserError."""
+    """A file is itself, a folder (of a web server: with a slash at the end) or a glob all its files, hidden ones aside.
+    Raises UserError."""
     with explained(address), _failures():
         system, path = fsspec.url_to_fs(address)
         start = path
-        if system.isfile(path):
+        if system.isfile(path) and not address.endswith("/"):  # to a web server, a folder is a file too
             found = [path]
         elif system.exists(path):
             found = system.find(path)

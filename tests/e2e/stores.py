@@ -1,4 +1,4 @@
-"""An object store or a file server on loopback, and what a command needs to know to reach it."""
+"""An object store or a web server on loopback that holds photos, and what a command needs to know to reach it."""
 
 import subprocess
 import sys
@@ -10,45 +10,30 @@ from pathlib import Path
 import pytest
 from tracking_servers import answers, free_port, until
 
-FTP = """
-import sys
-from pyftpdlib.authorizers import DummyAuthorizer
-from pyftpdlib.handlers import FTPHandler
-from pyftpdlib.servers import ThreadedFTPServer
-users = DummyAuthorizer()
-users.add_user("anonymous", "", sys.argv[2], perm="elradfmw")
-FTPHandler.authorizer = users
-ThreadedFTPServer(("127.0.0.1", int(sys.argv[1])), FTPHandler).serve_forever()
-"""
-
 
 @dataclass(frozen=True)
 class Store:
-    address: str
+    photos: str
+    """Where photos are read from."""
+    out: str
+    """Where predictions are written to."""
     environment: dict[str, str] = field(default_factory=dict)
     options: dict[str, object] = field(default_factory=dict)
     """The same for fsspec in the test's own process."""
 
 
 @contextmanager
-def ftp(folder: Path) -> Iterator[Store]:
+def web(folder: Path, photos: Path) -> Iterator[Store]:
+    """A web server, which nobody can write to."""
     port = free_port()
-    with _running([sys.executable, "-c", FTP, str(port), str(folder)], folder.with_suffix(".log")):
-        from fsspec.implementations.ftp import FTPFileSystem
-
-        def listens() -> bool:
-            try:
-                FTPFileSystem("127.0.0.1", port=port, skip_instance_cache=True).ls("/")
-            except OSError:
-                return False
-            return True
-
-        until(listens, "the FTP server answers")
-        yield Store(f"ftp://127.0.0.1:{port}")
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(photos)]
+    with _running(command, folder.with_suffix(".log")):
+        until(lambda: answers(f"http://127.0.0.1:{port}/"), "the web server answers")
+        yield Store(f"http://127.0.0.1:{port}", f"file://{folder}")
 
 
 @contextmanager
-def s3(folder: Path) -> Iterator[Store]:
+def s3(folder: Path, photos: Path) -> Iterator[Store]:
     pytest.importorskip("s3fs", reason="s3fs is not installed")
     pytest.importorskip("moto.server", reason="moto is not installed")
     port = free_port()
@@ -58,8 +43,16 @@ def s3(folder: Path) -> Iterator[Store]:
         import s3fs
 
         options = {"key": "any", "secret": "any", "endpoint_url": url}
-        s3fs.S3FileSystem(**options).mkdir("bucket")
-        yield Store("s3://bucket", {"AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1", **key}, options)
+        system = s3fs.S3FileSystem(**options)
+        system.mkdir("bucket")
+        for path in photos.iterdir():
+            system.pipe_file(f"bucket/photos/{path.name}", path.read_bytes())
+        yield Store(
+            "s3://bucket/photos",
+            "s3://bucket",
+            {"AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1", **key},
+            options,
+        )
 
 
 @contextmanager
