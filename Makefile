@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 FASTAI := .venv-fastai
 # Only what the locks name, by hash and ready built: no package's own script runs while it is installed.
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
-LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
 	--custom-compile-command 'make lock' $(FLAGS)
 OUTPUTS ?= outputs
 IMAGES ?= 600
