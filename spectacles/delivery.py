@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from spectacles import journal, mlflow_store
@@ -17,7 +18,7 @@ log = logging.getLogger("spectacles.delivery")
 
 LINGER = 30.0
 """Seconds without success after which the sender of a command that is over gives up."""
-LONGEST_PAUSE = 60.0
+LONGEST_PAUSE = 10.0
 
 
 def send(run_dir: RunDir, parent: int) -> None:
@@ -74,7 +75,13 @@ def _follow(run_dir: RunDir, to: str, parent: int) -> None:
             return
         failures += not arrived
         pause = None if arrived else min(2.0**failures, 2 if over else LONGEST_PAUSE)
-        _wait(lambda seen=size: journal.size(folder) != seen or os.getppid() != parent, pause)  # type: ignore[misc]
+        # After a failure news is no reason to try again: with a step every few milliseconds there is always some.
+        _wait(partial(_more_to_do, folder, size if arrived else None, parent), pause)
+
+
+def _more_to_do(folder: Path, seen: int | None, parent: int) -> bool:
+    """Whether the command is over, or its journal is longer than `seen`; None: whatever it is."""
+    return os.getppid() != parent or (seen is not None and journal.size(folder) != seen)
 
 
 def _wait(news: Callable[[], bool], pause: float | None) -> None:
