@@ -55,10 +55,7 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
     """Streams predictions of `inputs` into `output`, and into `submission` where they have ids, in constant memory."""
     device = runtime.prepare(runtime.resolve_device(config.device))
     predictor = Predictor(bundle, device, config.batch_size, config.engine, images=len(inputs.paths))
-    if not 1 <= config.top_k <= len(predictor.info.classes):
-        raise UserError(
-            f"--top_k {config.top_k} is out of range: the model knows {len(predictor.info.classes)} classes."
-        )
+    answer_rows.check_top_k(config.top_k, predictor.info)
     outcomes = explained(
         predictor.predict(map(locate, inputs.paths), readers(inputs.paths, config.num_workers)),
         inputs,

@@ -5,10 +5,17 @@ from typing import Any
 import numpy as np
 
 from spectacles.bundle import BundleInfo
+from spectacles.errors import UserError
 from spectacles.inference import Prediction
 from spectacles.predictions import PREFIX
 
 Cell = str | float | None
+
+
+def check_top_k(top_k: int, info: BundleInfo) -> None:
+    """Raises UserError."""
+    if not 1 <= top_k <= len(info.classes):
+        raise UserError(f"--top_k {top_k} is out of range: the model knows {len(info.classes)} classes.")
 
 
 def header(info: BundleInfo, top_k: int, with_ids: bool) -> dict[str, type]:

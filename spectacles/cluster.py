@@ -94,8 +94,7 @@ def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -
     Raises UserError; what is finished by then stays finished.
     """
     info, _, model_id = bundles.load(bundle)
-    if not 1 <= config.top_k <= len(info.classes):
-        raise UserError(f"--top_k {config.top_k} is out of range: the model knows {len(info.classes)} classes.")
+    answer_rows.check_top_k(config.top_k, info)
     inputs = _absolute(inputs)
     folder = output if remote.is_address(output) else os.path.abspath(output)
     plan = shards.open_folder(folder, inputs, model_id, answer_rows.header(info, config.top_k, bool(inputs.ids)))

@@ -22,7 +22,7 @@ OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", 
 UNFINISHED = ".tmp-"
 """Begins the name of a file that is being written."""
 READERS = 16
-"""Threads that fetch photos, which mostly wait."""
+"""Threads that fetch from a store, which mostly wait."""
 GONE = (404, 410)
 
 

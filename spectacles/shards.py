@@ -25,7 +25,7 @@ FEWEST, MOST = 100, 20_000
 PARTS = 1000
 """As many are aimed at."""
 NOTE = b"spectacles"
-READERS, FOOTER = 16, 1 << 16
+FOOTER = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Shards:
         """The parts that stand in the folder, with their fates, as the files themselves say. Raises OSError."""
         present = remote.names_in(self.folder)
         candidates = [part for part in self.parts if self.file(part) in present]
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(remote.READERS) as pool:
             found = dict(zip(candidates, pool.map(self._fates, candidates), strict=True))
         return {part: fates for part, fates in found.items() if fates is not None}
 
