@@ -10,14 +10,13 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import Request
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from multipart import MultipartSegment, PushMultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from spectacles.server.access import Refused
 from spectacles.server.limits import MAX_FILES
 
-MULTIPART, URLENCODED = b"multipart/form-data", b"application/x-www-form-urlencoded"
+MULTIPART, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 MOST_FIELDS, MOST_FIELD_BYTES = 8, 4096
 FILE = "file"
 
@@ -37,17 +36,17 @@ class Form:
 async def read(request: Request, how_to_ask: str, **defaults: str) -> Form:
     """The files of the field 'file', and the fields of these names, with these values where one is missing. Raises
     Refused, for anything that the form should not have too; `how_to_ask` is the advice then."""
-    kind, options = parse_options_header(request.headers.get("content-type"))
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
     try:
         if kind == MULTIPART:
-            form = await _Multipart(options.get(b"boundary", b"")).read(request)
+            form = await _read_multipart(request, options.get("boundary", ""))
         elif kind == URLENCODED:
             form = _read_urlencoded(await request.body())
         else:
             form = Form()
     except ClientDisconnect:
         raise Refused(499, "disconnected", "The client went away.") from None
-    except (FormParserError, ValueError) as error:
+    except ValueError as error:
         raise Refused(400, "bad_request", f"The form cannot be read ({error}). {how_to_ask}") from None
     unknown = [name for name in form.fields if name not in defaults]
     if unknown:
@@ -55,6 +54,33 @@ async def read(request: Request, how_to_ask: str, **defaults: str) -> Form:
         raise Refused(422, "bad_request", detail)
     form.fields = defaults | form.fields
     return form
+
+
+async def _read_multipart(request: Request, boundary: str) -> Form:
+    form, chunks = Form(), list[bytes]()
+    part: MultipartSegment | None = None
+    with PushMultipartParser(boundary, header_charset="latin-1") as parser:  # file names come in any charset
+        async for chunk in request.stream():
+            for event in parser.parse(chunk) if chunk else ():
+                if isinstance(event, MultipartSegment):
+                    part, chunks = event, []
+                elif event is not None:
+                    chunks.append(event)
+                elif part is not None:
+                    _add_part(form, part, b"".join(chunks))
+    return form
+
+
+def _add_part(form: Form, part: MultipartSegment, content: bytes) -> None:
+    if part.name == FILE and part.filename is not None:
+        form.files.append(content)
+    elif len(content) > MOST_FIELD_BYTES or len(form.fields) == MOST_FIELDS:
+        raise ValueError("a field is too long, or there are too many")
+    else:
+        form.add(part.name.encode("latin-1").decode("utf-8", "replace"), content.decode("utf-8", "replace"))
+    if len(form.files) > MAX_FILES:
+        detail = f"These are too many files: send at most {MAX_FILES} a request."
+        raise Refused(413, "bad_request", detail, {"Connection": "close"})
 
 
 def _read_urlencoded(body: bytes) -> Form:
@@ -72,68 +98,6 @@ def choice(form: Form, name: str, values: tuple[str, ...]) -> str:
     return given
 
 
-class _Multipart:
-    """One body, read part by part."""
-
-    def __init__(self, boundary: bytes) -> None:
-        if not boundary:
-            raise ValueError("multipart without a boundary")
-        self.form, self.ended = Form(), False
-        self.name, self.value, self.headers = b"", b"", dict[bytes, bytes]()
-        self.content = bytearray()
-        self.parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin_part,
-                "on_header_field": self._add_name,
-                "on_header_value": self._add_value,
-                "on_header_end": self._end_header,
-                "on_part_data": self._add_data,
-                "on_part_end": self._end_part,
-                "on_end": self._end,
-            },
-        )
-
-    async def read(self, request: Request) -> Form:
-        async for chunk in request.stream():
-            self.parser.write(chunk)
-        if not self.ended:
-            raise ValueError("its multipart body ends in the middle")
-        return self.form
-
-    def _begin_part(self) -> None:
-        self.headers, self.content = {}, bytearray()
-
-    def _add_name(self, data: bytes, start: int, end: int) -> None:
-        self.name += data[start:end]
-
-    def _add_value(self, data: bytes, start: int, end: int) -> None:
-        self.value += data[start:end]
-
-    def _end_header(self) -> None:
-        self.headers[self.name.lower()] = self.value
-        self.name = self.value = b""
-
-    def _add_data(self, data: bytes, start: int, end: int) -> None:
-        self.content += data[start:end]
-
-    def _end_part(self) -> None:
-        _, options = parse_options_header(self.headers.get(b"content-disposition"))
-        name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name == FILE and b"filename" in options:
-            self.form.files.append(bytes(self.content))
-        elif len(self.content) > MOST_FIELD_BYTES or len(self.form.fields) == MOST_FIELDS:
-            raise ValueError("a field is too long, or there are too many")
-        else:
-            self.form.add(name, self.content.decode("utf-8", "replace"))
-        if len(self.form.files) > MAX_FILES:
-            detail = f"These are too many files: send at most {MAX_FILES} a request."
-            raise Refused(413, "bad_request", detail, {"Connection": "close"})
-
-    def _end(self) -> None:
-        self.ended = True
-
-
 def described(most_files: int, **fields: dict[str, Any]) -> dict[str, Any]:
     """The form for the OpenAPI page: `openapi_extra` of a route."""
     photos = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": most_files}
@@ -145,4 +109,4 @@ def described(most_files: int, **fields: dict[str, Any]) -> dict[str, Any]:
         "additionalProperties": False,
         "required": [FILE],
     }
-    return {"requestBody": {"content": {MULTIPART.decode(): {"schema": schema}}, "required": True}}
+    return {"requestBody": {"content": {MULTIPART: {"schema": schema}}, "required": True}}
