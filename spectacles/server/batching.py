@@ -22,13 +22,15 @@ from typing import Any, TypeVar
 from spectacles.decoding import Decoded
 from spectacles.inference import Prediction, Predictor
 from spectacles.preprocess import Preprocessing
-from spectacles.server.decoders import Decoders
+from spectacles.server.decoders import Decoders, Died
 
 T = TypeVar("T")
 RECENT = 0.1
 """Weight of the newest batch in the estimate of what an image takes."""
 FIRST_GUESS = 0.02
 """Seconds an image, before anything has been measured."""
+ENOUGH_BYTES = 1 << 22
+"""Of files that are decoded together, after which no more are added: of that size, a hand-over is a small part."""
 MOST_OTHERS = 2
 """Explanations that wait or are computed: predictions must not wait for more."""
 
@@ -64,6 +66,8 @@ class Job:
     decoded: Any = None
     waited: float = 0.0
     decoding: float = 0.0
+    alone: bool = False
+    """To be decoded by itself: a decoder died of it, or of one beside it."""
 
 
 class Batcher:
@@ -151,39 +155,55 @@ class Batcher:
             self.inside -= 1
 
     def _decode_all(self) -> None:
-        while (job := self._waiting.get()) is not None:
-            if not self._wanted(job):
-                continue
-            job.model, started = self.model, time.monotonic()
-            job.waited = started - job.arrived
-            job.decoded = self.decoders(job.content, job.model.info.preprocessing)
-            job.content, job.decoding = b"", time.monotonic() - started
-            if job.decoded.pixels is None:
-                self._tell([job], [job.model.predict_batch([job.decoded])[0]], 0.0)
-            else:
-                self._ready.put(job)
+        while (first := self._waiting.get()) is not None:
+            model, started = self.model, time.monotonic()
+            jobs = [job for job in self._together(first, model.info.preprocessing) if self._wanted(job)]
+            found = self._decode(jobs, model.info.preprocessing)
+            for job, decoded in zip(jobs, found, strict=False):
+                job.model, job.decoded, job.content = model, decoded, b""
+                job.waited, job.decoding = started - job.arrived, (time.monotonic() - started) / len(jobs)
+                if decoded.pixels is None:
+                    self._tell([job], [model.predict_batch([decoded])[0]], 0.0)
+                else:
+                    self._ready.put(job)
+
+    def _decode(self, jobs: list[Job], preprocessing: Preprocessing) -> list[Decoded]:
+        """Empty where a file broke the decoder: then each of them waits for a decoder once more, for itself."""
+        if len(jobs) == 1:
+            return [self.decoders(jobs[0].content, preprocessing)]
+        try:
+            return self.decoders.together([job.content for job in jobs], preprocessing) if jobs else []
+        except Died:
+            for job in jobs:
+                job.alone = True
+                self._waiting.put(job)
+            return []
+
+    def _together(self, first: Job, preprocessing: Preprocessing) -> Iterator[Job]:
+        """It, and of those behind it what the other decoders do not need."""
+        yield first
+        size = len(first.content)
+        if first.alone or size >= ENOUGH_BYTES:
+            return
+        share = self._waiting.qsize() // self.decoders.count
+        for job in _more(self._waiting, min(share, self.decoders.most_together(preprocessing) - 1)):
+            if job.alone:
+                self._waiting.put(job)
+                return
+            yield job
+            size += len(job.content)
+            if size >= ENOUGH_BYTES:
+                return
 
     def _infer_all(self) -> None:
         while (job := self._ready.get()) is not None:
-            jobs = [job, *self._more(job.model.lanes[1] - 1)]
+            jobs = [job, *_more(self._ready, job.model.lanes[1] - 1)]
             for model, batch in groupby(jobs, key=lambda job: job.model):
                 wanted = [job for job in batch if self._wanted(job)]
                 if wanted:
                     started = time.monotonic()
                     outcomes = _predict(model, [job.decoded for job in wanted])
                     self._tell(wanted, outcomes, time.monotonic() - started)
-
-    def _more(self, most: int) -> Iterator[Job]:
-        """Those that are ready too."""
-        for _ in range(most):
-            try:
-                job = self._ready.get_nowait()
-            except Empty:
-                return
-            if job is None:
-                self._ready.put(None)  # for the thread that it was meant for
-                return
-            yield job
 
     def _wanted(self, job: Job) -> bool:
         """Whether somebody still waits for it; one that is too late is told so."""
@@ -208,6 +228,19 @@ class Batcher:
             else:
                 answer = Answer(outcome, job.model, job.waited, job.decoding, inference, len(jobs))
                 job.answer.set_result(answer)
+
+
+def _more(queue: SimpleQueue[Job | None], most: int) -> Iterator[Job]:
+    """Those that are there too."""
+    for _ in range(most):
+        try:
+            job = queue.get_nowait()
+        except Empty:
+            return
+        if job is None:
+            queue.put(None)  # for the thread that it was meant for
+            return
+        yield job
 
 
 def _predict(model: Predictor, batch: Sequence[Decoded]) -> list[Prediction | Exception]:

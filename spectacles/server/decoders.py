@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -29,16 +30,24 @@ MEMORY = 1 << 30
 """Bytes that a decoder may allocate beyond what it starts with: enough for 25 megapixels in any mode."""
 MOST_TEXT = 1 << 20
 """Bytes of one comment in a PNG, which may be compressed a thousandfold; and an eighth of all of them."""
+TOGETHER = 8
+"""Files that a decoder is given at once, at most: each hand-over takes time."""
 MOST_BYTES = 1 << 24
-"""Of a decoded picture: 2,300 x 2,300 pixels, more than any network sees. Memory is taken as it is used."""
+"""Of their pictures: 2,300 x 2,300 pixels, more than any network sees. Memory is taken as it is used."""
 SECONDS = 10.0
 """For one file: a hundred times what a photo of 12 megapixels takes."""
+TOGETHER_SECONDS = 2.0
+"""For several: those beside a slow one have a deadline."""
 TOO_SLOW = f"takes longer than {SECONDS:.0f} s to decode"
 TOO_LARGE = "takes more memory to decode than a photo may"
 
 
+class Died(Exception):
+    """A decoder, of a file."""
+
+
 class Decoder:
-    """One process, one file at a time; a new process takes the place of one that was killed."""
+    """One process, one file after the other; a new process takes the place of one that was killed."""
 
     def __init__(self, context: BaseContext, max_pixels: int, memory: int) -> None:
         self.context, self.limits = context, (max_pixels, memory)
@@ -54,25 +63,24 @@ class Decoder:
         self.process.start()
         there.close()
 
-    def __call__(self, content: bytes, preprocessing: Preprocessing, seconds: float = SECONDS) -> Decoded:
-        """What `decode_one` gives; whatever happens to the process is a reason to refuse the file."""
+    def __call__(self, contents: Sequence[bytes], preprocessing: Preprocessing, seconds: float) -> list[Decoded]:
+        """What `decode_one` gives of each. Raises Died, which is a reason to refuse the file, or one of them."""
         try:
-            self.connection.send((preprocessing, content))
+            self.connection.send((preprocessing, contents))
             if self.connection.poll(seconds):
-                return self._receive(preprocessing)
+                return self._receive(len(contents), preprocessing)
             reason = TOO_SLOW
-        except (EOFError, OSError):  # it was killed, or a decoder's own fault killed it
+        except (EOFError, OSError, ValueError, TypeError):  # it was killed, or a file has it say nonsense
             reason = TOO_LARGE
         self._replace()
-        return Decoded("", None, (), reason)
+        raise Died(reason)
 
-    def _receive(self, preprocessing: Preprocessing) -> Decoded:
+    def _receive(self, count: int, preprocessing: Preprocessing) -> list[Decoded]:
         """Nothing that comes back is unpickled: a process that a file has taken over must not get further."""
-        facts = json.loads(self.connection.recv_bytes(1 << 20))
-        pixels = None
-        if not facts["reason"]:
-            pixels = self.shared[: math.prod(preprocessing.shape)].reshape(preprocessing.shape).copy()
-        return Decoded("", pixels, tuple(facts["repairs"]), str(facts["reason"]))
+        answers, found = json.loads(self.connection.recv_bytes(1 << 20)), []
+        for picture, (repairs, reason) in zip(_pictures(self.shared, count, preprocessing), answers, strict=True):
+            found.append(Decoded("", None if reason else picture.copy(), tuple(map(str, repairs)), str(reason)))
+        return found
 
     def _replace(self) -> None:
         self.close()
@@ -99,17 +107,33 @@ class Decoders:
             self._idle.put(decoder)
 
     def __call__(self, content: bytes, preprocessing: Preprocessing) -> Decoded:
+        """What `decode_one` gives; whatever happens to the process is a reason to refuse the file."""
+        try:
+            [decoded] = self._ask([content], preprocessing, SECONDS)
+            return decoded
+        except Died as died:
+            return Decoded("", None, (), str(died))
+
+    def together(self, contents: Sequence[bytes], preprocessing: Preprocessing) -> list[Decoded]:
+        """Of `most_together` files at most. Raises Died, and nobody knows of which of them."""
+        return self._ask(contents, preprocessing, TOGETHER_SECONDS)
+
+    def _ask(self, contents: Sequence[bytes], preprocessing: Preprocessing, seconds: float) -> list[Decoded]:
         """Waits for a free decoder."""
         decoder = self._idle.get()
         try:
-            return decoder(content, preprocessing)
+            return decoder(contents, preprocessing, seconds)
         finally:
             self._idle.put(decoder)
+
+    def most_together(self, preprocessing: Preprocessing) -> int:
+        """Files whose pictures find room at once."""
+        return max(1, min(TOGETHER, MOST_BYTES // math.prod(preprocessing.shape)))
 
     def warm(self, preprocessing: Preprocessing) -> None:
         """Waits until all have started."""
         for decoder in self._all:
-            decoder(b"", preprocessing, seconds=60.0)
+            decoder([b""], preprocessing, seconds=60.0)
 
     def __enter__(self) -> Decoders:
         return self
@@ -131,11 +155,20 @@ def _serve(connection: Connection, shared: Any, max_pixels: int, memory: int) ->
     gc.freeze()
     with suppress(EOFError, OSError):
         while True:
-            preprocessing, content = connection.recv()
-            decoded = decode_one(content, preprocessing, max_pixels)
-            if decoded.pixels is not None:
-                pixels[: decoded.pixels.size] = decoded.pixels.ravel()
-            connection.send_bytes(json.dumps({"repairs": decoded.repairs, "reason": decoded.reason}).encode())
+            preprocessing, contents = connection.recv()
+            answers = []
+            for content, picture in zip(contents, _pictures(pixels, len(contents), preprocessing), strict=True):
+                decoded = decode_one(content, preprocessing, max_pixels)
+                if decoded.pixels is not None:
+                    picture[:] = decoded.pixels
+                answers.append((decoded.repairs, decoded.reason))
+            connection.send_bytes(json.dumps(answers).encode())
+
+
+def _pictures(pixels: np.ndarray, count: int, preprocessing: Preprocessing) -> np.ndarray:
+    """A view of the first (count, S, S, C) bytes."""
+    shape = (count, *preprocessing.shape)
+    return pixels[: math.prod(shape)].reshape(shape)
 
 
 def limit_memory(more: int) -> None:

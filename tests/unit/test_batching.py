@@ -15,6 +15,7 @@ from spectacles.decoding import Decoded
 from spectacles.inference import Prediction
 from spectacles.server import batching
 from spectacles.server.batching import Batcher, Overloaded
+from spectacles.server.decoders import Died
 
 PIXELS = np.zeros((2, 2, 3), dtype=np.uint8)
 
@@ -42,28 +43,56 @@ class Model:
 
 
 class Decode:
-    count = 2
+    """Refuses what is bad, and dies of a bomb; waits for `go` first."""
+
+    def __init__(self, count: int = 2) -> None:
+        self.count, self.asked = count, list[list[str]]()
+        self.go, self.started = threading.Event(), threading.Event()
+        self.go.set()
+
+    def most_together(self, preprocessing: Any) -> int:
+        return 4
 
     def __call__(self, content: bytes, preprocessing: Any) -> Decoded:
-        name = content.decode()
-        refused = name.startswith("bad")
+        [decoded] = self.ask([content], preprocessing)
+        return decoded
+
+    def together(self, contents: Sequence[bytes], preprocessing: Any) -> list[Decoded]:
+        if b"bomb" in contents:
+            self.asked.append([content.decode() for content in contents])
+            raise Died
+        return self.ask(contents, preprocessing)
+
+    def ask(self, contents: Sequence[bytes], preprocessing: Any) -> list[Decoded]:
+        self.asked.append([content.decode() for content in contents])
+        self.started.set()
+        assert self.go.wait(20)
+        return [self.decoded(name, preprocessing) for name in self.asked[-1]]
+
+    def decoded(self, name: str, preprocessing: Any) -> Decoded:
+        refused = name.startswith("bad") or name == "bomb"
         return Decoded(f"{name} for {preprocessing}" if name == "told" else name, None if refused else PIXELS, (),
                        "broken" if refused else "")  # fmt: skip
 
 
-def run(test: Callable[[Batcher, Model], Awaitable[None]], capacity: int = 100, seconds: float = 20.0) -> Model:
+def run(
+    test: Callable[[Batcher, Model], Awaitable[None]],
+    capacity: int = 100,
+    seconds: float = 20.0,
+    decode: Decode | None = None,
+) -> Model:
     model = Model()
 
     async def inside() -> None:
-        async with Batcher(model, Decode(), capacity, seconds) as batcher:  # type: ignore[arg-type]
+        async with Batcher(model, decode or Decode(), capacity, seconds) as batcher:  # type: ignore[arg-type]
             await asyncio.wait_for(test(batcher, model), 20)
 
     asyncio.run(inside())
     return model
 
 
-async def started(model: Model) -> None:
-    await asyncio.get_running_loop().run_in_executor(None, model.started.wait, 20)
+async def started(work: Model | Decode) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, work.started.wait, 20)
 
 
 async def settle(batcher: Batcher, decoded: int) -> None:
@@ -122,6 +151,43 @@ def test_one_image_spoils_no_other() -> None:
         assert [each.prediction.label for each in (a, c)] == ["one: a", "one: c"]  # type: ignore[union-attr]
 
     run(test)
+
+
+def decoded_while_busy(names: list[bytes], decode: Decode) -> list[list[str]]:
+    """How those are decoded that come while the decoder is at work."""
+
+    async def test(batcher: Batcher, model: Model) -> None:
+        decode.go.clear()
+        first = asyncio.create_task(batcher.predict(b"first"))
+        await started(decode)
+        others = [asyncio.create_task(batcher.predict(name)) for name in names]
+        while batcher._waiting.qsize() < len(names):
+            await asyncio.sleep(0)
+        decode.go.set()
+        answers = await asyncio.gather(first, *others)
+        assert [answer.prediction.path for answer in answers] == ["first", *(name.decode() for name in names)]
+        refused = [answer.prediction.path for answer in answers if answer.prediction.reason]
+        assert refused == [name.decode() for name in names if name == b"bomb"]
+
+    run(test, decode=decode)
+    return decode.asked[1:]
+
+
+def test_what_waits_for_the_decoder_is_decoded_together() -> None:
+    names = [b"%d" % number for number in range(6)]
+    assert decoded_while_busy(names, Decode(1)) == [["0", "1", "2", "3"], ["4", "5"]]
+
+
+def test_large_files_are_not_kept_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "ENOUGH_BYTES", 5)
+    names = [b"large", b"tiny", b"t", b"wee"]
+    assert decoded_while_busy(names, Decode(1)) == [["large"], ["tiny", "t"], ["wee"]]
+
+
+def test_a_file_that_kills_the_decoder_spoils_no_other() -> None:
+    asked = decoded_while_busy([b"a", b"bomb", b"c", b"d", b"e", b"f"], Decode(1))
+    assert asked[:2] == [["a", "bomb", "c", "d"], ["e", "f"]]
+    assert sorted(asked[2:]) == [["a"], ["bomb"], ["c"], ["d"]]
 
 
 def test_beyond_the_capacity_nothing_is_taken() -> None:
