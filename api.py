@@ -23,7 +23,6 @@ from spectacles.server.answers import (
     NOT_READY,
     REFUSALS,
     Explanation,
-    ImagePrediction,
     ModelCard,
     PredictionList,
     Problem,
@@ -56,9 +55,6 @@ def told() -> tuple[settings.Settings, str]:
 
 
 app = FastAPI(title="Spectacles", description="Says which class a photo shows.", version=__version__, lifespan=lifespan)
-app.add_middleware(limits.BodyLimit)
-app.add_middleware(gate.Gate)
-app.add_middleware(gate.Cors)
 
 
 def drain() -> None:
@@ -114,8 +110,10 @@ async def predict(request: Request) -> Response:
                 "request_id": request.state.request_id}  # fmt: skip
     if len(outcomes) > 1:
         return _json(PredictionList(predictions=outcomes, **envelope))
-    _raise_refusal(outcomes[0])
-    return _json(SinglePrediction.model_construct(**vars(outcomes[0]), **envelope))
+    [outcome] = outcomes
+    if isinstance(outcome, RefusedImage):
+        return _refusal(outcome)
+    return _json(SinglePrediction.model_construct(**vars(outcome), **envelope))
 
 
 def _json(answer: BaseModel) -> Response:
@@ -123,9 +121,14 @@ def _json(answer: BaseModel) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def _raise_refusal(outcome: ImagePrediction | RefusedImage) -> None:
-    if isinstance(outcome, RefusedImage):
-        raise HTTPException(outcome.status, outcome.error)
+def _refusal(outcome: RefusedImage) -> Response:
+    return JSONResponse({"detail": outcome.error}, outcome.status)
+
+
+app.add_middleware(gate.Shortcut, path="/predict", endpoint=predict)
+app.add_middleware(limits.BodyLimit)
+app.add_middleware(gate.Gate)
+app.add_middleware(gate.Cors)
 
 
 FORMATS = ("png", "json")
@@ -163,7 +166,8 @@ async def explain(request: Request) -> Response:
     facts, picture = ({}, b"") if refused else await work.explanation(serving, content, found, method, label)
     milliseconds = round((time.perf_counter() - started) * 1000, 1)
     answers.log_image(request.state.request_id, milliseconds, len(content), outcome)
-    _raise_refusal(outcome)
+    if isinstance(outcome, RefusedImage):
+        return _refusal(outcome)
     answer = Explanation(method=method, **facts, model_id=found.model.model_id, milliseconds=milliseconds,
                          request_id=request.state.request_id)  # fmt: skip
     headers = answers.explanation_headers(answer)

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -39,6 +40,7 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+@lru_cache
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True

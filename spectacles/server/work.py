@@ -62,21 +62,25 @@ async def predict(service: Service, contents: list[bytes]) -> list[Answer]:
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The outcome of `work`, which is given up when the client goes away."""
-    working = asyncio.create_task(work)
-    listening = asyncio.create_task(_until_gone(request))
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+
+    async def listen() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = task.cancel()
+
+    listening = asyncio.create_task(listen())
     try:
-        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise Refused(499, "disconnected", "The client went away.")
+        return await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        task.uncancel()
+        raise Refused(499, "disconnected", "The client went away.") from None
     finally:
-        working.cancel()
         listening.cancel()
-
-
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def explanation(
