@@ -22,6 +22,7 @@ OPEN = ("/health/live", "/health/ready")
 PAGE = "/"
 """Needs no key either: it asks for one."""
 COSTLY = ("/predict", "/explain")
+NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 TOLD = ("X-Request-ID", "X-Model-ID", "X-Explanation-Method", "X-Explained-Label", "Retry-After")
 """Headers of answers that pages of other sites may read; browsers keep others from them."""
 FAILED = "The server failed on this request: its log says more under the request's id."
@@ -46,11 +47,9 @@ class Gate:
             nonlocal status, told
             if message["type"] == "http.response.start":
                 status, told = message["status"], True
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), NO_SNIFFING]
                 if service.draining:
-                    headers["Connection"] = "close"
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
