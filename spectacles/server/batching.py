@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Semaphore, Thread
 from typing import Any, TypeVar
 
 from spectacles.decoding import Decoded
@@ -29,6 +29,8 @@ RECENT = 0.1
 """Weight of the newest batch in the estimate of what an image takes."""
 FIRST_GUESS = 0.02
 """Seconds an image, before anything has been measured."""
+AHEAD = 2
+"""Batches of each thread that are decoded before they are needed; what waits beyond them is decoded in larger lots."""
 ENOUGH_BYTES = 1 << 22
 """Of files that are decoded together, after which no more are added: of that size, a hand-over is a small part."""
 MOST_OTHERS = 2
@@ -82,6 +84,7 @@ class Batcher:
         self._done = time.monotonic()
         self._waiting: SimpleQueue[Job | None] = SimpleQueue()
         self._ready: SimpleQueue[Job | None] = SimpleQueue()
+        self._room = Semaphore(AHEAD * math.prod(model.lanes))
 
     async def __aenter__(self) -> Batcher:
         self._loop = asyncio.get_running_loop()
@@ -165,6 +168,7 @@ class Batcher:
                 if decoded.pixels is None:
                     self._tell([job], [model.predict_batch([decoded])[0]], 0.0)
                 else:
+                    self._room.acquire()
                     self._ready.put(job)
 
     def _decode(self, jobs: list[Job], preprocessing: Preprocessing) -> list[Decoded]:
@@ -198,6 +202,7 @@ class Batcher:
     def _infer_all(self) -> None:
         while (job := self._ready.get()) is not None:
             jobs = [job, *_more(self._ready, job.model.lanes[1] - 1)]
+            self._room.release(len(jobs))
             for model, batch in groupby(jobs, key=lambda job: job.model):
                 wanted = [job for job in batch if self._wanted(job)]
                 if wanted:

@@ -190,6 +190,21 @@ def test_a_file_that_kills_the_decoder_spoils_no_other() -> None:
     assert sorted(asked[2:]) == [["a"], ["bomb"], ["c"], ["d"]]
 
 
+def test_pictures_are_not_prepared_long_before_they_are_needed() -> None:
+    most = batching.AHEAD * Model.lanes[1]
+
+    async def test(batcher: Batcher, model: Model) -> None:
+        model.go.clear()
+        tasks = [asyncio.create_task(batcher.predict(b"%d" % number)) for number in range(40)]
+        await started(model)
+        await settle(batcher, most)
+        assert batcher._ready.qsize() == most and not batcher._waiting.empty()
+        model.go.set()
+        await asyncio.gather(*tasks)
+
+    run(test)
+
+
 def test_beyond_the_capacity_nothing_is_taken() -> None:
     async def test(batcher: Batcher, model: Model) -> None:
         model.go.clear()
