@@ -1,6 +1,6 @@
 """Our server, LitServe and `mlflow models serve` on the same bundle, in turn, and the loop without a server.
 
-`python -m benchmarks.serving --bundle outputs/<run>/train/bundle --photo small.jpg --output_dir FOLDER`
+`python -m benchmarks.serving --bundle outputs/<run>/train/bundle --photo small.jpg --output_dir FOLDER [--pairs N]`
 Load comes from wrk (Debian: apt-get install wrk) at 1, 8 and 64 clients, each of which sends its next photo when the
 last one is answered. Ours then gets ten times the clients that it has room for: once they send ten times the requests
 that it can answer, once as many as they can. A second kind of photo is made of the first one: 12 megapixels. Prints
@@ -63,6 +63,9 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("wrk is missing: apt-get install wrk.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     small = args.photo.read_bytes()
+    if args.pairs:
+        in_turn(args, small)
+        return
     photos = {"small": small, "12 MP": enlarged(args.photo)}
     rows = []
     for candidate in candidates(args):
@@ -78,6 +81,19 @@ def run(args: argparse.Namespace) -> None:
     table = pd.DataFrame(rows)
     (args.output_dir / "serving.json").write_text(table.to_json(orient="records", indent=1), encoding="utf-8")
     print(table.to_string(index=False, float_format="{:.1f}".format, na_rep=""))
+
+
+def in_turn(args: argparse.Namespace, photo: bytes) -> None:
+    """Prints images/s of the loop and of ours at the most clients: the machine's ups and downs hit both alike."""
+    ours, rows = next(candidates(args)), []
+    with server(ours, args.output_dir) as started:
+        for _ in range(args.pairs):
+            pair = [offline(args.bundle, "small", photo, args.seconds),
+                    measure(ours, started, "small", photo, CLIENTS[-1], args)]  # fmt: skip
+            rows.append([each["requests_per_second"] for each in pair])
+    table = pd.DataFrame(rows, columns=["loop", "ours"])
+    table["ratio"] = table["ours"] / table["loop"]
+    print(table.to_string(float_format="{:.2f}".format), f"\nmean ratio {table['ratio'].mean():.3f}")
 
 
 def candidates(args: argparse.Namespace) -> Iterator[Candidate]:
@@ -176,6 +192,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--servers", nargs="+", default=["ours", "litserve", "mlflow"])
+    parser.add_argument("--pairs", type=int, default=0, help="only ours and the loop, so often in turn")
     parser.add_argument("--python", default=sys.executable, help="of the environment that has LitServe")
     with common.exit_codes():
         run(parser.parse_args())

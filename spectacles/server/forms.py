@@ -5,6 +5,7 @@ FastAPI's own forms take several times as long a request: on a small machine tha
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -72,7 +73,7 @@ async def _read_multipart(request: Request, boundary: str) -> Form:
 
 
 def _add_part(form: Form, part: MultipartSegment, content: bytes) -> None:
-    if part.name == FILE and part.filename is not None:
+    if part.name == FILE and _has_file_name(part):
         form.files.append(content)
     elif len(content) > MOST_FIELD_BYTES or len(form.fields) == MOST_FIELDS:
         raise ValueError("a field is too long, or there are too many")
@@ -81,6 +82,11 @@ def _add_part(form: Form, part: MultipartSegment, content: bytes) -> None:
     if len(form.files) > MAX_FILES:
         detail = f"These are too many files: send at most {MAX_FILES} a request."
         raise Refused(413, "bad_request", detail, {"Connection": "close"})
+
+
+def _has_file_name(part: MultipartSegment) -> bool:
+    """Some clients send one that is not ASCII as `filename*` alone (RFC 5987), which the parser leaves out."""
+    return part.filename is not None or re.search(r";\s*filename\*=", part["Content-Disposition"], re.I) is not None
 
 
 def _read_urlencoded(body: bytes) -> Form:

@@ -106,6 +106,23 @@ def test_a_body_that_ends_in_the_middle_is_no_form(end: int) -> None:
     assert status == 400 and ADVICE in detail
 
 
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        b'form-data; name="file"; filename="h\xe4nde.jpg"',
+        b'form-data; name="file"; filename="h\xc3\xa4nde.jpg"',
+        b"form-data; name=file; filename=haende.jpg",
+        b"form-data; name=\"file\"; filename*=utf-8''h%C3%A4nde.jpg",
+        b'form-data; name="file"; filename=""',
+        b'form-data; filename="a;\\"b.jpg"; name="file"',
+    ],
+)
+def test_a_file_is_one_however_its_name_is_written(disposition: bytes) -> None:
+    for header in (b"Content-Disposition: ", b"content-disposition:"):
+        body = b"--b\r\n" + header + disposition + b"\r\nContent-Type: image/jpeg\r\n\r\nphoto\r\n--b--\r\n"
+        assert read(body).files == [b"photo"]
+
+
 def test_a_field_that_nobody_reads_is_named() -> None:
     wrong = PART + b'--b\r\nContent-Disposition: form-data; name="methd"\r\n\r\nocclusion\r\n--b--\r\n'
     assert refusal(wrong, names=("method",)) == (
