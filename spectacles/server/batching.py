@@ -162,12 +162,14 @@ class Batcher:
             model, started = self.model, time.monotonic()
             jobs = [job for job in self._together(first, model.info.preprocessing) if self._wanted(job)]
             found = self._decode(jobs, model.info.preprocessing)
+            seconds = time.monotonic() - started
             for job, decoded in zip(jobs, found, strict=False):
                 job.model, job.decoded, job.content = model, decoded, b""
-                job.waited, job.decoding = started - job.arrived, (time.monotonic() - started) / len(jobs)
+                job.waited, job.decoding = started - job.arrived, seconds / len(jobs)
                 if decoded.pixels is None:
                     self._tell([job], [model.predict_batch([decoded])[0]], 0.0)
-                else:
+            for job in jobs[: len(found)]:
+                if job.decoded.pixels is not None:
                     self._room.acquire()
                     self._ready.put(job)
 

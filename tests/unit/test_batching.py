@@ -136,6 +136,27 @@ def test_a_refused_image_does_not_wait_for_the_network() -> None:
     run(test)
 
 
+def test_a_refused_image_waits_for_none_that_was_decoded_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "AHEAD", 0)  # no room before the network is free
+    decode = Decode(1)
+
+    async def test(batcher: Batcher, model: Model) -> None:
+        decode.go.clear()
+        first = asyncio.create_task(batcher.predict(b"bad first"))
+        await started(decode)
+        a, bad = (asyncio.create_task(batcher.predict(name)) for name in (b"a", b"bad"))
+        while batcher._waiting.qsize() < 2:
+            await asyncio.sleep(0)
+        decode.go.set()
+        assert (await first).prediction.reason == (await bad).prediction.reason == "broken"
+        assert not a.done()
+        batcher._room.release()
+        assert (await a).prediction.path == "a"
+
+    run(test, decode=decode)
+    assert decode.asked == [["bad first"], ["a", "bad"]]
+
+
 def test_one_image_spoils_no_other() -> None:
     async def test(batcher: Batcher, model: Model) -> None:
         model.go.clear()
