@@ -73,12 +73,13 @@ async def _read_multipart(request: Request, boundary: str) -> Form:
 
 
 def _add_part(form: Form, part: MultipartSegment, content: bytes) -> None:
-    if part.name == FILE and _has_file_name(part):
+    name = part.name.encode("latin-1").decode("utf-8", "replace")
+    if name == FILE and _has_file_name(part):
         form.files.append(content)
     elif len(content) > MOST_FIELD_BYTES or len(form.fields) == MOST_FIELDS:
-        raise ValueError("a field is too long, or there are too many")
+        raise ValueError(f"the field {name[:40]!r} is too long, or one too many")
     else:
-        form.add(part.name.encode("latin-1").decode("utf-8", "replace"), content.decode("utf-8", "replace"))
+        form.add(name, content.decode("utf-8", "replace"))
     if len(form.files) > MAX_FILES:
         detail = f"These are too many files: send at most {MAX_FILES} a request."
         raise Refused(413, "bad_request", detail, {"Connection": "close"})

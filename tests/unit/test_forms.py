@@ -133,6 +133,13 @@ def test_a_field_that_nobody_reads_is_named() -> None:
     assert refusal(no_file)[0] == 422
 
 
+def test_a_photo_in_a_field_of_another_name_is_told_where_it_belongs() -> None:
+    header = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
+    for content in (b"small", b"p" * (forms.MOST_FIELD_BYTES + 1)):
+        status, detail = refusal(header + content + b"\r\n--b--\r\n")
+        assert status in (400, 422) and "'photo'" in detail and ADVICE in detail
+
+
 def test_more_than_a_form_may_hold_is_refused() -> None:
     assert len(read(PART * MAX_FILES + b"--b--\r\n").files) == MAX_FILES
     assert refusal(PART * (MAX_FILES + 1) + b"--b--\r\n")[0] == 413
