@@ -162,13 +162,15 @@ class Batcher:
             model, started = self.model, time.monotonic()
             jobs = [job for job in self._together(first, model.info.preprocessing) if self._wanted(job)]
             found = self._decode(jobs, model.info.preprocessing)
+            if not found:
+                continue
             seconds = time.monotonic() - started
-            for job, decoded in zip(jobs, found, strict=False):
+            for job, decoded in zip(jobs, found, strict=True):
                 job.model, job.decoded, job.content = model, decoded, b""
                 job.waited, job.decoding = started - job.arrived, seconds / len(jobs)
                 if decoded.pixels is None:
                     self._tell([job], [model.predict_batch([decoded])[0]], 0.0)
-            for job in jobs[: len(found)]:
+            for job in jobs:
                 if job.decoded.pixels is not None:
                     self._room.acquire()
                     self._ready.put(job)
