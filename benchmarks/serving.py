@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
 def in_turn(args: argparse.Namespace, photo: bytes) -> None:
     """Prints images/s of the loop and of ours at the most clients: the machine's ups and downs hit both alike."""
-    ours, rows = next(candidates(args)), []
+    ours, rows = our_server(args), []
     with server(ours, args.output_dir) as started:
         for _ in range(args.pairs):
             pair = [offline(args.bundle, "small", photo, args.seconds),
@@ -96,10 +96,15 @@ def in_turn(args: argparse.Namespace, photo: bytes) -> None:
     print(table.to_string(float_format="{:.2f}".format), f"\nmean ratio {table['ratio'].mean():.3f}")
 
 
+def our_server(args: argparse.Namespace) -> Candidate:
+    command = server_process.ours(args.bundle.resolve(), PORT)
+    return Candidate("ours", command, "/predict", "/health/ready", http_client.FORM)
+
+
 def candidates(args: argparse.Namespace) -> Iterator[Candidate]:
     bundle = args.bundle.resolve()
     if "ours" in args.servers:
-        yield Candidate("ours", server_process.ours(bundle, PORT), "/predict", "/health/ready", http_client.FORM)
+        yield our_server(args)
     if "litserve" in args.servers:
         command = [args.python, "-m", "benchmarks.litserve_peer", str(bundle), str(PORT)]
         yield Candidate("litserve", command, "/predict", "/health", "application/json")
