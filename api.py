@@ -13,10 +13,11 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic_core import to_json
 
 from spectacles import __version__, cli
-from spectacles.errors import UserError
-from spectacles.server import access, answers, events, forms, gate, limits, run, service, settings, work
-from spectacles.server.access import Refused
-from spectacles.server.answers import (
+from spectacles.core.config_base import EXPLANATIONS
+from spectacles.core.errors import UserError
+from spectacles.server import auth, forms, handlers, limits, middleware, schemas, service, settings, telemetry
+from spectacles.server.auth import Refused
+from spectacles.server.schemas import (
     DENIED,
     EXPLAINED,
     METRICS,
@@ -31,8 +32,8 @@ from spectacles.server.answers import (
     Status,
     Swapped,
 )
+from spectacles.server.serve import serve
 from spectacles.server.service import LOADING, Service
-from spectacles.settings import EXPLANATIONS
 
 AGAIN = {"Retry-After": "1"}
 
@@ -42,7 +43,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Without a bundle the server starts all the same and says why it is not ready."""
     async with service.started(*told()) as started:
         app.state.service = started
-        page = answers.PAGE.read_text(encoding="utf-8")
+        page = schemas.PAGE.read_text(encoding="utf-8")
         yield {"service": started, "page": page}
 
 
@@ -60,7 +61,7 @@ app = FastAPI(title="Spectacles", description="Says which class a photo shows.",
 def drain() -> None:
     """From now on not ready, so that nobody sends new work; what comes all the same is answered."""
     app.state.service.draining = True
-    events.write("draining")
+    telemetry.write("draining")
 
 
 def reload() -> None:
@@ -79,7 +80,7 @@ app.state.drain, app.state.reload = drain, reload
 def openapi() -> dict[str, Any]:
     """Of this server as it is set; of one without settings before it has started."""
     serving: Service | None = getattr(app.state, "service", None)
-    return answers.described(FastAPI.openapi(app), serving.settings if serving else settings.Settings())
+    return schemas.described(FastAPI.openapi(app), serving.settings if serving else settings.Settings())
 
 
 app.openapi = openapi  # type: ignore[method-assign]
@@ -87,7 +88,7 @@ app.openapi = openapi  # type: ignore[method-assign]
 
 @app.exception_handler(Refused)
 async def tell_refusal(request: Request, refused: Refused) -> JSONResponse:
-    return gate.refuse(request.state.service, request.state.request_id, refused)
+    return middleware.refuse(request.state.service, request.state.request_id, refused)
 
 
 PREDICT_FORM = forms.described(limits.MAX_FILES, url={"description": "A photo's address, instead of files."})
@@ -98,14 +99,14 @@ async def predict(request: Request) -> Response:
     """One file: its label and probabilities, or a 4xx with the reason. Several files: a list of those, in order."""
     serving: Service = request.state.service
     serving.ready_batcher()
-    form = await forms.read(request, work.how_to_ask("/predict"), url="")
+    form = await forms.read(request, handlers.how_to_ask("/predict"), url="")
     started = time.perf_counter()
-    contents = await work.contents(request, serving, form, limits.MAX_FILES)
-    found = await work.unless_gone(request, work.predict(serving, contents))
+    contents = await handlers.contents(request, serving, form, limits.MAX_FILES)
+    found = await handlers.unless_gone(request, handlers.predict(serving, contents))
     milliseconds = round((time.perf_counter() - started) * 1000, 1)
-    outcomes = [answers.answer(each.prediction, each.model.info) for each in found]
+    outcomes = [schemas.answer(each.prediction, each.model.info) for each in found]
     for content, outcome in zip(contents, outcomes, strict=True):
-        answers.log_image(request.state.request_id, milliseconds, len(content), outcome)
+        schemas.log_image(request.state.request_id, milliseconds, len(content), outcome)
     envelope = {"model_id": found[0].model.model_id, "milliseconds": milliseconds,
                 "request_id": request.state.request_id}  # fmt: skip
     if len(outcomes) > 1:
@@ -125,10 +126,10 @@ def _refusal(outcome: RefusedImage) -> Response:
     return JSONResponse({"detail": outcome.error}, outcome.status)
 
 
-app.add_middleware(gate.Shortcut, path="/predict", endpoint=predict)
+app.add_middleware(middleware.Shortcut, path="/predict", endpoint=predict)
 app.add_middleware(limits.BodyLimit)
-app.add_middleware(gate.Gate)
-app.add_middleware(gate.Cors)
+app.add_middleware(middleware.Gate)
+app.add_middleware(middleware.Cors)
 
 
 FORMATS = ("png", "json")
@@ -151,7 +152,9 @@ async def explain(request: Request) -> Response:
     if request.query_params:
         detail = "Send method, label and format as form fields, like the file: -F method=occlusion"
         raise Refused(422, "bad_request", detail)
-    form = await forms.read(request, work.how_to_ask("/explain"), method=EXPLANATIONS[0], label="", format=FORMATS[0])
+    form = await forms.read(
+        request, handlers.how_to_ask("/explain"), method=EXPLANATIONS[0], label="", format=FORMATS[0]
+    )
     method = forms.choice(form, "method", EXPLANATIONS)
     format = forms.choice(form, "format", FORMATS)
     label = form.fields["label"]
@@ -159,18 +162,18 @@ async def explain(request: Request) -> Response:
         detail = f"label {label[:40]!r} is none of the model's classes; GET /model lists them."
         raise Refused(422, "bad_request", detail)
     started = time.perf_counter()
-    [content] = await work.contents(request, serving, form, 1)
-    [found] = await work.unless_gone(request, work.predict(serving, [content]))
-    outcome = answers.answer(found.prediction, found.model.info)
+    [content] = await handlers.contents(request, serving, form, 1)
+    [found] = await handlers.unless_gone(request, handlers.predict(serving, [content]))
+    outcome = schemas.answer(found.prediction, found.model.info)
     refused = isinstance(outcome, RefusedImage)
-    facts, picture = ({}, b"") if refused else await work.explanation(serving, content, found, method, label)
+    facts, picture = ({}, b"") if refused else await handlers.explanation(serving, content, found, method, label)
     milliseconds = round((time.perf_counter() - started) * 1000, 1)
-    answers.log_image(request.state.request_id, milliseconds, len(content), outcome)
+    schemas.log_image(request.state.request_id, milliseconds, len(content), outcome)
     if isinstance(outcome, RefusedImage):
         return _refusal(outcome)
     answer = Explanation(method=method, **facts, model_id=found.model.model_id, milliseconds=milliseconds,
                          request_id=request.state.request_id)  # fmt: skip
-    headers = answers.explanation_headers(answer)
+    headers = schemas.explanation_headers(answer)
     if format == "png":
         return Response(picture, media_type="image/png", headers=headers)
     return JSONResponse(answer.model_dump(), headers=headers)
@@ -195,7 +198,7 @@ async def ready(request: Request) -> Status:
 
 @app.get("/model", responses=DENIED | NOT_READY)
 async def model(request: Request) -> ModelCard:
-    return answers.model_card(request.state.service.ready_batcher().model)
+    return schemas.model_card(request.state.service.ready_batcher().model)
 
 
 @app.get("/metrics", responses=METRICS | DENIED, response_class=Response)
@@ -219,7 +222,7 @@ async def admin_reload(request: Request) -> Swapped:
 
 @app.get("/", include_in_schema=False)
 async def page(request: Request) -> HTMLResponse:
-    return HTMLResponse(request.state.page, headers=answers.page_headers(request.state.page))
+    return HTMLResponse(request.state.page, headers=schemas.page_headers(request.state.page))
 
 
 def main() -> None:
@@ -233,7 +236,7 @@ def main() -> None:
     parser.add_argument("--make_key", metavar="NAME", help="Print a new key and its entry for SPECTACLES_API_KEYS.")
     args = parser.parse_args()
     if args.make_key:
-        key, digest = access.make_key()
+        key, digest = auth.make_key()
         print(f"key, for whoever asks:          {key}\nentry in SPECTACLES_API_KEYS:   {args.make_key}:{digest}")
         return
     if args.output_dir:
@@ -243,12 +246,12 @@ def main() -> None:
             os.environ[f"SPECTACLES_{name.upper()}"] = getattr(args, name)
     with cli.exit_codes():
         given = settings.read()
-        if not given.api_keys and not access.is_loopback(args.host):
+        if not given.api_keys and not auth.is_loopback(args.host):
             raise UserError(
                 f"--host {args.host} lets other machines in, and there are no keys: set SPECTACLES_API_KEYS "
                 "(python api.py --make_key NAME prints one), or leave --host out."
             )
-    run.serve(app, args.host, args.port, given.drain)
+    serve(app, args.host, args.port, given.drain)
 
 
 if __name__ == "__main__":

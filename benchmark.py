@@ -18,14 +18,18 @@ import dataset
 import evaluate
 import model
 import train
-from spectacles import budget, cli, profiling, recipes, runtime, tracking
-from spectacles import run_dir as runs
-from spectacles.config import BenchmarkConfig, DatasetConfig, EvaluateConfig, TrainConfig
-from spectacles.environment import describe_environment
-from spectacles.errors import UserError
-from spectacles.records import DatasetReport, EvaluateReport, TrainReport
-from spectacles.run_dir import RunDir, write_csv, write_json
-from spectacles.settings import select, to_plain
+from spectacles import cli
+from spectacles.core.config import BenchmarkConfig, DatasetConfig, EvaluateConfig, TrainConfig
+from spectacles.core.config_base import select, to_plain
+from spectacles.core.device import resolve_device
+from spectacles.core.environment import describe_environment
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import write_csv, write_json
+from spectacles.core.results import DatasetReport, EvaluateReport, TrainReport
+from spectacles.core.run_dir import RunDir, create_run, find_run
+from spectacles.models import recipes
+from spectacles.tracking import tracking
+from spectacles.training import profiling, time_budget
 
 log = logging.getLogger("spectacles")
 
@@ -42,7 +46,7 @@ def run(config: BenchmarkConfig) -> RunDir:
     cli.check_device(config)
     benchmark = _open(config)
     benchmark.write_config(to_plain(config))
-    device = str(runtime.resolve_device(config.device))
+    device = str(resolve_device(config.device))
     write_json(benchmark.environment, describe_environment(config.seed, device))
     with cli.log_to(benchmark.log), tracking.parent_run(benchmark):
         log.info("[benchmark] %s", benchmark.path)
@@ -71,13 +75,13 @@ def _open(config: BenchmarkConfig) -> RunDir:
     if config.resume and config.run_name is None:
         raise UserError("--resume needs --run_name: which benchmark is to go on?")
     if config.resume:
-        return runs.find(config.output_dir, str(config.run_name))
+        return find_run(config.output_dir, str(config.run_name))
     name = config.run_name or datetime.now().strftime("benchmark-%Y%m%d-%H%M%S")
     if (config.output_dir / name / "config.yaml").exists():
         raise UserError(
             f"the run {config.output_dir / name} exists: continue it with --resume, or choose another --run_name."
         )
-    return runs.create(config.output_dir, name)
+    return create_run(config.output_dir, name)
 
 
 def prepare_data(config: BenchmarkConfig, benchmark: RunDir) -> RunDir | None:
@@ -85,7 +89,7 @@ def prepare_data(config: BenchmarkConfig, benchmark: RunDir) -> RunDir | None:
     backbone's."""
     if not any((config.train_csv, config.image_dir, config.test_csv, config.test_dir)):
         return None
-    data = runs.create(benchmark.path, DATA)
+    data = create_run(benchmark.path, DATA)
     if not data.done("dataset"):
         cli.execute("dataset", dataset.run, select(config, DatasetConfig), data)
     return data
@@ -107,7 +111,7 @@ def measure(name: str, config: BenchmarkConfig, benchmark: RunDir, data: RunDir 
 
 def _results(config: BenchmarkConfig, benchmark: RunDir, data: RunDir | None) -> Row:
     settings = recipes.resolve(select(config, TrainConfig))  # an unknown name is told before anything is begun
-    own = runs.create(benchmark.path, settings.backbone.replace("/", "_").replace(":", "_"))
+    own = create_run(benchmark.path, settings.backbone.replace("/", "_").replace(":", "_"))
     kept = own.path / "benchmark.json"
     if kept.is_file():
         log.info("  already measured")
@@ -149,7 +153,7 @@ def train_and_score(config: BenchmarkConfig, own: RunDir, data: RunDir) -> Row:
 def _as_trained(settings: TrainConfig, own: RunDir) -> TrainConfig:
     """With what --time_budget chose, so that speed is told of the network whose accuracy is."""
     plan = json.loads((own.folder("train") / "plan.json").read_text(encoding="utf-8"))
-    return replace(settings, **{name: plan[name] for name in budget.CHOSEN})
+    return replace(settings, **{name: plan[name] for name in time_budget.CHOSEN})
 
 
 def publish(rows: list[Row], benchmark: RunDir) -> None:

@@ -9,27 +9,21 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from spectacles import (
-    backbones,
-    cli,
-    duplicates,
-    frozen,
-    label_fixes,
-    label_sets,
-    leaks,
-    recipes,
-    runtime,
-    tracking,
-)
-from spectacles.config import DatasetConfig
-from spectacles.errors import UserError
-from spectacles.index import look_at_all
-from spectacles.preprocess import Preprocessing
-from spectacles.records import DatasetReport, Ledger
-from spectacles.run_dir import RunDir, write_csv
-from spectacles.sources import SLICE, Rows, read_rows
-from spectacles.splits import kept_splits, stratified_split
-from spectacles.tables import natural_sort
+from spectacles import cli
+from spectacles.core.config import DatasetConfig
+from spectacles.core.device import cpu_count, prepare_device, resolve_device
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import write_csv
+from spectacles.core.results import DatasetReport, Ledger
+from spectacles.core.run_dir import RunDir
+from spectacles.data import duplicates, label_corrections, label_sets, leakage
+from spectacles.data.file_index import look_at_all
+from spectacles.data.preprocessing import Preprocessing
+from spectacles.data.sources import SLICE, Rows, read_rows
+from spectacles.data.splits import kept_splits, stratified_split
+from spectacles.data.tables import natural_sort
+from spectacles.models import backbones, feature_cache, recipes
+from spectacles.tracking import tracking
 
 log = logging.getLogger("spectacles")
 
@@ -51,8 +45,8 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
     rows = read_rows(config)
     frame, reviewed_run = rows.frame.assign(review=""), ""
     if config.label_fixes is not None:
-        frame, reviewed_run = label_fixes.apply(frame, config.label_fixes, rows.multi_label)
-        notes.append(label_fixes.summarise(frame["review"]))
+        frame, reviewed_run = label_corrections.apply(frame, config.label_fixes, rows.multi_label)
+        notes.append(label_corrections.summarise(frame["review"]))
     index = check_files(frame, config)
     refuse_contradictions(index)
     classes = _classes(index, rows)
@@ -67,8 +61,8 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
         notes.append(note)
     index.loc[used.index, "cluster"] = cluster
     index.loc[used.index, "split"] = assign_splits(used, cluster, kept, classes, rows.multi_label, config)
-    pairs = leaks.describe_pairs(pairs, index)
-    issues = leaks.list_issues(index, pairs)
+    pairs = leakage.describe_pairs(pairs, index)
+    issues = leakage.list_issues(index, pairs)
     _save(index, pairs, issues, run_dir)
     for split, part in index[index["split"] != ""].groupby("split"):
         source = str(config.train_csv or config.image_dir)
@@ -87,7 +81,7 @@ def load_frozen(config: DatasetConfig) -> tuple[Frozen | None, list[str]]:
     if config.no_pretrained:
         return None, [f"{alone}: with --no_pretrained there are no features to compare"]
     try:
-        backbone, preprocessing = frozen.load(config)
+        backbone, preprocessing = feature_cache.load(config)
     except UserError as error:
         if config.weights is not None:
             raise
@@ -102,11 +96,11 @@ def find_duplicates(
     """Pairs of positions in `used`, as duplicates.find gives them; by hash alone without a backbone."""
     features = None
     if backbone is not None:
-        device = runtime.prepare(runtime.resolve_device(config.device))
+        device = prepare_device(resolve_device(config.device))
         log.info("  comparing %d images by features of %s", len(used), config.backbone)
         network, preprocessing = backbone
         # Test rows too; training finds its own in the cache.
-        features = frozen.features(
+        features = feature_cache.features(
             used, network, config.backbone, preprocessing, run_dir.cache, device, config, config.num_workers
         )
     return duplicates.find(used, features, config.duplicate_distance, config.duplicate_similarity)
@@ -115,15 +109,15 @@ def find_duplicates(
 def check_files(frame: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
     """The rows with each file's facts and fate; a file that several rows name is looked at once."""
     paths = frame["path"].unique()
-    facts = look_at_all(paths, config.num_workers or runtime.cpu_count())
+    facts = look_at_all(paths, config.num_workers or cpu_count())
     facts.insert(0, "path", paths)
     index = frame.merge(facts, on="path", how="left", validate="many_to_one")
     index.loc[index["path"] == "", ["status", "reason"]] = ["refused", "its path is not UTF-8 text: rename it"]
     index.loc[index["file"] == "", ["status", "reason"]] = ["refused", "no file name"]
     unlabelled = (index["source"] == "train") & (index["label"] == "") & (index["given_split"] != "test")
     _refuse(index, unlabelled, "no label")
-    removed = index["review"] == label_fixes.REMOVED
-    _refuse(index, removed, label_fixes.REMOVED)
+    removed = index["review"] == label_corrections.REMOVED
+    _refuse(index, removed, label_corrections.REMOVED)
     changed = (index["review"] != "") & (index["status"] != "refused")
     reasons = index.loc[changed, "reason"]
     index.loc[changed, "reason"] = reasons.where(reasons == "", reasons + "; ") + index.loc[changed, "review"]
@@ -235,7 +229,7 @@ def _report(
         f"{' ...' if len(classes) > 20 else ''} (column {rows.label_column!r})",
         f"images: {sizes}" + (f", unlabelled test {unlabelled}" if unlabelled else ""),
         *label_sets.rare(counts, rows.multi_label),
-        *leaks.summarise(pairs, issues),
+        *leakage.summarise(pairs, issues),
         *(f"refused {count}: {reason}" for reason, count in ledger.refusals.items()),
         *notes,
     ]

@@ -10,28 +10,22 @@ import pandas as pd
 import torch
 
 import dataset
-from spectacles import classifier as classifiers
-from spectacles import (
-    cli,
-    error_galleries,
-    fold_training,
-    frozen,
-    label_noise,
-    label_sets,
-    neighbours,
-    predictions,
-    review,
-    reviewed,
-    runtime,
-    similar,
-)
-from spectacles.bundle import BundleInfo
-from spectacles.classifier import Classifier
-from spectacles.config import ErrorAnalysisConfig
-from spectacles.errors import UserError
-from spectacles.explaining import explain_decisions
-from spectacles.records import ErrorReport, EvaluateReport
-from spectacles.run_dir import RunDir, write_csv
+from spectacles import cli
+from spectacles.core.config import ErrorAnalysisConfig
+from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import write_csv
+from spectacles.core.results import ErrorReport, EvaluateReport
+from spectacles.core.run_dir import RunDir
+from spectacles.data import label_corrections, label_sets, similarity
+from spectacles.data.similarity import centred
+from spectacles.evaluation import cross_training, label_quality
+from spectacles.evaluation.error_explanations import explain_decisions
+from spectacles.metrics import prediction_table
+from spectacles.models import feature_cache
+from spectacles.models.bundle import BundleInfo
+from spectacles.models.classifier import Classifier, load_classifier
+from spectacles.report import error_galleries, review_page
 
 log = logging.getLogger("spectacles")
 
@@ -46,23 +40,23 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     scored_on = run_dir.load_result("evaluate", EvaluateReport).scored_on
     predicted = load_predictions(run_dir)
     scored = predicted[predicted["split"] == scored_on]
-    classifier, info, _ = classifiers.load(run_dir.bundle)
-    device = runtime.prepare(runtime.resolve_device(config.device))
+    classifier, info, _ = load_classifier(run_dir.bundle)
+    device = prepare_device(resolve_device(config.device))
     classifier.to(device, memory_format=torch.channels_last)
     folder = run_dir.folder("error_analysis")
 
     errors, pairs = find_errors(predicted), confusions(scored, info)
     rows, features, notes = labelled_features(config, run_dir, classifier, info, device)
     noisy, unchecked = check_labels(config, run_dir, rows, features, info, device)
-    units = similar.centred(features)
-    nearest = neighbours.nearest_training_images(errors, rows, units)
+    units = centred(features)
+    nearest = similarity.nearest_training_images(errors, rows, units)
     write_csv(folder / "misclassified.csv", errors[["file", "split", "label", "predicted", "confidence"]])
     write_csv(folder / "confused_pairs.csv", pairs)
     write_csv(folder / "noisy_labels.csv", noisy.drop(columns=["path", "row"]))
     write_csv(folder / "nearest.csv", nearest.drop(columns="neighbour_path"))
-    review.write(
+    review_page.write(
         folder / "review.html", run_dir, noisy, rows, units, info.classes, info.label_column,
-        reviewed.of_run(run_dir), config.galleries, config.num_workers, info.multi_label,
+        label_corrections.of_run(run_dir), config.galleries, config.num_workers, info.multi_label,
     )  # fmt: skip
 
     shown = errors[errors["split"] == scored_on].head(config.gallery_size)
@@ -79,7 +73,7 @@ def load_predictions(run_dir: RunDir) -> pd.DataFrame:
     """Evaluate's table without the files that it could not read."""
     if not run_dir.predictions.is_file():
         raise UserError(f"{run_dir.predictions} is missing: run `python evaluate.py --run_name {run_dir.name}` first.")
-    table = predictions.load(run_dir.predictions)
+    table = prediction_table.load(run_dir.predictions)
     return table[(table["status"] == "predicted") & (table["label"] != "")]
 
 
@@ -125,7 +119,7 @@ def labelled_features(
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     backbone, notes = frozen_backbone(run_dir, classifier, info)
     log.info("  checking %d labels with features of %s", len(rows), info.backbone)
-    features = frozen.features(
+    features = feature_cache.features(
         rows, backbone, info.backbone, info.preprocessing, run_dir.cache, device, config, config.num_workers
     )
     return rows, features, notes
@@ -147,18 +141,18 @@ def check_labels(
     """
     labels = label_sets.encode(rows["label"], info.classes, info.multi_label)
     groups = rows["cluster"].to_numpy(dtype=np.int64)
-    probabilities = label_noise.out_of_fold_probabilities(features, labels, config.folds, config.seed, groups)
+    probabilities = label_quality.out_of_fold_probabilities(features, labels, config.folds, config.seed, groups)
     if config.fine_tuned_folds:
         folds = config.fine_tuned_folds
-        tuned = fold_training.out_of_fold_probabilities(rows, labels, run_dir, folds, config.seed, device)
-        probabilities = label_noise.average(probabilities, tuned)
+        tuned = cross_training.out_of_fold_probabilities(rows, labels, run_dir, folds, config.seed, device)
+        probabilities = label_quality.average(probabilities, tuned)
     notes = []
     unknown = np.isnan(probabilities)
     unjudged = int((unknown if info.multi_label else unknown.any(axis=1)).sum())
     if unjudged:
         notes.append(f"{unjudged} labels could not be checked: too few independent images of their class")
-    listed = _label_table(rows, label_noise.rank_label_issues(labels, probabilities), info.classes)
-    decided = listed["file"].isin(reviewed.of_run(run_dir)["file"])
+    listed = _label_table(rows, label_quality.rank_label_issues(labels, probabilities), info.classes)
+    decided = listed["file"].isin(label_corrections.of_run(run_dir)["file"])
     if decided.any():
         notes.append(f"{decided.sum()} labels that a person has decided on before are not listed again")
     return listed[~decided].reset_index(drop=True), notes
@@ -187,7 +181,7 @@ def frozen_backbone(run_dir: RunDir, classifier: Classifier, info: BundleInfo) -
     """
     reason = "it was trained from random weights"
     try:
-        backbone = frozen.of_run(run_dir, info)
+        backbone = feature_cache.of_run(run_dir, info)
         if backbone is not None:
             return backbone, []
     except UserError as error:

@@ -9,34 +9,24 @@ import pandas as pd
 import torch
 
 import dataset
-from spectacles import (
-    bundle,
-    cli,
-    comparison,
-    confidence,
-    evaluation_plots,
-    frozen,
-    index,
-    label_metrics,
-    label_sets,
-    metrics,
-    predictions,
-    robustness,
-    runtime,
-    scoring,
-    slices,
-    thresholds,
-    trust_plots,
-)
-from spectacles.bundle import BundleInfo
-from spectacles.calibration import Calibration
-from spectacles.config import EvaluateConfig
-from spectacles.errors import UserError
-from spectacles.inference import Predictor
-from spectacles.intervals import Scored
-from spectacles.records import DatasetReport, EvaluateReport
-from spectacles.run_dir import RunDir, write_csv, write_json
-from spectacles.wording import count_of
+from spectacles import cli
+from spectacles.core.config import EvaluateConfig
+from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import write_csv, write_json
+from spectacles.core.results import DatasetReport, EvaluateReport
+from spectacles.core.run_dir import RunDir
+from spectacles.core.wording import count_of
+from spectacles.data import file_index, label_sets
+from spectacles.evaluation import corruptions, run_comparison, slices
+from spectacles.inference import prediction_rows
+from spectacles.inference.predictor import Predictor
+from spectacles.metrics import classification, multilabel, prediction_table, scoring, selective, thresholds
+from spectacles.metrics.bootstrap import Scored
+from spectacles.metrics.calibration import Calibration
+from spectacles.models import feature_cache
+from spectacles.models.bundle import BundleInfo, read_bundle_info
+from spectacles.report import evaluation_plots, reliability_plots
 
 log = logging.getLogger("spectacles")
 
@@ -65,24 +55,24 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
 
     The test split is opened here, and scored where it has labels.
     """
-    device = runtime.prepare(runtime.resolve_device(config.device))
+    device = prepare_device(resolve_device(config.device))
     data = run_dir.load_result("dataset", DatasetReport)
-    if bundle.read_info(run_dir.bundle)[0].data_fingerprint != data.fingerprint:
+    if read_bundle_info(run_dir.bundle)[0].data_fingerprint != data.fingerprint:
         raise UserError(
             f"the bundle in {run_dir.bundle} was trained on other data or another split than {run_dir.splits} "
             "holds now, so test images may have been trained on: run train.py again."
         )
-    other = comparison.load(config.compare, run_dir, data.classes) if config.compare else None
+    other = run_comparison.load(config.compare, run_dir, data.classes) if config.compare else None
     folder = run_dir.folder("evaluate")
     for name in OPTIONAL:
         (folder / name).unlink(missing_ok=True)
     rows = dataset.load_split(run_dir, "val", "test")
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     _check_size(len(rows), len(data.classes))
-    changed = robustness.passes(min(len(rows), config.robustness_images))
+    changed = corruptions.passes(min(len(rows), config.robustness_images))
     predictor = Predictor(run_dir.bundle, device, config.batch_size, config.engine, images=len(rows) + changed)
     info = predictor.info
-    table = predictions.predict_rows(predictor, rows, config.num_workers)
+    table = prediction_rows.predict_rows(predictor, rows, config.num_workers)
     write_csv(run_dir.predictions, table)
     scores = {split: _score(table, split, info, config) for split in ("val", "test")}
     scores = {split: values for split, values in scores.items() if values}
@@ -95,7 +85,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     own, scored = rows.loc[part.index], _scored(part, info)
     found: dict[str, Any] = {}
     if other is not None:
-        found["comparison"] = comparison.compare(
+        found["comparison"] = run_comparison.compare(
             scored, own["sha256"], other, run_dir, list(info.classes), config.seed, config.bootstrap_resamples, headline
         )
     features = frozen_features(own, run_dir, info, device, config)
@@ -103,8 +93,8 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
         slices.find(own, features, config.seed), scored, config.seed, config.bootstrap_resamples
     )
     if config.robustness_images:
-        places = robustness.sample(own, config.robustness_images, config.seed)
-        found["robustness"] = robustness.measure(
+        places = corruptions.sample(own, config.robustness_images, config.seed)
+        found["robustness"] = corruptions.measure(
             predictor, own.iloc[places], scored.labels[places], config.seed, config.bootstrap_resamples,
             config.attacks, config.num_workers,
         )  # fmt: skip
@@ -113,7 +103,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     write_csv(folder / "slices.csv", slices.to_table(found["slices"]))
     plots = [*_draw(part, scored, scores[headline], info, folder), *_draw_found(found, scores[headline], folder)]
     report = _report(table, scores, headline, found, plots, predictor.model_id, run_dir)
-    altered = [path for path, what in index.changes(rows).items() if what == index.CHANGED]
+    altered = [path for path, what in file_index.changes(rows).items() if what == file_index.CHANGED]
     if altered:
         report.summary.append(
             f"{count_of(len(altered), 'file')} no longer what was indexed, {altered[0]} among them: scores are of what "
@@ -139,7 +129,7 @@ def _scored(part: pd.DataFrame, info: BundleInfo) -> Scored:
     classes = list(info.classes)
     return Scored(
         labels=label_sets.encode(part["label"], classes, info.multi_label),
-        probabilities=predictions.probabilities(part, classes),
+        probabilities=prediction_table.probabilities(part, classes),
         predicted=label_sets.encode(part["predicted"], classes, info.multi_label),
         clusters=pd.factorize(part["cluster"])[0],
     )
@@ -147,7 +137,7 @@ def _scored(part: pd.DataFrame, info: BundleInfo) -> Scored:
 
 def _raw_probabilities(part: pd.DataFrame, info: BundleInfo) -> np.ndarray | None:
     """(N, K) of the raw logits: what calibration started from."""
-    columns = [predictions.LOGIT_PREFIX + name for name in info.classes]
+    columns = [prediction_table.LOGIT_PREFIX + name for name in info.classes]
     raw = Calibration(multi_label=info.multi_label)
     return raw.probabilities(part[columns].to_numpy(dtype=np.float64)) if set(columns) <= set(part.columns) else None
 
@@ -168,10 +158,10 @@ def _score(table: pd.DataFrame, split: str, info: BundleInfo, config: EvaluateCo
         "accuracy_interval": known["accuracy"],
         "intervals": known,
         "per_class": dict(zip(classes, scoring.per_class(scored), strict=True)),
-        "selective": confidence.selective(right, thresholds.certainty(scored.probabilities, scored.predicted)),
+        "selective": selective.selective(right, thresholds.certainty(scored.probabilities, scored.predicted)),
     }
     if not info.multi_label and len(classes) <= MATRIX_CLASSES:
-        matrix = metrics.confusion_matrix(scored.labels, scored.predicted, len(classes))
+        matrix = classification.confusion_matrix(scored.labels, scored.predicted, len(classes))
         values["confusion_matrix"] = matrix.tolist()
     raw = _raw_probabilities(part, info)
     if raw is not None:
@@ -181,7 +171,7 @@ def _score(table: pd.DataFrame, split: str, info: BundleInfo, config: EvaluateCo
         }
     if "verdict" in part:
         verdicts = part["verdict"].to_numpy(dtype=str)
-        values |= confidence.by_verdict(right, verdicts, scored.clusters, config.seed, config.bootstrap_resamples)
+        values |= selective.by_verdict(right, verdicts, scored.clusters, config.seed, config.bootstrap_resamples)
     return values
 
 
@@ -190,10 +180,10 @@ def frozen_features(
 ) -> np.ndarray | None:
     """(N, D) of the backbone before training, as a rule from the cache; None where it has no pretrained weights."""
     try:
-        backbone = frozen.of_run(run_dir, info)
+        backbone = feature_cache.of_run(run_dir, info)
         if backbone is None:
             return None
-        return frozen.features(
+        return feature_cache.features(
             rows, backbone, info.backbone, info.preprocessing, run_dir.cache, device, config, config.num_workers
         )
     except UserError as error:
@@ -210,13 +200,17 @@ def _draw(part: pd.DataFrame, scored: Scored, values: dict[str, Any], info: Bund
         evaluation_plots.precision_recall_curves(labels, probabilities, classes, folder / "precision_recall.png"),
         _draw_reliability(labels, probabilities, raw, folder / "reliability.png"),
         evaluation_plots.confidence_histograms(surest, scored.right, folder / "confidence.png"),
-        trust_plots.coverage(values["selective"], values.get("labelled"), values["images"], folder / "coverage.png"),
+        reliability_plots.coverage(
+            values["selective"], values.get("labelled"), values["images"], folder / "coverage.png"
+        ),
     ]
     if info.multi_label:
         return plots
     if len(classes) == 2:
         by_threshold = folder / "threshold.png"
-        plots.append(trust_plots.thresholds(labels, probabilities[:, 1], info.threshold, classes[1], by_threshold))
+        plots.append(
+            reliability_plots.thresholds(labels, probabilities[:, 1], info.threshold, classes[1], by_threshold)
+        )
     else:
         recall = [score["recall"] for score in values["per_class"].values()]
         support = [int(score["support"] or 0) for score in values["per_class"].values()]
@@ -237,17 +231,17 @@ def _draw_errors(values: dict[str, Any], info: BundleInfo, folder: Path) -> list
 
 def _draw_reliability(labels: np.ndarray, probabilities: np.ndarray, raw: np.ndarray | None, path: Path) -> Path:
     if labels.ndim == 2:  # each label's answer, yes or no
-        raw = None if raw is None else label_metrics.as_answers(labels, raw)[1]
-        labels, probabilities = label_metrics.as_answers(labels, probabilities)
+        raw = None if raw is None else multilabel.as_answers(labels, raw)[1]
+        labels, probabilities = multilabel.as_answers(labels, probabilities)
     return evaluation_plots.reliability(labels, probabilities, path, raw)
 
 
 def _draw_found(found: dict[str, Any], values: dict[str, Any], folder: Path) -> list[Path]:
     plots = []
     if found["slices"]["slices"]:
-        plots.append(trust_plots.slices(found["slices"]["slices"], values["accuracy"], folder / "slices.png"))
+        plots.append(reliability_plots.slices(found["slices"]["slices"], values["accuracy"], folder / "slices.png"))
     if found.get("robustness", {}).get("corruptions"):
-        plots.append(trust_plots.robustness(found["robustness"], folder / "robustness.png"))
+        plots.append(reliability_plots.robustness(found["robustness"], folder / "robustness.png"))
     return plots
 
 
@@ -305,14 +299,14 @@ def _told(values: dict[str, Any], headline: str) -> list[str]:
                  (("log_loss", "log loss"), ("ece", "ECE"), ("classwise_ece", "class-wise ECE")))  # fmt: skip
         summary.append(f"{headline}: calibration took {', '.join(pairs)}")
     if "labelled" in values and values["unsure"] + values["unfamiliar"]:
-        summary.append(f"{headline}: {confidence.sentence(values)}")
+        summary.append(f"{headline}: {selective.sentence(values)}")
     return summary
 
 
 def _told_of(found: dict[str, Any]) -> list[str]:
     told = [found["comparison"]["sentence"]] if "comparison" in found else []
     told += [sentence] if (sentence := slices.sentence(found["slices"])) else []
-    return told + (robustness.sentences(found["robustness"]) if "robustness" in found else [])
+    return told + (corruptions.sentences(found["robustness"]) if "robustness" in found else [])
 
 
 def _cautions(values: dict[str, Any], headline: str) -> list[str]:

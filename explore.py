@@ -13,29 +13,21 @@ import numpy as np
 import pandas as pd
 
 import dataset
-from spectacles import (
-    backbones,
-    cli,
-    exploration,
-    frozen,
-    label_pairs,
-    label_sets,
-    plots,
-    reachable,
-    recipes,
-    runtime,
-    sheets,
-    shortcuts,
-    suggestions,
-    unusual,
-)
-from spectacles.config import ExploreConfig
-from spectacles.errors import UserError
-from spectacles.records import DatasetReport, ExploreReport
-from spectacles.run_dir import RunDir, atomic_write, write_csv, write_json
-from spectacles.shortcuts import Shortcut
-from spectacles.tables import NONE
-from spectacles.wording import count_of, noun_of
+from spectacles import cli
+from spectacles.core.config import ExploreConfig
+from spectacles.core.device import cpu_count, prepare_device, resolve_device
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import atomic_write, write_csv, write_json
+from spectacles.core.results import DatasetReport, ExploreReport
+from spectacles.core.run_dir import RunDir
+from spectacles.core.wording import count_of, noun_of
+from spectacles.data import label_sets
+from spectacles.data.tables import NONE
+from spectacles.exploration import baseline, contact_sheets, label_cooccurrence, shortcuts, statistics, suggestions
+from spectacles.exploration.outliers import UNLIKE_Z, find_outliers, unlike_others
+from spectacles.exploration.shortcuts import Shortcut
+from spectacles.models import backbones, feature_cache, recipes
+from spectacles.report import data_plots
 
 log = logging.getLogger("spectacles")
 
@@ -51,8 +43,8 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
     used = index[index["status"] != "refused"].reset_index(drop=True)
     labelled = used[(used["label"] != "") & (used["split"] != "test")]
     features, left_out = frozen_features(used, config, run_dir)
-    odd, unlike = unusual.find_outliers(used), unusual.unlike_others(used, features, config.seed)
-    outliers = pd.concat([odd, unlike[unlike["z"] > unusual.LIMIT]], ignore_index=True) if len(unlike) else odd
+    odd, unlike = find_outliers(used), unlike_others(used, features, config.seed)
+    outliers = pd.concat([odd, unlike[unlike["z"] > UNLIKE_Z]], ignore_index=True) if len(unlike) else odd
     given_away, separation = shortcuts.find(labelled, config.seed, data.multi_label)
     within_reach = measure_reachable(labelled, features, data, config.seed)
 
@@ -61,28 +53,28 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
     write_reachable(within_reach, folder)
     draw_charts(data, used, folder)
     about_pairs, suspicious = look_at_label_pairs(data, labelled, folder)
-    sheets.clear(folder)
+    contact_sheets.clear(folder)
     galleries = []
     if config.galleries:
         galleries = draw_galleries(labelled, pairs, odd, unlike, given_away, config, data.multi_label, folder)
 
     warnings = [
-        *exploration.check_files(index, pairs),
-        *exploration.check_classes(data),
+        *statistics.check_files(index, pairs),
+        *statistics.check_classes(data),
         *suspicious,
         *[shortcut.sentence() for shortcut in given_away[:MAX_TOLD]],
-        *exploration.check_shift(used),
+        *statistics.check_shift(used),
     ]
     advice = suggest(data, used, outliers, given_away, within_reach, config)
     for name, lines in (("warnings", warnings), ("suggestions", advice)):
         atomic_write(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))
     summary = [
-        *exploration.describe(data, used, pairs, outliers),
+        *statistics.describe(data, used, pairs, outliers),
         *about_pairs,
         *_tell_contact_sheets(data),
         *shortcuts.summarise(given_away, separation, noun_of(data.multi_label)),
         *(
-            reachable.sentences(within_reach, data.multi_label)
+            baseline.sentences(within_reach, data.multi_label)
             if within_reach
             else [f"what is within reach was not measured: {left_out}"]
         ),
@@ -111,11 +103,11 @@ def frozen_features(used: pd.DataFrame, config: ExploreConfig, run_dir: RunDir) 
     if config.no_pretrained:
         return None, "with --no_pretrained there are no features to measure with"
     try:
-        backbone, preprocessing = frozen.load(config)
+        backbone, preprocessing = feature_cache.load(config)
     except UserError as error:
         return None, str(error)
-    device = runtime.prepare(runtime.resolve_device(config.device))
-    return frozen.features(
+    device = prepare_device(resolve_device(config.device))
+    return feature_cache.features(
         used, backbone, config.backbone, preprocessing, run_dir.cache, device, config, config.num_workers
     ), ""
 
@@ -126,11 +118,11 @@ def measure_reachable(
     """See reachable.measure; `labelled` are rows, none of the test split, of the table that `features` stand for."""
     if features is None:
         return None
-    most = reachable.most_rows(len(data.classes) if data.multi_label else 1)
-    rows = labelled.iloc[reachable.sample_clusters(labelled["cluster"].to_numpy(), most, seed)]
+    most = baseline.most_rows(len(data.classes) if data.multi_label else 1)
+    rows = labelled.iloc[baseline.sample_clusters(labelled["cluster"].to_numpy(), most, seed)]
     log.info("  measuring on %d images what is within reach", len(rows))
     labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
-    return reachable.measure(features[rows.index], labels, rows["cluster"].to_numpy(), seed)
+    return baseline.measure(features[rows.index], labels, rows["cluster"].to_numpy(), seed)
 
 
 def write_tables(
@@ -143,7 +135,7 @@ def write_tables(
 ) -> None:
     modes = used.groupby(["format", "mode", "label"]).size().rename("images").reset_index()
     tables = {
-        "class_distribution.csv": exploration.distribution(data, exploration.counts_of(data, used)),
+        "class_distribution.csv": statistics.distribution(data, statistics.counts_of(data, used)),
         "modes.csv": modes.rename(columns={"label": "class"}),
         "conflicting_duplicates.csv": pairs[pairs["conflict"]],
         "outliers.csv": outliers.drop(columns="path"),
@@ -168,19 +160,19 @@ def look_at_label_pairs(data: DatasetReport, labelled: pd.DataFrame, folder: Pat
         for stale in (table, chart):
             stale.unlink(missing_ok=True)
         return [], []
-    together = label_pairs.count(labelled["label"], data.classes)
-    found = label_pairs.table(together, data.classes, len(labelled))
+    together = label_cooccurrence.count(labelled["label"], data.classes)
+    found = label_cooccurrence.table(together, data.classes, len(labelled))
     write_csv(table, found)
-    plots.label_pairs(together, data.classes, chart)
-    return label_pairs.sentences(found), label_pairs.check(together, found)
+    data_plots.label_pairs(together, data.classes, chart)
+    return label_cooccurrence.sentences(found), label_cooccurrence.check(together, found)
 
 
 def draw_charts(data: DatasetReport, used: pd.DataFrame, folder: Path) -> None:
     """Histograms overlay the classes while there are few enough to tell apart."""
-    noun, every = noun_of(data.multi_label), exploration.counts_of(data, used)
+    noun, every = noun_of(data.multi_label), statistics.counts_of(data, used)
     counts = {split: per_class for split, per_class in every.items() if data.images[split]}
-    plots.class_distribution(counts, data.images, folder / "class_distribution.png", noun)
-    plots.scatter_sizes(used["width"].to_numpy(), used["height"].to_numpy(), folder / "sizes.png")
+    data_plots.class_distribution(counts, data.images, folder / "class_distribution.png", noun)
+    data_plots.scatter_sizes(used["width"].to_numpy(), used["height"].to_numpy(), folder / "sizes.png")
     columns = {
         "aspect_ratios": (used["width"] / used["height"], "Aspect ratios", "width / height", True),
         "brightness": (used["brightness"], "Brightness", "mean grey value (0 black, 255 white)", False),
@@ -191,7 +183,7 @@ def draw_charts(data: DatasetReport, used: pd.DataFrame, folder: Path) -> None:
     of_what = "label's images" if data.multi_label else "class"
     for name, (values, title, xlabel, log_scale) in columns.items():
         by = {label: values[own].to_numpy() for label, own in members.items()}
-        plots.histogram(values.to_numpy(), title, xlabel, folder / f"{name}.png", by or None, log_scale, of_what)
+        data_plots.histogram(values.to_numpy(), title, xlabel, folder / f"{name}.png", by or None, log_scale, of_what)
 
 
 def _members(labels: "pd.Series[str]", data: DatasetReport) -> dict[str, "pd.Series[bool]"]:
@@ -200,7 +192,7 @@ def _members(labels: "pd.Series[str]", data: DatasetReport) -> dict[str, "pd.Ser
         return {}
     names = [*data.classes, NONE] if data.multi_label else sorted(data.classes)
     found = {name: label_sets.has(labels, name, data.multi_label and name != NONE) for name in names}
-    found = {name: own for name, own in ({sheets.NO_LABEL: labels == ""} | found).items() if own.any()}
+    found = {name: own for name, own in ({contact_sheets.NO_LABEL: labels == ""} | found).items() if own.any()}
     return found if 1 < len(found) <= MAX_OVERLAYS else {}
 
 
@@ -216,18 +208,20 @@ def draw_galleries(
 ) -> list[Path]:
     """Everything that shows photos; returns those worth showing in a report, the most telling first."""
     size, seed = config.gallery_size, config.seed
-    with ThreadPoolExecutor(max(1, config.num_workers or runtime.cpu_count())) as pool:
-        contact_sheets, means = sheets.draw_classes(labelled, size, seed, pool, folder, multi_label)
+    with ThreadPoolExecutor(max(1, config.num_workers or cpu_count())) as pool:
+        class_sheets, means = contact_sheets.draw_classes(labelled, size, seed, pool, folder, multi_label)
         shown = [
             means,
-            sheets.draw_outliers(odd, size, pool, folder / "outliers.png"),
-            sheets.draw_pairs(pairs, size, pool, folder / "duplicates.png"),
+            contact_sheets.draw_outliers(odd, size, pool, folder / "outliers.png"),
+            contact_sheets.draw_pairs(pairs, size, pool, folder / "duplicates.png"),
         ]
         if len(unlike):
-            shown.append(sheets.draw_unlike(unlike, size, pool, folder / "unlike_others.png"))
+            shown.append(contact_sheets.draw_unlike(unlike, size, pool, folder / "unlike_others.png"))
         if given_away:
-            shown.append(sheets.draw_shortcuts(labelled, given_away, size, seed, pool, folder / "shortcuts.png"))
-    return [*reversed(shown), *contact_sheets[:2]]
+            shown.append(
+                contact_sheets.draw_shortcuts(labelled, given_away, size, seed, pool, folder / "shortcuts.png")
+            )
+    return [*reversed(shown), *class_sheets[:2]]
 
 
 def suggest(
@@ -259,10 +253,10 @@ def suggest(
 
 
 def _tell_contact_sheets(data: DatasetReport) -> list[str]:
-    if len(data.classes) <= sheets.MAX_CONTACT_SHEETS:
+    if len(data.classes) <= contact_sheets.MAX_CONTACT_SHEETS:
         return []
     of_all = count_of(len(data.classes), noun_of(data.multi_label))
-    return [f"contact sheets: the {sheets.MAX_CONTACT_SHEETS} largest of {of_all}"]
+    return [f"contact sheets: the {contact_sheets.MAX_CONTACT_SHEETS} largest of {of_all}"]
 
 
 def _metrics(

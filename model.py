@@ -5,10 +5,11 @@
 
 import sys
 
-from spectacles import backbones, cli, preprocess
-from spectacles.classifier import Classifier
-from spectacles.config import ModelConfig
-from spectacles.preprocess import Preprocessing
+from spectacles import cli
+from spectacles.core.config import ModelConfig
+from spectacles.data.preprocessing import Preprocessing, resolve_preprocessing
+from spectacles.models import backbones
+from spectacles.models.classifier import Classifier
 
 DROPOUT = {"simple_cnn": 0.5}
 
@@ -19,7 +20,7 @@ def build(config: ModelConfig, num_classes: int) -> tuple[Classifier, Preprocess
         backbone = backbones.build(config.backbone, config.in_chans, config.image_size)
     else:
         backbone = backbones.build_pretrained(config.backbone, config.in_chans, config.image_size, config.weights)
-    preprocessing = preprocess.resolve(backbone.pretrained_cfg, config.image_size, config.resize, config.in_chans)
+    preprocessing = resolve_preprocessing(backbone.pretrained_cfg, config.image_size, config.resize, config.in_chans)
     dim = backbones.fitting_feature_dim(config.backbone, backbone, config.in_chans, preprocessing.image_size)
     dropout = config.dropout if config.dropout is not None else DROPOUT.get(config.backbone, 0.2)
     return Classifier(backbone, dim, num_classes, dropout), preprocessing

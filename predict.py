@@ -16,19 +16,22 @@ from functools import partial
 from pathlib import Path
 
 import dataset
-from spectacles import answer_rows, cli, cluster, label_sets, runtime
-from spectacles import run_dir as runs
-from spectacles.bundle import BundleInfo
-from spectacles.config import ImageDirConfig, PredictCommand, PredictConfig
-from spectacles.errors import UserError
-from spectacles.inference import UNSURE, Prediction, Predictor
-from spectacles.inputs import Inputs, collect, parse_shard
-from spectacles.overlays import FOLDER, write_overlays
-from spectacles.progress import progress
-from spectacles.records import DatasetReport, PredictReport
-from spectacles.remote import is_address, locate, readers
-from spectacles.run_dir import RunDir, atomic_path
-from spectacles.settings import explanation_methods, help_texts, select
+from spectacles import cli
+from spectacles.core.config import ImageDirConfig, PredictCommand, PredictConfig
+from spectacles.core.config_base import explanation_methods, help_texts, select
+from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import atomic_path
+from spectacles.core.progress import progress
+from spectacles.core.results import DatasetReport, PredictReport
+from spectacles.core.run_dir import LATEST, RunDir, find_run, newest_bundle
+from spectacles.data import label_sets
+from spectacles.data.remote_files import is_address, locate, readers
+from spectacles.evaluation.overlays import FOLDER, write_overlays
+from spectacles.inference import prediction_rows, ray_backend
+from spectacles.inference.inputs import Inputs, collect, parse_shard
+from spectacles.inference.predictor import UNSURE, Prediction, Predictor
+from spectacles.models.bundle import BundleInfo
 
 log = logging.getLogger("spectacles")
 
@@ -53,9 +56,9 @@ def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
 
 def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, submission: Path) -> PredictReport:
     """Streams predictions of `inputs` into `output`, and into `submission` where they have ids, in constant memory."""
-    device = runtime.prepare(runtime.resolve_device(config.device))
+    device = prepare_device(resolve_device(config.device))
     predictor = Predictor(bundle, device, config.batch_size, config.engine, images=len(inputs.paths))
-    answer_rows.check_top_k(config.top_k, predictor.info)
+    prediction_rows.check_top_k(config.top_k, predictor.info)
     outcomes = explained(
         predictor.predict(map(locate, inputs.paths), readers(inputs.paths, config.num_workers)),
         inputs,
@@ -71,7 +74,7 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
             identity = inputs.ids[number] if inputs.ids else None
             write(inputs.names[number], identity, outcome, overlay)
             submit(identity or "", outcome)
-            fates[answer_rows.fate(outcome)] += 1
+            fates[prediction_rows.fate(outcome)] += 1
     written = [output, submission] if inputs.ids else [output]
     report = _report(fates, written, predictor.model_id)
     if config.explain:
@@ -99,12 +102,12 @@ def _open_writer(stack: ExitStack, output: Path, info: BundleInfo, config: Predi
     if config.format == "txt":
         return lambda name, identity, outcome, overlay: print(outcome.answer, file=file)
     if config.format == "jsonl":
-        record = partial(answer_rows.record, info=info, top_k=config.top_k)
+        record = partial(prediction_rows.record, info=info, top_k=config.top_k)
         return lambda *row: print(json.dumps(record(*row), ensure_ascii=False), file=file)
     writer = csv.writer(file)
-    writer.writerow([*answer_rows.header(info, config.top_k, with_ids), *["explanation"] * config.explain])
+    writer.writerow([*prediction_rows.header(info, config.top_k, with_ids), *["explanation"] * config.explain])
     return lambda name, identity, outcome, overlay: writer.writerow(
-        [*answer_rows.row(name, identity, outcome, info, config.top_k), *[overlay] * config.explain]
+        [*prediction_rows.row(name, identity, outcome, info, config.top_k), *[overlay] * config.explain]
     )
 
 
@@ -194,7 +197,7 @@ def _predict_on_cluster(inputs: Inputs, bundle: Path, config: PredictCommand) ->
         if given:
             raise UserError(f"{flag} does not go with --engine ray, which writes Parquet files in parts of its own.")
     output = config.output or str(_new_folder(config))
-    for line in _summary(*cluster.predict(inputs, bundle, config, output), [output]):
+    for line in _summary(*ray_backend.predict(inputs, bundle, config, output), [output]):
         log.info(line)
 
 
@@ -203,18 +206,18 @@ def _new_folder(config: PredictCommand) -> Path:
 
 
 def _bundle_of(config: PredictCommand) -> Path:
-    named = config.run_name not in (None, runs.LATEST)
-    return runs.find(config.output_dir, str(config.run_name)).bundle if named else runs.newest_bundle(config.output_dir)
+    named = config.run_name not in (None, LATEST)
+    return find_run(config.output_dir, str(config.run_name)).bundle if named else newest_bundle(config.output_dir)
 
 
 def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
-    device = runtime.prepare(runtime.resolve_device(config.device))
+    device = prepare_device(resolve_device(config.device))
     predictor = Predictor(bundle, device, 1, config.engine, images=1)
     output = _new_folder(config) / "predictions.csv"
     [(outcome, overlay)] = explained(predictor.predict([locate(inputs.paths[0])], 1), inputs, predictor, config, output)
     if outcome.reason:
         raise UserError(f"{inputs.names[0]} was refused: {outcome.reason}.")
-    ranked = answer_rows.ranked(outcome, predictor.info, max(1, config.top_k))
+    ranked = prediction_rows.ranked(outcome, predictor.info, max(1, config.top_k))
     doubt = {"unsure": "unsure, perhaps ", "unfamiliar": "unsure, unlike the training photos; if anything "}
     guesses = ", ".join(f"{label} ({probability:.1%})" for label, probability in ranked)
     print(f"{inputs.names[0]}: {doubt.get(outcome.verdict, '')}{guesses}")

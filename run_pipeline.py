@@ -19,9 +19,9 @@ import evaluate
 import explore
 import predict
 import train
-from spectacles import cli, processes, reviewed, tracking
-from spectacles import run_dir as runs
-from spectacles.config import (
+from spectacles import cli
+from spectacles.core import distributed
+from spectacles.core.config import (
     DatasetConfig,
     ErrorAnalysisConfig,
     EvaluateConfig,
@@ -30,10 +30,12 @@ from spectacles.config import (
     PredictConfig,
     TrainConfig,
 )
-from spectacles.errors import UserError
-from spectacles.records import DatasetReport
-from spectacles.run_dir import RunDir
-from spectacles.settings import select, to_plain
+from spectacles.core.config_base import select, to_plain
+from spectacles.core.errors import UserError
+from spectacles.core.results import DatasetReport
+from spectacles.core.run_dir import LATEST, STAGES, RunDir, create_run, find_run
+from spectacles.data import label_corrections
+from spectacles.tracking import tracking
 
 log = logging.getLogger("spectacles")
 
@@ -50,12 +52,12 @@ TABLE = {
 def run(config: PipelineConfig) -> RunDir:
     """Runs the chosen stages in order on one run folder; with --resume, only those that are not finished."""
     chosen = choose_stages(config.stages)
-    processes.refuse("run_pipeline.py")
+    distributed.refuse("run_pipeline.py")
     cli.check_device(config)
     before = _run_before(config)
     run_dir = _open(config, chosen)
     if config.label_fixes is not None and before is not None:
-        config = replace(config, label_fixes=reviewed.keep(config.label_fixes, run_dir))
+        config = replace(config, label_fixes=label_corrections.keep(config.label_fixes, run_dir))
     # Whole and at once: a stage that a crash keeps from starting is resumed with its settings too.
     settings = run_dir.load_config()
     run_dir.write_config({**settings, **to_plain(config)})
@@ -104,7 +106,7 @@ def _run_before(config: PipelineConfig) -> RunDir | None:
     """The run whose labels are mended by the run that `config` begins."""
     if config.label_fixes is None or not _begins(config, choose_stages(config.stages)):
         return None
-    return reviewed.run_before(config.label_fixes, config.output_dir)
+    return label_corrections.run_before(config.label_fixes, config.output_dir)
 
 
 def _begins(config: PipelineConfig, chosen: list[str]) -> bool:
@@ -114,23 +116,23 @@ def _begins(config: PipelineConfig, chosen: list[str]) -> bool:
 def choose_stages(text: str) -> list[str]:
     """'all' or names separated by commas, in the pipeline's order. Raises UserError for an unknown name."""
     if text == "all":
-        return list(runs.STAGES)
+        return list(STAGES)
     names = {name.strip() for name in text.split(",") if name.strip()}
-    if not names or names - set(runs.STAGES):
-        raise UserError(f"--stages {text!r}: use 'all', or names out of {', '.join(runs.STAGES)} with commas between.")
-    return [stage for stage in runs.STAGES if stage in names]
+    if not names or names - set(STAGES):
+        raise UserError(f"--stages {text!r}: use 'all', or names out of {', '.join(STAGES)} with commas between.")
+    return [stage for stage in STAGES if stage in names]
 
 
 def _open(config: PipelineConfig, chosen: list[str]) -> RunDir:
     """A new folder when the run starts with the data set; otherwise the named (or latest) one goes on."""
     if not _begins(config, chosen):
-        return runs.find(config.output_dir, config.run_name or runs.LATEST)
+        return find_run(config.output_dir, config.run_name or LATEST)
     name = config.run_name or cli.new_name(config)
     if (config.output_dir / name / "config.yaml").exists():
         raise UserError(
             f"the run {config.output_dir / name} exists: continue it with --resume, or choose another --run_name."
         )
-    return runs.create(config.output_dir, name)
+    return create_run(config.output_dir, name)
 
 
 def _has_test_data(run_dir: RunDir) -> bool:

@@ -13,37 +13,28 @@ import torch
 
 import dataset
 import model
-from spectacles import (
-    budget,
-    checkpoint,
-    cli,
-    epochs,
-    finishing,
-    history,
-    index,
-    label_sets,
-    phases,
-    processes,
-    recipes,
-    runtime,
-    stages,
-    tracking,
-    training_log,
-    training_rows,
-)
-from spectacles.augment import Augmentation
-from spectacles.bundle import BundleInfo
-from spectacles.classifier import Classifier
-from spectacles.config import AugmentConfig, TrainConfig
-from spectacles.epochs import Examples
-from spectacles.errors import UserError
-from spectacles.pixels import Pixels
-from spectacles.preprocess import Preprocessing
-from spectacles.records import DatasetReport, TrainReport
-from spectacles.run_dir import RunDir, write_json
-from spectacles.runtime import derive_seed
-from spectacles.settings import select, to_plain
-from spectacles.training import FINE_TUNE, HEAD, Training, planned
+from spectacles import cli
+from spectacles.core import distributed
+from spectacles.core.config import AugmentConfig, TrainConfig
+from spectacles.core.config_base import select, to_plain
+from spectacles.core.device import derive_seed, prepare_device, resolve_device
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import write_json
+from spectacles.core.results import DatasetReport, TrainReport
+from spectacles.core.run_dir import RunDir
+from spectacles.core.wording import duration
+from spectacles.data import file_index, label_sets
+from spectacles.data.pixel_cache import Pixels
+from spectacles.data.preprocessing import Preprocessing
+from spectacles.models import freezing, recipes
+from spectacles.models.bundle import BundleInfo
+from spectacles.models.classifier import Classifier
+from spectacles.tracking import tracking
+from spectacles.training import checkpoint, epoch_log, finalize, phases, time_budget
+from spectacles.training.augmentation import Augmentation
+from spectacles.training.batches import Examples, StepSettings, balanced_weights
+from spectacles.training.history import best_epoch, of_phase, phase_over
+from spectacles.training.trainer import FINE_TUNE, HEAD, Training, planned
 
 log = logging.getLogger("spectacles")
 
@@ -55,40 +46,40 @@ PROFILED = ("brightness", "contrast", "sharpness")
 
 def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
     """Trains, and leaves the bundle of the best epoch, history.csv and curves.png."""
-    device = processes.own_device(runtime.resolve_device(config.device))
+    device = distributed.own_device(resolve_device(config.device))
     with ExitStack() as stack:
-        with processes.joined(device):
+        with distributed.joined(device):
             training = prepare(config, run_dir, device)
             stack.enter_context(training.pixels)
             _train(training)
-        if not processes.first():
+        if not distributed.first():
             raise SystemExit(0)  # what is left is for one
-        return finishing.finish(training)
+        return finalize.finish(training)
 
 
 def _train(training: Training) -> None:
     config, run_dir = training.config, training.run_dir
     if config.resume:
         training.resume()
-    if processes.first():
+    if distributed.first():
         if not config.resume:
             checkpoint.discard(training.folder)
-        training_rows.remember(training.folder, training.rows)
+        checkpoint.remember(training.folder, training.rows)
         _announce(training)
     try:
         for phase, count in planned(config):
             if phase == FINE_TUNE and not fine_tuning_pays(training):
                 break
-            over = history.phase_over(training.history, phase, count, config.patience)
+            over = phase_over(training.history, phase, count, config.patience)
             if training.in_the_middle_of(phase) or not over:
                 with tracking.child_run(phase):
                     phases.run(training, phase, count)
     except KeyboardInterrupt:
-        training_log.explain_interruption(training.history, run_dir)
+        epoch_log.explain_interruption(training.history, run_dir)
         raise
     finally:
-        if processes.first():
-            training_log.save(training.history, config.metric, run_dir.folder("train"))
+        if distributed.first():
+            epoch_log.save(training.history, config.metric, run_dir.folder("train"))
 
 
 def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Training:
@@ -96,25 +87,25 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     started = time.monotonic()
     data = run_dir.load_result("dataset", DatasetReport)
     rows = dataset.load_split(run_dir, "train", "val")
-    index.refuse_changed(rows)
+    file_index.refuse_changed(rows)
     labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
     places = {split: np.flatnonzero(rows["split"] == split) for split in ("train", "val")}
-    finishing.check(config, labels[places["val"]], len(data.classes))
-    runtime.prepare(device)
+    finalize.check(config, labels[places["val"]], len(data.classes))
+    prepare_device(device)
     config = _plan(config, run_dir, data, rows, device)
     _check_processes(config)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     classifier, preprocessing = model.build(config, len(data.classes))
     classifier.to(device, memory_format=torch.channels_last)
-    kept_bytes = int(config.pixel_cache_gb * 2**30 / processes.here()) if config.galleries else 0
+    kept_bytes = int(config.pixel_cache_gb * 2**30 / distributed.here()) if config.galleries else 0
     pixels = Pixels(rows, preprocessing, run_dir.cache / "pixels", kept_bytes, config.num_workers)
     train, val = (Examples(pixels, places[split], labels[places[split]]) for split in ("train", "val"))
-    weights = epochs.balanced_weights(train.labels, len(data.classes)) if config.class_weights == "balanced" else None
+    weights = balanced_weights(train.labels, len(data.classes)) if config.class_weights == "balanced" else None
     on_device = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
     return Training(
-        settings=epochs.Settings(config, device, len(data.classes), on_device, data.multi_label),
+        settings=StepSettings(config, device, len(data.classes), on_device, data.multi_label),
         classifier=classifier,
-        stages=stages.stage_modules(classifier),
+        stages=freezing.stage_modules(classifier),
         pixels=pixels,
         train=train,
         val=val,
@@ -133,39 +124,41 @@ def _plan(
     kept, reasons = run_dir.folder("train") / "plan.json", []
     if config.time_budget is None:
         plan = recipes.resolve(config)
-    elif not processes.first():
+    elif not distributed.first():
         plan = recipes.resolve(config)  # until the first has told its own
     elif config.resume and kept.is_file():
         before = json.loads(kept.read_text(encoding="utf-8"))
-        plan = recipes.resolve(replace(config, **{name: before[name] for name in budget.CHOSEN}))
+        plan = recipes.resolve(replace(config, **{name: before[name] for name in time_budget.CHOSEN}))
     else:
 
         def untrained(candidate: TrainConfig) -> Classifier:
             return model.build(replace(candidate, no_pretrained=True, weights=None), len(data.classes))[0]
 
-        decoding = budget.decoding_seconds(rows["path"].tolist(), config)
-        plan, reasons = budget.choose(config, data.images["train"], data.images["val"], untrained, decoding, device)
-    if processes.first():
+        decoding = time_budget.decoding_seconds(rows["path"].tolist(), config)
+        plan, reasons = time_budget.choose(
+            config, data.images["train"], data.images["val"], untrained, decoding, device
+        )
+    if distributed.first():
         write_json(kept, to_plain(plan))
     for line in reasons:
         log.info("  %s", line)
-    chosen = {name: value for name, value in to_plain(plan).items() if name in budget.CHOSEN}
-    return recipes.resolve(replace(config, **processes.from_first(chosen, device)))
+    chosen = {name: value for name, value in to_plain(plan).items() if name in time_budget.CHOSEN}
+    return recipes.resolve(replace(config, **distributed.from_first(chosen, device)))
 
 
 def _check_processes(config: TrainConfig) -> None:
     """Raises UserError for what several processes cannot share."""
-    if processes.count() == 1:
+    if distributed.count() == 1:
         return
     if config.batch_norm == "train" or config.cached_views:
         raise UserError(
             "several processes cannot share --batch_norm train (which --no_pretrained implies) nor --cached_views: "
             "leave them out, or train in one process."
         )
-    if config.batch_size < 2 * processes.count():
+    if config.batch_size < 2 * distributed.count():
         raise UserError(
-            f"--batch_size {config.batch_size} is for all {processes.count()} processes together: use at least "
-            f"{2 * processes.count()}."
+            f"--batch_size {config.batch_size} is for all {distributed.count()} processes together: use at least "
+            f"{2 * distributed.count()}."
         )
 
 
@@ -202,7 +195,7 @@ def fine_tuning_pays(training: Training) -> bool:
     config = training.config
     if config.fine_tune != "auto" or not training.history:
         return config.fine_tune != "never"
-    head = history.best(history.of_phase(training.history, HEAD))
+    head = best_epoch(of_phase(training.history, HEAD))
     images = len(training.val.labels)
     errors = round((1 - head.val_accuracy) * images)
     if errors >= FEW_ERRORS or errors > LOW_ERROR_RATE * images:
@@ -219,10 +212,10 @@ def _announce(training: Training) -> None:
              images, training.info.preprocessing.image_size, config.unfreeze, phases_planned)  # fmt: skip
     if config.time_budget is not None:
         return  # the plan has said it
-    rates = budget.measure(config, training.classifier, training.settings.device)
-    decoding = budget.decoding_seconds(training.pixels.paths, config)
-    seconds_needed = budget.estimate(config, rates, decoding, images, len(training.val.labels))
-    log.info("  estimated training time: about %s", training_log.readable(seconds_needed))
+    rates = time_budget.measure(config, training.classifier, training.settings.device)
+    decoding = time_budget.decoding_seconds(training.pixels.paths, config)
+    seconds_needed = time_budget.estimate(config, rates, decoding, images, len(training.val.labels))
+    log.info("  estimated training time: about %s", duration(seconds_needed))
 
 
 if __name__ == "__main__":

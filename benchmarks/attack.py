@@ -22,9 +22,9 @@ import pandas as pd
 from benchmarks import common, hostile, server_process
 from benchmarks.http_client import Client, Reply, head, photo_request
 from benchmarks.server_process import Server
-from spectacles import bundle as bundles
-from spectacles.inference import Predictor
-from spectacles.runtime import prepare, resolve_device
+from spectacles.core.device import prepare_device, resolve_device
+from spectacles.inference.predictor import Predictor
+from spectacles.models.bundle import MANIFEST, load_bundle, read_bundle_info, save_bundle
 
 PORT = 8767
 CLIENTS, FLOOD = 16, 1280
@@ -157,7 +157,7 @@ async def swaps(server: Server, photo: bytes, args: argparse.Namespace) -> Row:
     row, request = Row(f"{args.swaps} exchanges of the model under load"), photo_request(photo, photo)
     served, expected = args.output_dir / "served", {}
     for name in ("one", "two"):
-        predictor = Predictor(args.output_dir / name, prepare(resolve_device("cpu")), engine="torch")
+        predictor = Predictor(args.output_dir / name, prepare_device(resolve_device("cpu")), engine="torch")
         expected[predictor.model_id] = next(iter(predictor.predict([photo]))).probabilities
     stop, wrong, seen = asyncio.Event(), 0, Counter[str]()
 
@@ -169,7 +169,7 @@ async def swaps(server: Server, photo: bytes, args: argparse.Namespace) -> Row:
     for number in range(args.swaps):
         put(args.output_dir / ("one", "two")[number % 2 == 0], served)
         server.process.send_signal(signal.SIGHUP)
-        model_id = bundles.read_info(served)[1]
+        model_id = read_bundle_info(served)[1]
         while (await Client(PORT).ask(head("/model", method="GET"))).json()["model_id"] != model_id:
             await asyncio.sleep(0.05)
     stop.set()
@@ -186,10 +186,10 @@ async def swaps(server: Server, photo: bytes, args: argparse.Namespace) -> Row:
 
 def put(source: Path, served: Path) -> None:
     """Weights first, then the manifest that names them."""
-    manifest = served / bundles.MANIFEST
+    manifest = served / MANIFEST
     for path in source.glob("model-*"):
         shutil.copyfile(path, served / path.name)
-    shutil.copyfile(source / bundles.MANIFEST, manifest.with_suffix(".new"))
+    shutil.copyfile(source / MANIFEST, manifest.with_suffix(".new"))
     manifest.with_suffix(".new").replace(manifest)
 
 
@@ -231,9 +231,9 @@ ATTACKS: dict[str, Attack] = {
 
 def two_models(bundle: Path, folder: Path) -> None:
     """The bundle, and the same with a head that is turned a little: other answers, another id."""
-    info, state, _ = bundles.load(bundle)
-    bundles.save(folder / "one", info, state)
-    bundles.save(folder / "two", info, state | {"head.weight": state["head.weight"] * 0.5})
+    info, state, _ = load_bundle(bundle)
+    save_bundle(folder / "one", info, state)
+    save_bundle(folder / "two", info, state | {"head.weight": state["head.weight"] * 0.5})
     shutil.rmtree(folder / "served", ignore_errors=True)
     shutil.copytree(folder / "one", folder / "served")
 

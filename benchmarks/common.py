@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from spectacles import metrics, runtime
-from spectacles.errors import UserError
+from spectacles.core.device import cpu_count
+from spectacles.core.errors import UserError
+from spectacles.metrics import classification
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ["file", "label", "split"]
@@ -75,7 +76,7 @@ def competitor_arguments(description: str, image_size: int | None = NATIVE_SIZE)
 
 def workers(device: str) -> int:
     """Decoding processes of the peers: where there are few cores and no GPU they only slow the arithmetic down."""
-    cores = runtime.cpu_count()
+    cores = cpu_count()
     return cores // 4 if device == "cpu" else min(16, cores - 1)
 
 
@@ -102,7 +103,7 @@ def files_and_targets(table: pd.DataFrame, split: str) -> tuple[list[str], np.nd
 def score(targets: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, float | None]:
     """accuracy, balanced accuracy and, of two classes, HTER of class indices (N,)."""
     certain = np.eye(num_classes)[predicted]
-    values = metrics.classification_metrics(targets, certain, predicted, num_classes)
+    values = classification.classification_metrics(targets, certain, predicted, num_classes)
     return {name: values.get(name) for name in ("accuracy", "balanced_accuracy", "hter")}
 
 

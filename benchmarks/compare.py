@@ -21,9 +21,9 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import common, make_splits
-from spectacles.environment import git_commit, package_versions
-from spectacles.errors import UserError
-from spectacles.runtime import cpu_count
+from spectacles.core.device import cpu_count
+from spectacles.core.environment import git_commit, package_versions
+from spectacles.core.errors import UserError
 
 COMPETITORS = {"ours": "benchmarks.ours", "tutorial": "benchmarks.tutorial", "fastai": "benchmarks.fastai_peer"}
 """Name -> module, in the order of each turn."""

@@ -21,9 +21,11 @@ import pandas as pd
 import torch
 
 from benchmarks import common
-from spectacles import bundle, checkpoint, sample_data
-from spectacles.errors import UserError
-from spectacles.run_dir import RunDir
+from spectacles.core.errors import UserError
+from spectacles.core.run_dir import RunDir
+from spectacles.models.bundle import load_bundle
+from spectacles.sample_data import generate
+from spectacles.training import checkpoint
 
 NAME = "run"
 FLAGS = (
@@ -58,7 +60,7 @@ class Outcome:
 def run(output_dir: Path, kills: int, seed: int, images: int = IMAGES) -> Outcome:
     random.seed(seed)
     output_dir.mkdir(parents=True, exist_ok=True)
-    sample = sample_data.draw(output_dir / "sample", images=images)
+    sample = generate.draw(output_dir / "sample", images=images)
     whole = _folder(output_dir / "whole")
     if start(sample, whole, resume=False).wait() != 0:
         raise UserError(f"the run without a disturbance failed: see {whole.output_dir / 'printed.txt'}.")
@@ -136,8 +138,8 @@ def _where(run_dir: RunDir) -> str:
 def _judge(whole: RunDir, killed: RunDir, status: int, outcome: Outcome) -> None:
     outcome.orphans += _running(killed.output_dir)
     outcome.left_over += len([*killed.path.rglob(".tmp*"), *killed.path.rglob(checkpoint.PATTERN)])
-    expected = bundle.load(whole.bundle)[1]
-    found = bundle.load(killed.bundle)[1] if status == 0 else {}
+    expected = load_bundle(whole.bundle)[1]
+    found = load_bundle(killed.bundle)[1] if status == 0 else {}
     same = expected.keys() == found.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     outcome.different += not same
 

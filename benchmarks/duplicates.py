@@ -15,11 +15,14 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from benchmarks import common
 from benchmarks.scale import report, timed
-from spectacles import duplicates, folders, frozen, runtime, similar
-from spectacles.config import DatasetConfig
-from spectacles.errors import UserError
-from spectacles.images import SUFFIXES, ImageRefused, decode
-from spectacles.index import look_at_all
+from spectacles.core.config import DatasetConfig
+from spectacles.core.device import cpu_count, prepare_device, resolve_device
+from spectacles.core.errors import UserError
+from spectacles.data import duplicates, folders
+from spectacles.data.file_index import look_at_all
+from spectacles.data.images import SUFFIXES, ImageRefused, decode
+from spectacles.data.similarity import cosines, prepare_features, similar_pairs
+from spectacles.models import feature_cache
 
 DISTANCE = 6
 SIMILARITIES = (0.6, 0.5)
@@ -101,22 +104,22 @@ def measure(photos: Sequence[str], planted: pd.DataFrame, args: argparse.Namespa
     """Originals (kind '') and copies, with hashes and features; refused files are left out."""
     originals = pd.DataFrame({"path": photos, "kind": "", "original": photos})
     table = pd.concat([originals, planted], ignore_index=True)
-    facts = look_at_all(table["path"].tolist(), runtime.cpu_count())
+    facts = look_at_all(table["path"].tolist(), cpu_count())
     table = pd.concat([table, facts[["sha256", "phash", "phash_mirrored"]]], axis=1)[facts["status"] != "refused"]
     config = DatasetConfig(backbone=args.backbone, weights=args.weights, image_size=args.image_size)
-    backbone, preprocessing = frozen.load(config)
-    device = runtime.prepare(runtime.resolve_device(args.device))
+    backbone, preprocessing = feature_cache.load(config)
+    device = prepare_device(resolve_device(args.device))
     cache = args.cache or folder / "cache"
-    features = frozen.features(table, backbone, config.backbone, preprocessing, cache, device, config, None)
+    features = feature_cache.features(table, backbone, config.backbone, preprocessing, cache, device, config, None)
     return table.reset_index(drop=True).assign(features=list(features))
 
 
 def search(table: pd.DataFrame, features: np.ndarray) -> dict[str, np.ndarray]:
     """Way of searching -> pairs (P, 2) of positions."""
-    directions, cells = similar.prepare(features)
+    directions, cells = prepare_features(features)
     found = {f"hash {DISTANCE}": duplicates.find(table, None, DISTANCE, 1)[["a", "b"]].to_numpy()}
     for limit in SIMILARITIES:
-        blocks = similar.similar_pairs(directions, cells, limit)
+        blocks = similar_pairs(directions, cells, limit)
         found[f"features {limit}"] = np.concatenate([np.empty((0, 2), dtype=np.int64), *blocks])
         found[f"both {limit}"] = duplicates.find(table, features, DISTANCE, limit)[["a", "b"]].to_numpy()
     return found
@@ -156,10 +159,10 @@ def scale(args: argparse.Namespace) -> None:
         hashes[copy] ^= np.uint64(1) << rng.integers(0, 64, copied, dtype=np.uint64)
     blocks, hash_seconds = timed(lambda: list(duplicates.near_pairs(hashes, hashes, DISTANCE)))
     features = draw_features(args.images, original, copy, rng)
-    (directions, cells), preparing = timed(lambda: similar.prepare(features))
+    (directions, cells), preparing = timed(lambda: prepare_features(features))
     planted = np.stack([original, copy], axis=1)
-    planted = planted[similar.cosines(directions, planted) >= SIMILARITIES[-1]]
-    near, feature_seconds = timed(lambda: list(similar.similar_pairs(directions, cells, SIMILARITIES[-1])))
+    planted = planted[cosines(directions, planted) >= SIMILARITIES[-1]]
+    near, feature_seconds = timed(lambda: list(similar_pairs(directions, cells, SIMILARITIES[-1])))
     values: dict[str, object] = {
         "images": args.images,
         "hash_seconds": hash_seconds,

@@ -14,10 +14,11 @@ import pandas as pd
 from PIL import Image, ImageEnhance, ImageFilter
 
 from benchmarks import common
-from spectacles import folders, runtime
-from spectacles.errors import UserError
-from spectacles.images import decode
-from spectacles.inference import Predictor
+from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.errors import UserError
+from spectacles.data import folders
+from spectacles.data.images import decode
+from spectacles.inference.predictor import Predictor
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     table = table[table["split"] == "val"]
     backgrounds = folders.files_below(args.backgrounds)
     rooms = {f"{share:.0%} of a room's height": in_a_room(share, backgrounds) for share in (0.6, 0.4)}
-    device = runtime.prepare(runtime.resolve_device(args.device))
+    device = prepare_device(resolve_device(args.device))
     predictors = [Predictor(bundle, device, images=len(table)) for bundle in args.bundle]
     classes = predictors[0].info.classes
     if any(predictor.info.classes != classes for predictor in predictors) or len(classes) != 2:

@@ -18,11 +18,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import common
-from spectacles import preprocess, runtime
-from spectacles.backbones import build_pretrained
-from spectacles.engines import photographs
-from spectacles.errors import UserError
-from spectacles.folding import fold_batchnorm
+from spectacles.core.device import prepare_device
+from spectacles.core.errors import UserError
+from spectacles.data.preprocessing import resolve_preprocessing
+from spectacles.models.backbones import build_pretrained
+from spectacles.models.bn_folding import fold_batchnorm
+from spectacles.models.engines import photographs
 
 KINDS = {
     "convolutions back": ("convolution_backward",),
@@ -46,9 +47,9 @@ def plain(size: int, device: torch.device) -> Prepared:
 
 def ours(size: int, device: torch.device) -> Prepared:
     """Freed memory kept, channels last, frozen BatchNorm folded into the convolutions, all updates in one kernel."""
-    runtime.prepare(device)
+    prepare_device(device)
     backbone = build_pretrained("efficientnet_lite0", 3, size, None)
-    photos = preprocess.resolve(backbone.pretrained_cfg, size, "crop", 3)
+    photos = resolve_preprocessing(backbone.pretrained_cfg, size, "crop", 3)
     fold_batchnorm(backbone, photos.normalize(torch.from_numpy(photographs(photos, count=2))))
     model = nn.Sequential(backbone, nn.Linear(1280, 2))
     model.to(device, memory_format=torch.channels_last).train()

@@ -7,8 +7,8 @@ from typing import Any
 
 import litserve
 
-from spectacles import runtime
-from spectacles.inference import Predictor
+from spectacles.core.device import prepare_device, resolve_device
+from spectacles.inference.predictor import Predictor
 
 
 class Classify(litserve.LitAPI):
@@ -17,7 +17,7 @@ class Classify(litserve.LitAPI):
         self.bundle = bundle
 
     def setup(self, device: str) -> None:
-        self.predictor = Predictor(Path(self.bundle), runtime.prepare(runtime.resolve_device("cpu")))
+        self.predictor = Predictor(Path(self.bundle), prepare_device(resolve_device("cpu")))
 
     def decode_request(self, request: dict[str, str]) -> bytes:
         return base64.b64decode(request["image"])

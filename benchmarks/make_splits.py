@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import common
-from spectacles.errors import UserError
-from spectacles.splits import stratified_split
+from spectacles.core.errors import UserError
+from spectacles.data.splits import stratified_split
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 TEST_SHARE = 0.20

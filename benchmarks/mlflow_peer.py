@@ -7,13 +7,13 @@ from typing import Any
 import mlflow.pyfunc
 
 from benchmarks import common
-from spectacles import runtime
-from spectacles.inference import Predictor
+from spectacles.core.device import prepare_device, resolve_device
+from spectacles.inference.predictor import Predictor
 
 
 class Classify(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
-        device = runtime.prepare(runtime.resolve_device("cpu"))
+        device = prepare_device(resolve_device("cpu"))
         self.predictor = Predictor(Path(context.artifacts["bundle"]), device)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # mlflow reads hints

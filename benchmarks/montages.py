@@ -17,10 +17,13 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks import common
-from spectacles import bundle, label_metrics, label_sets, metrics, predictions
-from spectacles.errors import UserError
-from spectacles.images import decode
-from spectacles.run_dir import RunDir, atomic_path
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import atomic_path
+from spectacles.core.run_dir import RunDir
+from spectacles.data import label_sets
+from spectacles.data.images import decode
+from spectacles.metrics import classification, multilabel, prediction_table
+from spectacles.models.bundle import read_bundle_info
 
 SHOWS = {"0": ["face"], "1": ["face", "glasses"], "cats": ["cat"], "dogs": ["dog"]}
 """Label of the tables -> labels of a montage that shows such a photo; a quarter of the tiles show none of them."""
@@ -87,11 +90,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def at_one_half(finished: RunDir) -> dict[str, float | None]:
-    info, _ = bundle.read_info(finished.bundle)
-    test = predictions.load(finished.predictions).query("split == 'test' and status == 'predicted'")
-    probabilities = predictions.probabilities(test, list(info.classes))
+    info, _ = read_bundle_info(finished.bundle)
+    test = prediction_table.load(finished.predictions).query("split == 'test' and status == 'predicted'")
+    probabilities = prediction_table.probabilities(test, list(info.classes))
     labels = label_sets.encode(test["label"], info.classes, multi_label=True)
-    return label_metrics.multi_label_metrics(labels, probabilities, metrics.decide_labels(probabilities))
+    return multilabel.multi_label_metrics(labels, probabilities, classification.decide_labels(probabilities))
 
 
 def main() -> None:

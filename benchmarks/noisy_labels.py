@@ -26,9 +26,14 @@ from threadpoolctl import threadpool_limits
 
 import dataset
 from benchmarks import common
-from spectacles import frozen, label_noise, label_sets, run_dir, runtime, sample_data
-from spectacles.config import DatasetConfig
-from spectacles.run_dir import RunDir
+from spectacles.core.config import DatasetConfig
+from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.run_dir import RunDir, create_run
+from spectacles.data import label_sets
+from spectacles.evaluation import label_quality
+from spectacles.metrics.multilabel import all_right
+from spectacles.models import feature_cache
+from spectacles.sample_data import generate
 
 SEEDS = (0, 1, 2)
 SHARE = 0.05
@@ -55,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
             for seed in SEEDS:
                 noisy = change(features, labels, seed)
                 name = f"{args.data.name}, {SHARE:.0%} {kind}"
-                results += compare(name, seed, rows, features, noisy, ~label_sets.same(noisy, labels))
+                results += compare(name, seed, rows, features, noisy, ~all_right(noisy, labels))
     table = pd.DataFrame(results)
     means = table.groupby(["data", "ranking"], sort=False)[["average precision", "recall"]].agg(["mean", "std"])
     print(means.to_string(float_format="{:.3f}".format))
@@ -66,7 +71,7 @@ def look_at(data: Path, name: str, output_dir: Path, label_column: str | None = 
     table = data / "train.csv"
     tables = {"train_csv": table, "image_dir": data / "dataset"} if table.is_file() else {"image_dir": data}
     config = DatasetConfig(**tables, label_column=label_column, output_dir=output_dir, device="cpu")
-    folder = run_dir.create(output_dir, name)
+    folder = create_run(output_dir, name)
     report = dataset.run(config, folder)
     folder.save_result("dataset", report)
     rows = dataset.load_split(folder, *dataset.SPLITS)
@@ -75,13 +80,13 @@ def look_at(data: Path, name: str, output_dir: Path, label_column: str | None = 
 
 
 def embed(rows: pd.DataFrame, config: DatasetConfig, folder: RunDir) -> np.ndarray:
-    backbone, preprocessing = frozen.load(config)
-    device = runtime.prepare(runtime.resolve_device(config.device))
-    return frozen.features(rows, backbone, config.backbone, preprocessing, folder.cache, device, config, None)
+    backbone, preprocessing = feature_cache.load(config)
+    device = prepare_device(resolve_device(config.device))
+    return feature_cache.features(rows, backbone, config.backbone, preprocessing, folder.cache, device, config, None)
 
 
 def drawn(seed: int, output_dir: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:
-    folder = sample_data.draw(output_dir / f"drawn-{seed}", SAMPLE_IMAGES, seed, show_progress=True)
+    folder = generate.draw(output_dir / f"drawn-{seed}", SAMPLE_IMAGES, seed, show_progress=True)
     rows, features, labels = look_at(folder, f"sample-{seed}", output_dir)
     planted = pd.read_csv(folder / "planted.csv", keep_default_na=False)
     wrong = rows["file"].isin(planted.loc[planted["kind"] == "wrong_label", "file"]).to_numpy()
@@ -134,10 +139,10 @@ def compare(
 ) -> Iterator[dict[str, object]]:
     """A row for each ranking; all see the same features and labels."""
     groups = rows["cluster"].to_numpy(dtype=np.int64)
-    ours = label_noise.out_of_fold_probabilities(features, labels, FOLDS, 0, groups)
+    ours = label_quality.out_of_fold_probabilities(features, labels, FOLDS, 0, groups)
     probabilities = plain(features, labels)
     rankings: dict[str, Callable[[], np.ndarray]] = {
-        "ours": lambda: label_noise.label_quality(labels, ours),
+        "ours": lambda: label_quality.label_quality(labels, ours),
         "cleanlab, default ranking": lambda: get_label_quality_scores(labels, probabilities),
         "cleanlab, default filter": lambda: _filtered(labels, probabilities),
     }
@@ -161,7 +166,7 @@ def compare(
 
 def _scores_of_sets(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """(N,): that of the least credible label, and 1 where none is doubtful."""
-    scores, ranked = np.ones(len(labels)), label_noise.rank_label_issues(labels, probabilities)
+    scores, ranked = np.ones(len(labels)), label_quality.rank_label_issues(labels, probabilities)
     scores[ranked["row"]] = ranked["score"]
     return scores
 

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import common
-from spectacles.errors import UserError
+from spectacles.core.errors import UserError
 
 RUN = "run"
 

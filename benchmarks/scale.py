@@ -18,13 +18,14 @@ from PIL import Image
 
 import dataset
 from benchmarks import common
-from spectacles import epochs, label_sets, preprocess
-from spectacles import run_dir as runs
-from spectacles.errors import UserError
-from spectacles.pixels import Pixels
-from spectacles.records import DatasetReport, Ledger
-from spectacles.run_dir import RunDir
-from spectacles.splits import stratified_split
+from spectacles.core.errors import UserError
+from spectacles.core.results import DatasetReport, Ledger
+from spectacles.core.run_dir import RunDir, create_run
+from spectacles.data import label_sets
+from spectacles.data.pixel_cache import Pixels
+from spectacles.data.preprocessing import resolve_preprocessing
+from spectacles.data.splits import stratified_split
+from spectacles.training.batches import Examples, epoch_order
 
 SIZE = 64
 BASES = 300
@@ -105,7 +106,7 @@ def rss_at(samples: list[tuple[int, float]], share: float) -> float:
 def index(args: argparse.Namespace) -> dict[str, object]:
     """Seconds of each step over a table of many rows, and the peak memory of all."""
     with tempfile.TemporaryDirectory() as folder:
-        run_dir = runs.create(Path(folder), "run")
+        run_dir = create_run(Path(folder), "run")
         seconds = {}
         _, seconds["write"] = timed(lambda: write_table(run_dir, args.rows))
         rows, seconds["load"] = timed(lambda: dataset.load_split(run_dir, "train"))
@@ -157,9 +158,9 @@ def iterate(rows: pd.DataFrame, cache: Path) -> int:
     """Batches of one epoch, with all that training holds of the rows, without decoding."""
     labels = label_sets.encode(rows["label"], CLASSES, False)
     input_of = {"input_size": (3, SIZE, SIZE), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    with Pixels(rows, preprocess.resolve(input_of, SIZE, "squash", 3), cache, max_bytes=0, num_workers=1) as pixels:
-        examples = epochs.Examples(pixels, np.arange(len(rows)), labels)
-        batches = epochs.order(0, 1, len(examples.labels), common.BATCH_SIZE)
+    with Pixels(rows, resolve_preprocessing(input_of, SIZE, "squash", 3), cache, max_bytes=0, num_workers=1) as pixels:
+        examples = Examples(pixels, np.arange(len(rows)), labels)
+        batches = epoch_order(0, 1, len(examples.labels), common.BATCH_SIZE)
         return sum(len(examples.labels[indices]) > 0 for indices in batches)
 
 

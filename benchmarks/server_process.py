@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks import common
-from spectacles.errors import UserError
+from spectacles.core.errors import UserError
 
 START_SECONDS = 120
 

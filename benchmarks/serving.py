@@ -29,9 +29,9 @@ from PIL import Image
 
 from benchmarks import common, http_client, mlflow_peer, server_process
 from benchmarks.server_process import Server
-from spectacles import runtime
-from spectacles.errors import UserError
-from spectacles.inference import Predictor
+from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.errors import UserError
+from spectacles.inference.predictor import Predictor
 
 CLIENTS = (1, 8, 64)
 OVERLOAD = 1280
@@ -134,7 +134,7 @@ def enlarged(photo: Path) -> bytes:
 
 def offline(bundle: Path, name: str, photo: bytes, seconds: int) -> dict[str, Any]:
     """The batched loop of predict.py, at the same threads."""
-    predictor = Predictor(bundle, runtime.prepare(runtime.resolve_device("cpu")))
+    predictor = Predictor(bundle, prepare_device(resolve_device("cpu")))
     done, started = 0, time.perf_counter()
 
     def endless() -> Iterator[bytes]:

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from spectacles import run_dir as runs
-from spectacles import tracking
+from spectacles.core.run_dir import create_run
+from spectacles.tracking import tracking
 
 CASES = ("none", "healthy", "dead", "slow", "locked")
 BLOCK, EVERY = 20, 10
@@ -79,7 +79,7 @@ def command(output_dir: Path, pairs: int, tracked: bool) -> None:
     if not tracked:
         print(json.dumps([train(pairs, None), 0.0]))
         return
-    run_dir = runs.create(output_dir, "run")
+    run_dir = create_run(output_dir, "run")
     with tracking.parent_run(run_dir):
         found, ended = train(pairs, tracking._senders[-1].pid), time.perf_counter()
     print(json.dumps([found, time.perf_counter() - ended]))

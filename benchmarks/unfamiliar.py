@@ -14,11 +14,13 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from benchmarks import common, elsewhere
-from spectacles import folders, metrics, runtime
-from spectacles.decoding import decoded_batches
-from spectacles.errors import UserError
-from spectacles.images import decode
-from spectacles.inference import Predictor
+from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.errors import UserError
+from spectacles.data import folders
+from spectacles.data.images import decode
+from spectacles.data.preprocessing import decoded_batches
+from spectacles.inference.predictor import Predictor
+from spectacles.metrics import classification
 
 GENERATED = 100
 SIZE = (180, 200)
@@ -53,7 +55,7 @@ def page_of_text(rng: np.random.Generator) -> Image.Image:
 
 
 def run(args: argparse.Namespace) -> None:
-    predictor = Predictor(args.bundle, runtime.prepare(runtime.resolve_device(args.device)))
+    predictor = Predictor(args.bundle, prepare_device(resolve_device(args.device)))
     if predictor.familiarity is None:
         raise UserError(f"--bundle {args.bundle} does not know what is familiar: it was trained on too few photos.")
     table = common.read_splits(args.splits)
@@ -104,7 +106,7 @@ def row(predictor: Predictor, name: str, maps: np.ndarray, own: np.ndarray) -> d
         "images": len(maps),
         "unfamiliar": f"{(familiar < predictor.info.familiar_from).mean():.1%}",
         "median familiarity": f"{np.median(familiar):.2g}",
-        "ROC-AUC": f"{metrics.roc_auc(outside, distance):.4f}",
+        "ROC-AUC": f"{classification.roc_auc(outside, distance):.4f}",
     }
 
 

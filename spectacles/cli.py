@@ -17,14 +17,17 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from spectacles import cost, interruption, model_card, processes, report, runtime, tracking
-from spectacles import run_dir as runs
-from spectacles.config import RunConfig
-from spectacles.environment import describe_environment
-from spectacles.errors import UserError
-from spectacles.records import Report as StageReport
-from spectacles.run_dir import RunDir
-from spectacles.settings import help_texts, to_plain
+from spectacles.core import cost, distributed, signals
+from spectacles.core.config import RunConfig
+from spectacles.core.config_base import help_texts, to_plain
+from spectacles.core.device import resolve_device
+from spectacles.core.environment import describe_environment
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import check_writable, sweep, write_json
+from spectacles.core.results import Report as StageReport
+from spectacles.core.run_dir import LATEST, RunDir, create_run, find_run, point_latest
+from spectacles.report import html_report, model_card
+from spectacles.tracking import tracking
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 Run = Callable[[Any, RunDir], StageReport]
@@ -44,12 +47,12 @@ def main(stage: str, run: Run, config_class: type[RunConfig], description: str) 
         config = parse(config_class, args, description, run_defaults(args, reopen=stage != "dataset"))
         check_device(config)
         if stage != "train":
-            processes.refuse(f"{stage}.py")
+            distributed.refuse(f"{stage}.py")
         run_dir = open_run(config, makes_run=stage == "dataset")
         if getattr(config, "resume", False) and run_dir.done(stage):
             log.info("[%s] already finished in %s; without --resume it starts anew", stage, run_dir.path)
             return
-        if processes.first():
+        if distributed.first():
             run_alone(stage, run, config, run_dir)
         else:
             log.setLevel(logging.WARNING)
@@ -68,8 +71,8 @@ def publish(run_dir: RunDir) -> None:
     card = model_card.write(run_dir)  # first: the report links to it
     if card is not None:
         tracking.log_artifact(card)
-    tracking.log_artifact(report.write(run_dir))
-    tracking.log_metrics(report.headline_metrics(run_dir))
+    tracking.log_artifact(html_report.write(run_dir))
+    tracking.log_metrics(html_report.headline_metrics(run_dir))
 
 
 @contextmanager
@@ -80,7 +83,7 @@ def exit_codes() -> Iterator[None]:
     log.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters ends in the ledger
     try:
-        with interruption.handled():
+        with signals.handled():
             yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -151,10 +154,10 @@ def run_defaults(args: Sequence[str], reopen: bool = True) -> dict[str, Any]:
             in_files |= yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, yaml.YAMLError):
         return {}  # the full parse says what is wrong with the file
-    name = known.run_name or in_files.get("run_name") or (runs.LATEST if reopen else None)
+    name = known.run_name or in_files.get("run_name") or (LATEST if reopen else None)
     output_dir = known.output_dir or in_files.get("output_dir") or "outputs"
     try:
-        return runs.find(Path(output_dir), name).load_config() if name else {}
+        return find_run(Path(output_dir), name).load_config() if name else {}
     except UserError:
         return {}
 
@@ -179,14 +182,14 @@ def locate_parser() -> argparse.ArgumentParser:
 def open_run(config: RunConfig, makes_run: bool) -> RunDir:
     """A stage that makes runs gets a new folder unless one is named; the others work on the named or latest run."""
     if makes_run:
-        return runs.create(config.output_dir, config.run_name or new_name(config))
-    return runs.find(config.output_dir, config.run_name or runs.LATEST)
+        return create_run(config.output_dir, config.run_name or new_name(config))
+    return find_run(config.output_dir, config.run_name or LATEST)
 
 
 def check_device(config: Any) -> None:
     """A device that is not there is told before anything is begun. Raises UserError."""
     if hasattr(config, "device"):
-        runtime.resolve_device(config.device)
+        resolve_device(config.device)
 
 
 def new_name(config: RunConfig) -> str:
@@ -202,12 +205,12 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
     with log_to(run_dir.log), tracking.parent_run(run_dir), tracking.stage_run(run_dir, stage, to_plain(config)):
         log.info("[%s] %s", stage, run_dir.path)
         for folder in (run_dir.path, run_dir.cache):
-            runs.check_writable(folder)
-            runs.sweep(folder)
+            check_writable(folder)
+            sweep(folder)
         run_dir.begin(stage)
         before = run_dir.load_config()
         run_dir.save_config(stage, to_plain(config))
-        runs.write_json(run_dir.environment, describe_environment(config.seed, _device(config, run_dir)))
+        write_json(run_dir.environment, describe_environment(config.seed, _device(config, run_dir)))
         meter = cost.start()
         try:
             result = run(config, run_dir)
@@ -218,11 +221,11 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
             log.info("  %s", line)
         tracking.log_report(result, run_dir)
         spent = cost.since(meter)
-        runs.write_json(run_dir.cost(stage), spent)
+        write_json(run_dir.cost(stage), spent)
         run_dir.save_result(stage, result)
         run_dir.drop_progress(stage)
         if stage == "dataset":
-            runs.point_latest(run_dir)
+            point_latest(run_dir)
         log.info("[%s] done in %.1f s", stage, spent["seconds"])
         return result
 
@@ -230,7 +233,7 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
 def _device(config: Any, run_dir: RunDir) -> str:
     """The device in use; a stage that computes on none keeps what an earlier one wrote."""
     if hasattr(config, "device"):
-        return str(runtime.resolve_device(config.device))
+        return str(resolve_device(config.device))
     known = json.loads(run_dir.environment.read_text(encoding="utf-8")) if run_dir.environment.is_file() else {}
     return str(known.get("device", "cpu"))
 

@@ -14,7 +14,7 @@ settings.register_profile("spectacles", deadline=None)
 settings.load_profile("spectacles")
 
 if TYPE_CHECKING:
-    from spectacles.familiarity import Familiarity
+    from spectacles.models.ood import Familiarity
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -56,10 +56,10 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     are what its BundleInfo says otherwise."""
     import torch
 
-    from spectacles import backbones, bundle
-    from spectacles.bundle import BundleInfo
-    from spectacles.classifier import Classifier
-    from spectacles.preprocess import Preprocessing
+    from spectacles.data.preprocessing import Preprocessing
+    from spectacles.models import backbones
+    from spectacles.models.bundle import BundleInfo, save_bundle
+    from spectacles.models.classifier import Classifier
 
     def make(*classes: str, familiarity: "Familiarity | None" = None, **facts: object) -> Path:
         torch.manual_seed(0)
@@ -82,7 +82,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         )
         folder = tmp_path_factory.mktemp("bundle")
         known = familiarity.tensors() if familiarity else {}
-        bundle.save(folder, replace(info, **facts), classifier.state_dict() | known)
+        save_bundle(folder, replace(info, **facts), classifier.state_dict() | known)
         return folder
 
     return make

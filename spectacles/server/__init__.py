@@ -1,1 +1,4 @@
-"""What api.py serves with."""
+"""The HTTP server: who may ask, what a request may cost, batching and answers.
+
+May use every other room.
+"""

@@ -19,9 +19,8 @@ from queue import Empty, SimpleQueue
 from threading import Semaphore, Thread
 from typing import Any, TypeVar
 
-from spectacles.decoding import Decoded
-from spectacles.inference import Prediction, Predictor
-from spectacles.preprocess import Preprocessing
+from spectacles.data.preprocessing import Decoded, Preprocessing
+from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.server.decoders import Decoders, Died
 
 T = TypeVar("T")

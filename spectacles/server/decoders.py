@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from spectacles.decoding import Decoded, decode_one
-from spectacles.preprocess import Preprocessing
+from spectacles.data.preprocessing import Decoded, Preprocessing, decode_one
 
 MEMORY = 1 << 30
 """Bytes that a decoder may allocate beyond what it starts with: enough for 25 megapixels in any mode."""

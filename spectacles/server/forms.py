@@ -14,7 +14,7 @@ from fastapi import Request
 from multipart import MultipartSegment, PushMultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from spectacles.server.access import Refused
+from spectacles.server.auth import Refused
 from spectacles.server.limits import MAX_FILES
 
 MULTIPART, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"

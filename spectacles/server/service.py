@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from spectacles import runtime
-from spectacles.errors import UserError
-from spectacles.inference import Predictor
-from spectacles.server import events
-from spectacles.server.access import RateLimit, Refused
+from spectacles.core.device import cpu_count, prepare_device, resolve_device
+from spectacles.core.errors import UserError
+from spectacles.inference.predictor import Predictor
+from spectacles.server import telemetry
+from spectacles.server.auth import RateLimit, Refused
 from spectacles.server.batching import Batcher, Overloaded
 from spectacles.server.decoders import Decoders
-from spectacles.server.metrics import Metrics
 from spectacles.server.settings import Settings
+from spectacles.server.telemetry import Metrics
 
 log = logging.getLogger("spectacles.api")
 
@@ -98,21 +98,21 @@ class Service:
             await self._start(stack)
         except (UserError, OSError) as error:
             self.problem = str(error)
-            events.write("not ready", error=self.problem)
+            telemetry.write("not ready", error=self.problem)
         except Exception:
             self.problem = "The model could not be loaded: the server's log says why."
             log.exception("loading failed")
 
     async def _start(self, stack: AsyncExitStack) -> None:
         loop = asyncio.get_running_loop()
-        decoders = await loop.run_in_executor(None, Decoders, runtime.cpu_count(), MAX_PIXELS)
+        decoders = await loop.run_in_executor(None, Decoders, cpu_count(), MAX_PIXELS)
         stack.enter_context(decoders)
         model = await loop.run_in_executor(None, load, self.settings)
         await loop.run_in_executor(None, decoders.warm, model.info.preprocessing)
         batcher = Batcher(model, decoders, self.settings.queue, self.settings.deadline)
         self.batcher, self.problem = await stack.enter_async_context(batcher), ""
         spare_garbage_collection()
-        events.write("ready", model_id=model.model_id, device=str(model.device), engine=model.engine)
+        telemetry.write("ready", model_id=model.model_id, device=str(model.device), engine=model.engine)
 
     async def swap(self, folder: Path | None = None) -> str:
         """Loads what is in the bundle's folder now, or in another one, and serves it from then on; the id of the model.
@@ -125,12 +125,12 @@ class Service:
                 model = await asyncio.get_running_loop().run_in_executor(None, load, self.settings, folder)
             except (UserError, OSError, Refused) as error:
                 self.metrics.swaps("failed").inc()
-                events.write("swap failed", error=str(error))
+                telemetry.write("swap failed", error=str(error))
                 raise UserError(str(error)) from error
             batcher.model = model
             spare_garbage_collection()
             self.metrics.swaps("done").inc()
-            events.write("swapped", model_id=model.model_id)
+            telemetry.write("swapped", model_id=model.model_id)
             return model.model_id
 
 
@@ -148,7 +148,7 @@ def busy(overload: Overloaded) -> Refused:
 def load(settings: Settings, folder: Path | None = None) -> Predictor:
     """The bundle, its hashes checked, after a first pass, which takes several times as long as all that follow. Raises
     UserError."""
-    device = runtime.prepare(runtime.resolve_device(settings.device))
+    device = prepare_device(resolve_device(settings.device))
     model = Predictor(folder or settings.bundle_folder(), device, engine=settings.engine)
     for images in (1, model.batch_size):
         outputs = model.probabilities(np.zeros((images, *model.info.preprocessing.shape), dtype=np.uint8))

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from spectacles import engines, run_dir
-from spectacles.errors import UserError
+from spectacles.core.errors import UserError
+from spectacles.core.run_dir import newest_bundle
+from spectacles.models import engines
 
 T = TypeVar("T")
 PREFIX = "SPECTACLES_"
@@ -43,7 +44,7 @@ class Settings:
 
     def bundle_folder(self) -> Path:
         """Raises UserError where no run has a bundle."""
-        return self.bundle or run_dir.newest_bundle(self.output_dir)
+        return self.bundle or newest_bundle(self.output_dir)
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Settings:

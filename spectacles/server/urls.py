@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from spectacles.server.access import Refused
+from spectacles.server.auth import Refused
 from spectacles.server.limits import MAX_BODY_BYTES
 
 REDIRECTS = 3

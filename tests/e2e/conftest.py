@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from command_line import SMALL, Finished, data_flags, run_script
 
-from spectacles import sample_data
-from spectacles.run_dir import find
+from spectacles.core.run_dir import find_run
+from spectacles.sample_data import generate
 
 IMAGES = 60
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -17,7 +17,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sample_data.draw(tmp_path_factory.mktemp("sample") / "faces", images=IMAGES)
+    return generate.draw(tmp_path_factory.mktemp("sample") / "faces", images=IMAGES)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def finished(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished
     outputs = tmp_path_factory.mktemp("outputs")
     done = run_script("run_pipeline.py", *data_flags(sample), *SMALL, "--epochs", 2, "--output_dir", outputs)
     assert done.returncode == 0, done.stdout + done.stderr
-    return Finished(find(outputs, "latest"), sample, done.stdout)
+    return Finished(find_run(outputs, "latest"), sample, done.stdout)
 
 
 @pytest.fixture(scope="module")

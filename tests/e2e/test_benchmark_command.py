@@ -6,7 +6,7 @@ import pandas as pd
 from command_line import data_flags, run_script
 from mlflow.tracking import MlflowClient
 
-from spectacles import delivery
+from spectacles.tracking import delivery
 
 
 def test_a_benchmark_trains_measures_and_tracks_what_it_can(sample: Path, tmp_path: Path) -> None:

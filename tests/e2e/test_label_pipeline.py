@@ -9,7 +9,7 @@ import pytest
 from command_line import SMALL, run_script
 from PIL import Image
 
-from spectacles.run_dir import STAGES, RunDir, find
+from spectacles.core.run_dir import STAGES, RunDir, find_run
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0)}
 IMAGES, TEST = 60, 12
@@ -42,7 +42,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
              "--multi_label", "--test_fraction", 0.2, "--epochs", 2, "--fine_tuned_folds", 2)  # fmt: skip
     done = run_script("run_pipeline.py", *flags, *SMALL, "--output_dir", outputs)
     assert done.returncode == 0, done.stdout + done.stderr
-    return find(outputs, "latest")
+    return find_run(outputs, "latest")
 
 
 def test_every_stage_finishes(finished: RunDir) -> None:

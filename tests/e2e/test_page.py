@@ -22,11 +22,11 @@ import uvicorn
 from PIL import Image
 
 import api
-from spectacles import familiarity
-from spectacles.preprocess import Preprocessing
-from spectacles.server import access
+from spectacles.data.preprocessing import Preprocessing
+from spectacles.metrics.thresholds import NEVER
+from spectacles.models import ood
+from spectacles.server import auth
 from spectacles.server.service import LOADING, Service
-from spectacles.thresholds import NEVER
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CLASSES = (HOSTILE, "__proto__", "7", "a word without a place to break it " + "o" * 60)
@@ -90,7 +90,7 @@ def bundles(make_bundle: Callable[..., Path]) -> dict[str, Path]:
         "many": make_bundle(*(f"kind {number}" for number in range(12))),
         "unsure": make_bundle("no", "yes", sure_from=0.999),
         "never sure": make_bundle("no", "yes", sure_from=NEVER),
-        "unfamiliar": make_bundle("no", "yes", familiarity=familiarity.fit(maps, maps), familiar_from=0.005),
+        "unfamiliar": make_bundle("no", "yes", familiarity=ood.fit(maps, maps), familiar_from=0.005),
         "labels": make_bundle(*LABELS, multi_label=True, label_thresholds=(0.0, 1.0, 0.001)),
         "no labels": make_bundle(*LABELS, multi_label=True, label_thresholds=(1.0,) * 3),
         "unsure labels": make_bundle(*LABELS, multi_label=True, label_thresholds=(0.0, 1.0, 0.0), sure_from=NEVER),
@@ -700,7 +700,7 @@ def test_another_model_changes_the_header_and_looks_again(
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Any, bundles: dict[str, Path]) -> None:
-    key, digest = access.make_key()
+    key, digest = auth.make_key()
     with serving(bundles["classes"], SPECTACLES_API_KEYS=f"me:{digest}") as server:
         opened = Opened(browser, server.address, open_at_once=False)
         opened.page.goto(server.address)

@@ -13,8 +13,9 @@ from command_line import ROOT, SMALL, Finished, data_flags, run_script
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from spectacles import delivery, journal, sample_data
-from spectacles.run_dir import STAGES, RunDir, find
+from spectacles.core.run_dir import STAGES, RunDir, find_run
+from spectacles.sample_data import generate
+from spectacles.tracking import delivery, event_log
 
 
 def read_json(path: Path) -> dict:
@@ -128,7 +129,7 @@ def test_stages_run_one_by_one_give_the_same_metrics(finished: Finished, tmp_pat
     assert run_script("train.py", *small, "--epochs", 2, "--output_dir", tmp_path).returncode == 0
     done = run_script("evaluate.py", "--output_dir", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    alone = find(tmp_path, "latest")
+    alone = find_run(tmp_path, "latest")
     assert read_json(alone.path / "evaluate" / "metrics.json") == read_json(
         finished.run_dir.path / "evaluate" / "metrics.json"
     )
@@ -141,7 +142,7 @@ def test_training_never_sees_the_test_split(finished: Finished, tmp_path: Path) 
     shutil.copytree(finished.sample, sample)
     outputs = tmp_path / "outputs"
     assert run_script("dataset.py", *data_flags(sample), *SMALL[:6], "--output_dir", outputs).returncode == 0
-    run_dir = find(outputs, "latest")
+    run_dir = find_run(outputs, "latest")
     splits = pd.read_csv(run_dir.splits, dtype=str, keep_default_na=False)
     test = splits["split"] == "test"
     assert test.sum() > 5
@@ -164,7 +165,7 @@ def test_a_failed_stage_marks_its_run_and_the_parent_failed(finished: Finished, 
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "any more" in done.stderr
-    broken = Finished(find(tmp_path, "broken"), sample, "")
+    broken = Finished(find_run(tmp_path, "broken"), sample, "")
     runs = runs_by_name(broken)
     assert {runs[name].info.status for name in ("train", "broken")} == {"FAILED"}
     assert runs["dataset"].info.status == "FINISHED"
@@ -173,7 +174,7 @@ def test_a_failed_stage_marks_its_run_and_the_parent_failed(finished: Finished, 
 
 def test_resume_runs_only_what_is_missing(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.run_dir.output_dir, tmp_path / "outputs")
-    run_dir = find(tmp_path / "outputs", finished.run_dir.name)
+    run_dir = find_run(tmp_path / "outputs", finished.run_dir.name)
     before = run_dir.result("train").stat().st_mtime_ns
     run_dir.result("evaluate").unlink()
     run_dir.result("predict").unlink()
@@ -207,9 +208,9 @@ def test_a_dead_tracking_server_does_not_stop_the_run(finished: Finished, tmp_pa
     flags = (*data_flags(finished.sample), "--output_dir", tmp_path, "--stages", "dataset,explore")
     done = run_script("run_pipeline.py", *flags, environment=dead)
     assert done.returncode == 0, done.stderr
-    run_dir = find(tmp_path, "latest")
-    assert done.stdout.count(str(run_dir.path / journal.JOURNAL)) == 1  # said once, where it is kept
-    assert run_dir.done("dataset") and journal.waiting(run_dir.path)["http://127.0.0.1:9"] > 10
+    run_dir = find_run(tmp_path, "latest")
+    assert done.stdout.count(str(run_dir.path / event_log.JOURNAL)) == 1  # said once, where it is kept
+    assert run_dir.done("dataset") and event_log.waiting(run_dir.path)["http://127.0.0.1:9"] > 10
 
 
 @pytest.mark.skipif(not (ROOT / ".venv" / ".runtime").exists(), reason="make setup has not been run here")
@@ -218,14 +219,14 @@ def test_the_demo_command_on_few_images(tmp_path: Path) -> None:
         ["make", "demo", "IMAGES=60", f"OUTPUTS={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    run_dir = find(tmp_path, "latest")
+    run_dir = find_run(tmp_path, "latest")
     assert all(run_dir.done(stage) for stage in STAGES)
     assert str(run_dir.report) in done.stdout
 
 
 def test_planted_wrong_labels_are_high_in_the_list(tmp_path: Path) -> None:
     """Of N labels planted wrong, at least 70 % stand in the first 2N lines."""
-    sample = sample_data.draw(tmp_path / "faces", images=300)
+    sample = generate.draw(tmp_path / "faces", images=300)
     flags = ("--output_dir", tmp_path / "outputs", "--device", "cpu")
     steps = [
         ("dataset.py", *data_flags(sample), "--output_dir", tmp_path / "outputs"),
@@ -236,7 +237,7 @@ def test_planted_wrong_labels_are_high_in_the_list(tmp_path: Path) -> None:
     for step in steps:
         done = run_script(*step)
         assert done.returncode == 0, done.stdout + done.stderr
-    run_dir = find(tmp_path / "outputs", "latest")
+    run_dir = find_run(tmp_path / "outputs", "latest")
     planted = pd.read_csv(sample / "planted.csv", keep_default_na=False)
     wrong = set(planted.loc[planted["kind"] == "wrong_label", "file"])
     listed = pd.read_csv(run_dir.path / "error_analysis" / "noisy_labels.csv")["file"].head(2 * len(wrong))

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from command_line import ROOT, SMALL, Finished, data_flags, run_script
 
-from spectacles import bundle, checkpoint
-from spectacles.run_dir import find
+from spectacles.core.run_dir import find_run
+from spectacles.models.bundle import read_bundle_info
+from spectacles.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +123,12 @@ def test_a_signal_leaves_the_best_so_far_usable_and_a_checkpoint(
     next(line for line in training.stdout if "epoch 2/501" in line)
     training.send_signal(number)
     output, errors = training.communicate(timeout=60)
-    run_dir = find(tmp_path, "latest")
+    run_dir = find_run(tmp_path, "latest")
     assert training.returncode == status, errors
     assert checkpoint.load(run_dir.folder("train")) is not None
     assert "Traceback" not in errors
     assert f"--bundle {run_dir.bundle}" in output
     assert not run_dir.done("train")
-    assert bundle.read_info(run_dir.bundle)[0].epoch >= 1
+    assert read_bundle_info(run_dir.bundle)[0].epoch >= 1
     table = pd.read_csv(run_dir.splits)
     assert run_script("predict.py", table["path"].iloc[0], "--bundle", run_dir.bundle).returncode == 0

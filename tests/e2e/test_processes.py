@@ -13,8 +13,9 @@ import pytest
 import torch
 from command_line import ROOT, data_flags, run_script
 
-from spectacles import bundle, checkpoint
-from spectacles.run_dir import RunDir
+from spectacles.core.run_dir import RunDir
+from spectacles.models.bundle import load_bundle
+from spectacles.training import checkpoint
 
 FLAGS = (
     "--image_size", "32", "--batch_size", "6", "--epochs", "2", "--device", "cpu", "--engine", "torch",
@@ -60,7 +61,7 @@ def test_two_processes_end_like_one(indexed: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     output = finish(torchrun(together))
     assert output.count("epoch 3/3") == 1, "one of them speaks"
-    expected, found = bundle.load(alone.bundle)[1], bundle.load(together.bundle)[1]
+    expected, found = load_bundle(alone.bundle)[1], load_bundle(together.bundle)[1]
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(

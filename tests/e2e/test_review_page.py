@@ -18,9 +18,12 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 import run_pipeline
-from spectacles import delivery, label_fixes, review, reviewed, tracking
-from spectacles.errors import UserError
-from spectacles.run_dir import RunDir, find, write_json
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import write_json
+from spectacles.core.run_dir import RunDir, find_run
+from spectacles.data import label_corrections
+from spectacles.report import review_page
+from spectacles.tracking import delivery, tracking
 
 NAMES = ["one, two.png", 'say "no".png', "</script>.png", "line\nbreak.png", "ünï 日本 😀.png", "__proto__"]
 
@@ -36,10 +39,12 @@ def write_page(
     doubtful = rows.assign(
         row=rows.index, suggested_label=classes[1], probability_given=0.03, probability_suggested=0.97
     )
-    earlier = pd.DataFrame([["before.png", "0", "1", "changed", "old"]], columns=label_fixes.COLUMNS)
+    earlier = pd.DataFrame([["before.png", "0", "1", "changed", "old"]], columns=label_corrections.COLUMNS)
     units = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32)
     run_dir = RunDir(folder / "outputs" / "run, 1")
-    return review.write(folder / "review.html", run_dir, doubtful, rows, units, classes, "glasses", earlier, embed, 1)
+    return review_page.write(
+        folder / "review.html", run_dir, doubtful, rows, units, classes, "glasses", earlier, embed, 1
+    )
 
 
 def write_labels_page(folder: Path, classes: tuple[str, ...] = ("cat", "dog", "face", "</b>")) -> Path:
@@ -52,8 +57,8 @@ def write_labels_page(folder: Path, classes: tuple[str, ...] = ("cat", "dog", "f
     doubtful = rows.assign(row=rows.index, suggested_label=suggested, doubtful_label=classes[1],
                            probability_given=0.03, probability_suggested=0.97)  # fmt: skip
     units = np.random.default_rng(0).normal(size=(len(NAMES), 8)).astype(np.float32)
-    none = pd.DataFrame(columns=label_fixes.COLUMNS)
-    return review.write(folder / "review.html", RunDir(folder / "outputs" / "run"), doubtful, rows, units, classes,
+    none = pd.DataFrame(columns=label_corrections.COLUMNS)
+    return review_page.write(folder / "review.html", RunDir(folder / "outputs" / "run"), doubtful, rows, units, classes,
                         "tags", none, True, 1, multi_label=True)  # fmt: skip
 
 
@@ -120,7 +125,7 @@ def test_the_keyboard_decides_and_the_file_says_what_was_decided(opened: Opened,
         writer = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_ALL)
         writer.writeheader()
         writer.writerows(rows)
-    assert reviewed.read(path).to_dict("records") == rows
+    assert label_corrections.read(path).to_dict("records") == rows
 
 
 def test_undo_back_and_a_changed_mind(opened: Opened) -> None:
@@ -253,10 +258,10 @@ def test_fingers_tick_labels_on_a_phone_and_dataset_reads_them(browser: Any, tmp
     assert opened.problems == []
     path = tmp_path / "label_fixes.csv"
     pd.DataFrame(rows).to_csv(path, index=False)
-    assert reviewed.read(path).to_dict("records") == rows
+    assert label_corrections.read(path).to_dict("records") == rows
     frame = pd.DataFrame({"file": NAMES, "path": NAMES, "source": "train", "label": "dog|face"})
     frame.loc[5, "label"] = "cat|</b>"
-    fixed, _ = label_fixes.apply(frame, path, multi_label=True)
+    fixed, _ = label_corrections.apply(frame, path, multi_label=True)
     assert fixed["label"].tolist() == ["</b>|cat", "cat|face", *["dog|face"] * 3, "cat|</b>"]
 
 
@@ -314,7 +319,7 @@ def again(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Again
     flag. (the new run, the run before, the decisions)"""
     outputs = tmp_path_factory.mktemp("loop") / "outputs"
     shutil.copytree(finished.run_dir.output_dir, outputs)
-    before = find(outputs, finished.run_dir.name)
+    before = find_run(outputs, finished.run_dir.name)
     track_in(before)
     splits = pd.read_csv(before.splits, dtype=str, keep_default_na=False)
     rows = splits[(splits["split"] == "train") & ~splits["cluster"].duplicated(keep=False)].head(3)
@@ -332,7 +337,7 @@ def again(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Again
     done = run_again(before, path)
     assert done.returncode == 0, done.stdout + done.stderr
     path.unlink()  # as the next download would
-    return Finished(find(outputs, "latest"), finished.sample, done.stdout), before, fixes
+    return Finished(find_run(outputs, "latest"), finished.sample, done.stdout), before, fixes
 
 
 def track_in(run_dir: RunDir) -> None:

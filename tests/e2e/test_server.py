@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from spectacles import bundle
-from spectacles.server import access
+from spectacles.models.bundle import load_bundle, save_bundle
+from spectacles.server import auth
 from spectacles.server.service import LOADING
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +147,7 @@ def test_a_key_is_made_and_opens_the_server(bundle_dir: Path, tmp_path: Path) ->
     command = [sys.executable, "api.py", "--make_key", "alice"]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS, check=True).stdout
     key, entry = (line.split()[-1] for line in made.splitlines())
-    assert entry == f"alice:{access.digest(key)}"
+    assert entry == f"alice:{auth.digest(key)}"
     with running(["api.py", "--bundle", str(bundle_dir)], tmp_path / "log", SPECTACLES_API_KEYS=entry) as address:
         assert curl(f"{address}/model")[0] == 401
         assert curl("-H", f"Authorization: Bearer {key}", f"{address}/model")[0] == 200
@@ -169,8 +169,8 @@ def test_a_signal_brings_another_model_and_one_ends_the_server(bundle_dir: Path,
         while curl(f"{address}/health/ready")[0] != 200:
             assert process.poll() is None
         before = curl(f"{address}/model")[1]["model_id"]
-        info, state, _ = bundle.load(bundle_dir)
-        after = bundle.save(own, info, {name: value * 0.5 for name, value in state.items()})
+        info, state, _ = load_bundle(bundle_dir)
+        after = save_bundle(own, info, {name: value * 0.5 for name, value in state.items()})
         process.send_signal(signal.SIGHUP)
         while (now := curl(f"{address}/model")[1]["model_id"]) == before:
             assert process.poll() is None

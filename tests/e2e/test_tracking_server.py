@@ -15,8 +15,8 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from tracking_servers import Proxy, Server, postgres, until
 
-from spectacles import journal, tracking
-from spectacles.run_dir import RunDir
+from spectacles.core.run_dir import RunDir
+from spectacles.tracking import event_log, tracking
 
 Start = Callable[..., "Command"]
 
@@ -29,7 +29,7 @@ class Command:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("SPECTACLES_", "MLFLOW_"))}
         environment = clean | {"PYTHONPATH": os.pathsep.join([str(ROOT), clean.get("PYTHONPATH", "")])}
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "e2e" / "tracked_command.py"), str(output_dir), name], text=True,
+            [sys.executable, str(ROOT / "tests" / "helpers" / "tracked_command.py"), str(output_dir), name], text=True,
             env=environment | ({} if to is None else {"MLFLOW_TRACKING_URI": to}),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -51,7 +51,7 @@ class Command:
         self.process.communicate()
 
     def arrived(self, to: str = "") -> bool:
-        return not journal.waiting(self.run_dir.path)[to]
+        return not event_log.waiting(self.run_dir.path)[to]
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_server_that_is_dead_or_dies_costs_nothing_but_time(server: Server, co
     first = command(to=server.url)
     first.step(1)
     told = first.finish()
-    assert str(first.run_dir.path / journal.JOURNAL) in told and "Traceback" not in told
+    assert str(first.run_dir.path / event_log.JOURNAL) in told and "Traceback" not in told
     server.start()
     second = command(to=server.url)
     second.step(1)
@@ -145,7 +145,7 @@ def test_a_server_that_dawdles_or_loses_its_answers_gets_everything_once(server:
         slow.step(1)
         until(lambda: proxy.requests, "the first request")
         slow.step(2)
-        assert str(slow.run_dir.path / journal.JOURNAL) in slow.finish()
+        assert str(slow.run_dir.path / event_log.JOURNAL) in slow.finish()
         proxy.held.set()  # nobody syncs: the sender is still there
         until(lambda: slow.arrived(proxy.url), "the sender delivers the rest")
         proxy.lost = 3
@@ -169,7 +169,7 @@ def test_a_database_that_another_has_locked_gets_everything_later(command: Start
     second = command()
     second.step(1)
     second.step(2)
-    assert str(second.run_dir.path / journal.JOURNAL) in second.finish()
+    assert str(second.run_dir.path / event_log.JOURNAL) in second.finish()
     lock.rollback()
     lock.close()
     assert sync(second.run_dir.output_dir).returncode == 0
@@ -180,7 +180,7 @@ def test_a_killed_command_s_runs_are_closed_and_the_next_one_goes_on(command: St
     first = command()
     first.step(1)
     first.kill()  # its sender notices
-    until(lambda: not journal.open_runs(first.run_dir.path) and first.arrived(), "the runs are closed")
+    until(lambda: not event_log.open_runs(first.run_dir.path) and first.arrived(), "the runs are closed")
     address = tracking.uri(first.run_dir.output_dir)
     runs = runs_of(address, first.run_dir)
     assert {name: [run.info.status for run in found] for name, found in runs.items()} == {
@@ -202,10 +202,12 @@ def test_where_the_sender_is_killed_as_well_another_command_closes_and_delivers(
     for process in senders(first.run_dir):
         os.kill(process, signal.SIGKILL)
     first.kill()
-    assert journal.open_runs(first.run_dir.path) and not first.arrived()
+    assert event_log.open_runs(first.run_dir.path) and not first.arrived()
     second = command("second")
     second.finish()
-    until(lambda: not journal.open_runs(first.run_dir.path) and first.arrived(), "a command of the same output folder")
+    until(
+        lambda: not event_log.open_runs(first.run_dir.path) and first.arrived(), "a command of the same output folder"
+    )
     runs = runs_of(tracking.uri(first.run_dir.output_dir), first.run_dir)
     assert {name: [run.info.status for run in found] for name, found in runs.items()} == {
         "first": ["KILLED"], "train": ["KILLED"], "fine_tune": ["KILLED"],

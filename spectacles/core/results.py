@@ -1,0 +1,113 @@
+"""Typed results that stages hand to each other: strict JSON both ways (no missing, no unknown key, no NaN)."""
+
+from typing import TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from spectacles.core.errors import UserError
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+RecordT = TypeVar("RecordT")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Report:
+    """What every stage returns."""
+
+    summary: list[str]
+    """Plain-language sentences, most important first."""
+    metrics: dict[str, float | None]
+    """Numbers to compare runs by; None where a metric is undefined (AUC with one class)."""
+    artifacts: list[str]
+    """The files worth showing, relative to the run folder; at most about fifteen."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Ledger:
+    """rows = used + repaired + refused, always."""
+
+    rows: int
+    used: int
+    repaired: int
+    refused: int
+    repairs: dict[str, int]
+    refusals: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DatasetReport(Report):
+    classes: list[str]
+    """In natural order; position = class index everywhere."""
+    multi_label: bool
+    """Whether an image has any number of labels: classes are labels then, and counts add up to more or less than the
+    images."""
+    ledger: Ledger
+    counts: dict[str, dict[str, int]]
+    """split -> class -> images."""
+    images: dict[str, int]
+    """split -> labelled images."""
+    unlabelled: int
+    """Test images without a label: predicted, not scored."""
+    fingerprint: str
+    """sha256 over every used file's content hash, label and split."""
+    label_column: str
+    id_column: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExploreReport(Report):
+    warnings: list[str]
+    """What is wrong."""
+    suggestions: list[str]
+    """What to try, with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainReport(Report):
+    backbone: str
+    model_id: str
+    metric: str
+    best_value: float
+    best_epoch: int
+    best_phase: str
+    epochs_run: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluateReport(Report):
+    scored_on: str
+    """`test`, or `val` where no labelled test data exist (then the numbers are optimistic)."""
+    model_id: str
+    accuracy_interval: tuple[float, float]
+    """Bootstrap 95 %."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ErrorReport(Report):
+    errors: int
+    suspected_labels: int
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PredictReport(Report):
+    rows: int
+    predicted: int
+    refused: int
+    output: str
+
+
+def to_json(record: object) -> str:
+    return TypeAdapter(type(record)).dump_json(record, indent=2).decode() + "\n"
+
+
+def from_json(record_type: type[RecordT], text: str) -> RecordT:
+    """Raises UserError when the text is not exactly such a record (another version wrote it, or it was edited)."""
+    try:
+        return TypeAdapter(record_type).validate_json(text)
+    except ValidationError as error:
+        raise UserError(
+            f"a stored {record_type.__name__} cannot be read ({error.error_count()} problems, the first: "
+            f"{error.errors()[0]['msg']}); run its stage again."
+        ) from error

@@ -1,0 +1,189 @@
+"""Every path under outputs/<run>, atomic writes, and the done-markers that let a run resume."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import atomic_write
+from spectacles.core.results import RecordT, from_json, to_json
+
+if TYPE_CHECKING:
+    pass
+
+STAGES = ("dataset", "explore", "train", "evaluate", "error_analysis", "predict")
+"""In running order. A stage's folder and script bear its name."""
+
+STALE_AFTER = {
+    "dataset": ("explore", "train", "evaluate", "error_analysis", "predict"),
+    "train": ("evaluate", "error_analysis", "predict"),
+    "evaluate": ("error_analysis",),
+}
+"""Running the key again makes the results of these stages speak of something that no longer exists."""
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run's folder. `for_stage` remembers which stage is at work: training may not see the test split."""
+
+    path: Path
+    stage: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def output_dir(self) -> Path:
+        return self.path.parent
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "run.log"
+
+    @property
+    def tracking(self) -> Path:
+        """Names the parent run in MLflow, so that a stage run alone nests under it."""
+        return self.path / "mlflow.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def model_card(self) -> Path:
+        return self.path / "MODEL_CARD.md"
+
+    @property
+    def index(self) -> Path:
+        return self.path / "dataset" / "index.csv"
+
+    @property
+    def splits(self) -> Path:
+        return self.path / "dataset" / "splits.csv"
+
+    @property
+    def issues(self) -> Path:
+        return self.path / "dataset" / "issues.csv"
+
+    @property
+    def duplicates(self) -> Path:
+        return self.path / "dataset" / "duplicates.csv"
+
+    @property
+    def bundle(self) -> Path:
+        return self.path / "train" / "bundle"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "evaluate" / "predictions.csv"
+
+    @property
+    def cache(self) -> Path:
+        """Shared by all runs: embeddings are keyed by content, so a second run reuses the first one's."""
+        return self.path.parent / "cache"
+
+    def for_stage(self, stage: str) -> "RunDir":
+        return RunDir(self.path, stage)
+
+    def folder(self, stage: str) -> Path:
+        folder = self.path / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def relative(self, *paths: Path) -> list[str]:
+        return [path.relative_to(self.path).as_posix() for path in paths]
+
+    def result(self, stage: str) -> Path:
+        return self.path / stage / "result.json"
+
+    def cost(self, stage: str) -> Path:
+        """Seconds and joules of the stage's last run."""
+        return self.path / stage / "cost.json"
+
+    def done(self, stage: str) -> bool:
+        return self.result(stage).is_file()
+
+    def begin(self, stage: str) -> None:
+        """Takes away the done-markers of this stage and of those that were built on its last outcome."""
+        for name in (stage, *STALE_AFTER.get(stage, ())):
+            self.result(name).unlink(missing_ok=True)
+
+    def save_result(self, stage: str, record: object) -> None:
+        atomic_write(self.result(stage), to_json(record))
+
+    def drop_progress(self, stage: str) -> None:
+        """What a stage that has its result kept to go on after a crash."""
+        for path in self.folder(stage).glob("checkpoint-*"):
+            path.unlink()
+
+    def load_result(self, stage: str, record_type: type[RecordT]) -> RecordT:
+        """Raises UserError when the stage has not finished in this run folder."""
+        if not self.done(stage):
+            raise UserError(
+                f"{self.path} has no finished {stage} stage: run `python {stage}.py --run_name {self.name}` first."
+            )
+        return from_json(record_type, self.result(stage).read_text(encoding="utf-8"))
+
+    def save_config(self, stage: str, values: dict[str, Any]) -> None:
+        """Keeps what this stage was run with, and merges it into the run's config.yaml."""
+        atomic_write(self.folder(stage) / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+        self.write_config({**self.load_config(), **values})
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        atomic_write(self.config, yaml.safe_dump(values, sort_keys=False))
+
+    def load_config(self) -> dict[str, Any]:
+        return (yaml.safe_load(self.config.read_text(encoding="utf-8")) or {}) if self.config.is_file() else {}
+
+
+def create_run(output_dir: Path, run_name: str) -> RunDir:
+    """Makes (or reopens) outputs/<run_name>. `latest` moves there once its data are indexed: see point_latest."""
+    if not re.fullmatch(r"[\w][\w.\- ]*", run_name) or run_name in (LATEST, "cache", "mlartifacts"):
+        raise UserError(f"--run_name {run_name!r} cannot name a folder: use letters, digits, '-', '_' and '.'.")
+    path = output_dir / run_name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write under --output_dir {output_dir}: {error}.") from error
+    return RunDir(path.absolute())
+
+
+def point_latest(run_dir: RunDir) -> None:
+    atomic_write(run_dir.output_dir / LATEST, run_dir.name + "\n")
+
+
+def newest_bundle(output_dir: Path) -> Path:
+    """The bundle folder of the latest run, or of the newest one that has been trained. Raises UserError."""
+    latest = find_run(output_dir, LATEST).bundle
+    trained = sorted(output_dir.glob("*/train/bundle/bundle.json"), key=lambda path: path.stat().st_mtime)
+    return latest if latest.is_dir() or not trained else trained[-1].parent
+
+
+def find_run(output_dir: Path, run_name: str) -> RunDir:
+    """The folder of an existing run; the name `latest` is resolved. Raises UserError where there is none."""
+    pointer = output_dir / LATEST
+    if run_name == LATEST:
+        if not pointer.is_file():
+            raise UserError(
+                f"{output_dir} holds no run yet: start with `python run_pipeline.py` or `python dataset.py`."
+            )
+        run_name = pointer.read_text(encoding="utf-8").strip()
+    path = output_dir / run_name
+    if path.parent != output_dir or not path.is_dir() or run_name == "..":
+        known = sorted(p.name for p in output_dir.glob("*") if (p / "config.yaml").is_file())
+        raise UserError(f"there is no run {path}; --run_name can be one of: {', '.join(known) or '(none yet)'}.")
+    return RunDir(path.absolute())

@@ -1,0 +1,139 @@
+"""From an upright RGB picture to the model's input: one object, stored in the bundle, used by every consumer."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from spectacles.core.device import cpu_count
+from spectacles.core.errors import UserError
+from spectacles.data.images import MAX_PIXELS, ImageRefused, Source, decode
+
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+DRAFT_MARGIN = 2
+"""A JPEG may be decoded at a reduced scale that leaves at least this many times the model's side: the resize that
+follows then still has every frequency that it keeps."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Deterministic, in two steps: `pixels` once a file (what caches hold), `normalize` on whole batches."""
+
+    image_size: int
+    resize: str
+    """squash (stretch), crop (cut the centre out) or pad (black borders)."""
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    in_chans: int
+
+    @property
+    def least_side(self) -> int:
+        """Side in pixels below which a file must not be decoded at a reduced scale."""
+        return DRAFT_MARGIN * self.image_size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.image_size, self.image_size, self.in_chans
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """RGB image -> uint8 (S, S, C). Grey is ITU-R 601 luma."""
+        fitted = self.fit(image)
+        return np.array(fitted if self.in_chans == 3 else fitted.convert("L"), dtype=np.uint8).reshape(self.shape)
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        size, resampling = (self.image_size, self.image_size), RESAMPLING[self.interpolation]
+        if self.resize == "squash":
+            return image.resize(size, resampling, reducing_gap=None)
+        if self.resize == "crop":
+            return ImageOps.fit(image, size, resampling)
+        scale = self.image_size / max(image.size)  # ImageOps.pad loses a picture whose short side rounds to zero
+        inner = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resampling)
+        canvas = Image.new("RGB", size)
+        canvas.paste(inner, ((self.image_size - inner.width) // 2, (self.image_size - inner.height) // 2))
+        return canvas
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (or float 0..255) (B, S, S, C) -> float32 (B, C, S, S) in channels_last memory: 0..1, minus mean, over
+        std. Element by element, so an image's values do not depend on the batch it is in."""
+        mean = torch.tensor(self.mean, device=pixels.device)
+        std = torch.tensor(self.std, device=pixels.device)
+        return (pixels.float() * (1 / (255 * std)) - mean / std).permute(0, 3, 1, 2)
+
+    def at(self, image_size: int) -> "Preprocessing":
+        return replace(self, image_size=image_size)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+def to_picture(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (S, S, 1 or 3) -> (S, S, 3), for people."""
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+
+
+def resolve_preprocessing(
+    pretrained_cfg: dict[str, Any], image_size: int | None, resize: str, in_chans: int
+) -> Preprocessing:
+    """The backbone's own size, interpolation, mean and std, with the person's size and channels on top."""
+    size = int(pretrained_cfg["input_size"][-1]) if image_size is None else image_size
+    if not 16 <= size <= 2048:
+        raise UserError(f"--image_size {size} is out of range: use 16 to 2048.")
+    mean, std = tuple(pretrained_cfg["mean"]), tuple(pretrained_cfg["std"])
+    if in_chans == 1:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    interpolation = pretrained_cfg.get("interpolation", "bicubic")
+    return Preprocessing(size, resize, interpolation if interpolation in RESAMPLING else "bicubic", mean, std, in_chans)
+
+
+LOOK_AHEAD = 4
+"""Batches decoded before they are needed: enough to overlap with the arithmetic, few enough for constant memory."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A source after decoding: the model's input, or the reason why there is none."""
+
+    name: str
+    pixels: np.ndarray | None
+    """uint8 (S, S, C)."""
+    repairs: tuple[str, ...]
+    reason: str
+
+
+def decode_one(source: Source, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> Decoded:
+    name = "" if isinstance(source, bytes) else str(source)
+    try:
+        decoded = decode(source, max_pixels, preprocessing.least_side)
+    except ImageRefused as error:
+        return Decoded(name, None, (), str(error))
+    return Decoded(name, preprocessing.pixels(decoded.image), decoded.repairs, "")
+
+
+def decoded_batches(
+    sources: Iterable[Source],
+    preprocessing: Preprocessing,
+    batch_size: int,
+    num_workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[list[Decoded]]:
+    """Batches of decoded sources, in order, at most LOOK_AHEAD batches ahead of the consumer."""
+    pending: deque[Future[Decoded]] = deque()
+    remaining = iter(sources)
+    with ThreadPoolExecutor(num_workers or cpu_count()) as pool:
+        while True:
+            while len(pending) < LOOK_AHEAD * batch_size and (source := next(remaining, None)) is not None:
+                pending.append(pool.submit(decode_one, source, preprocessing, max_pixels))
+            if not pending:
+                return
+            yield [pending.popleft().result() for _ in range(min(batch_size, len(pending)))]

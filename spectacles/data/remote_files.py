@@ -1,0 +1,194 @@
+"""Files in object stores and on other machines, by address (s3://bucket/photo.jpg, ...), through fsspec."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import fsspec
+
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import atomic_path
+
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+"""At least two letters: C:// is a drive."""
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
+"""They put an object whole or not at all, and have no folders; making one could make a bucket."""
+UNFINISHED = ".tmp-"
+"""Begins the name of a file that is being written."""
+READERS = 16
+"""Threads that fetch from a store, which mostly wait."""
+GONE = (404, 410)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
+
+    def read(self, most: int) -> bytes:
+        """At most so many bytes. Raises FileNotFoundError or IsADirectoryError where there is no such file, and
+        UserError where the store does not answer: the next try may find the file."""
+        with explained(self.address, missing=True), _failures(), fsspec.open(self.address, "rb") as file:
+            content = b""
+            while len(content) < most and (more := file.read(most - len(content))):
+                content += more
+            return content
+
+
+def is_address(text: str) -> bool:
+    return ADDRESS.match(text) is not None
+
+
+def locate(text: str) -> Path | RemoteFile:
+    return RemoteFile(text) if is_address(text) else Path(text)
+
+
+def readers(paths: Iterable[str], given: int | None) -> int | None:
+    """Threads that decode, where the person left it open."""
+    return given or (READERS if any(map(is_address, paths)) else None)
+
+
+def join(folder: str, name: str) -> str:
+    """A name in a table, seen from the address it starts from."""
+    first, chain, rest = folder.partition("::")
+    start = first if first.endswith("://") else first.rstrip("/") + "/"
+    return name if is_address(name) else f"{start}{name.lstrip('/')}{chain}{rest}"
+
+
+def parent(address: str) -> str:
+    first, chain, rest = address.partition("::")
+    kind, _, path = first.partition("://")
+    return f"{kind}://{path.rpartition('/')[0]}{chain}{rest}"
+
+
+def name_of(text: str) -> str:
+    """The last part of a path or address, without the query of a web address."""
+    first = text.partition("::")[0] if is_address(text) else text
+    return PurePosixPath(first.partition("?")[0] if first.lower().startswith("http") else first).name
+
+
+def files_below(address: str) -> list[str]:
+    """A file is itself, a folder (of a web server: with a slash at the end) or a glob all its files, hidden ones aside.
+    Raises UserError."""
+    with explained(address), _failures():
+        system, path = fsspec.url_to_fs(address)
+        start = path
+        if system.isfile(path) and not address.endswith("/"):  # to a web server, a folder is a file too
+            found = [path]
+        elif system.exists(path):
+            found = system.find(path)
+        else:
+            start = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
+            found = [name for name in system.glob(path) if system.isfile(name)]
+    if not found:
+        raise UserError(f"{address} is no file, no folder and matches nothing.")
+    inside = len(PurePosixPath(start).parts)
+    visible = [name for name in found if not any(p.startswith(".") for p in PurePosixPath(name).parts[inside:])]
+    return [_address(system, address, path, name) for name in visible if not name.endswith("/")]  # "/": a mere marker
+
+
+def _address(system: Any, address: str, path: str, name: str) -> str:
+    """Of `name`, as the store calls a file that it listed for `address`, which it calls `path`. Raises UserError where
+    it would lead elsewhere."""
+    first, chain, rest = address.rstrip("/").partition("::")
+    ways = (first.removesuffix(path.rstrip("/")) + name, str(system.unstrip_protocol(name)))
+    for way in ways:
+        with suppress(Exception):  # whatever a store makes of an odd name, it is not this file
+            if fsspec.url_to_fs(found := f"{way}{chain}{rest}")[1] == name:
+                return found
+    raise UserError(f"{address} holds {name!r}, which has no address of its own: rename it.")
+
+
+def fetch(address: str, folder: Path) -> Path:
+    """A copy under the same name. Raises UserError."""
+    copy = folder / name_of(address)
+    with explained(address), _failures(), fsspec.open(address, "rb") as source, copy.open("wb") as target:
+        shutil.copyfileobj(source, target)
+    return copy
+
+
+def write(place: str, content: bytes) -> None:
+    """`place`, a path or an address, holds all of `content` or what it held before. Raises OSError."""
+    if not is_address(place):
+        with atomic_path(Path(place)) as temporary:
+            temporary.write_bytes(content)
+        return
+    with _failures():
+        system, path = fsspec.url_to_fs(place)
+        if OBJECT_STORES.intersection([system.protocol] if isinstance(system.protocol, str) else system.protocol):
+            system.pipe_file(path, content)
+            return
+        folder, _, name = path.rpartition("/")
+        unfinished = f"{folder}/{UNFINISHED}{uuid4().hex}-{name}"
+        system.makedirs(folder, exist_ok=True)
+        system.pipe_file(unfinished, content)
+        system.mv(unfinished, path)
+
+
+def remove(place: str) -> None:
+    """A file, if it is there. Raises OSError."""
+    if not is_address(place):
+        Path(place).unlink(missing_ok=True)
+        return
+    with _failures(), suppress(FileNotFoundError):
+        system, path = fsspec.url_to_fs(place)
+        system.rm_file(path)
+
+
+@contextmanager
+def open_file(place: str) -> Iterator[BinaryIO]:
+    """A path or an address, for reading at any position. Raises OSError."""
+    if not is_address(place):
+        with Path(place).open("rb") as file:
+            yield file
+        return
+    with _failures():
+        file = fsspec.open(place, "rb").open()
+    with file:
+        yield file
+
+
+def names_in(place: str) -> set[str]:
+    """Of what lies in a folder, by path or address; nothing where there is no such folder. Raises OSError."""
+    if not is_address(place):
+        return set(os.listdir(place)) if os.path.isdir(place) else set()
+    with _failures():
+        system, path = fsspec.url_to_fs(place)
+        system.invalidate_cache()
+        return {PurePosixPath(name).name for name in system.find(path, maxdepth=1) if not name.endswith("/")}
+
+
+@contextmanager
+def explained(address: str, missing: bool = False) -> Iterator[None]:
+    """What fails on the way to `address` becomes one UserError; with `missing`, not that there is no such file."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError) as error:
+        status = getattr(error.__cause__, "status", GONE[0])  # a web server may merely be out of order
+        if missing and status in GONE:
+            raise
+        said = "does not exist" if status in GONE else f"cannot be reached (status {status})"
+        raise UserError(f"{address} {said}.") from error
+    except ImportError as error:
+        raise UserError(f"{address} cannot be read: {error}.") from error
+    except OSError as error:
+        raise UserError(f"{address} cannot be reached ({error.strerror or error}).") from error
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Each kind of store has exceptions of its own for a missing key or host: all of them become OSError."""
+    try:
+        yield
+    except (OSError, ImportError, UserError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,160 @@
+"""What error analysis explains of a model: what speaks for its decisions, whether that is true, and what its first
+stages respond to."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from spectacles.core.config import ErrorAnalysisConfig
+from spectacles.core.config_base import explanation_methods
+from spectacles.core.device import to_device
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import write_json
+from spectacles.data import label_sets
+from spectacles.data.preprocessing import Preprocessing, decoded_batches, to_picture
+from spectacles.evaluation import faithfulness
+from spectacles.evaluation.attribution import REMEDY, explain
+from spectacles.evaluation.feature_layouts import NoFeatureMap
+from spectacles.evaluation.feature_maps import draw_feature_maps
+from spectacles.metrics import prediction_table
+from spectacles.models.bundle import BundleInfo
+from spectacles.models.classifier import Classifier
+from spectacles.report.image_grid import image_grid, overlay_heatmap
+
+log = logging.getLogger("spectacles")
+
+COLUMNS = 6
+"""At least so many pictures in a row of a gallery, and a photo's overlays never apart from it."""
+
+
+def explain_decisions(
+    scored: pd.DataFrame,
+    errors: pd.DataFrame,
+    classifier: Classifier,
+    info: BundleInfo,
+    config: ErrorAnalysisConfig,
+    folder: Path,
+    split: str,
+) -> tuple[list[Path], list[str], dict[str, float | None]]:
+    """(files written, sentences, metrics) on `errors` and a sample of the hits among the `scored` rows of a split.
+
+    Rows are of predictions.csv. Writes faithfulness.json and, unless config.galleries is off,
+    explained_errors.png, explained_hits.png and feature_maps.png. Raises UserError for a file that is no longer there.
+    """
+    hits = sample_hits(scored, max(faithfulness.IMAGES, config.gallery_size), config.seed)
+    rows = pd.concat([errors, hits], ignore_index=True)
+    log.info("  explaining %d decisions with %s", len(rows), config.explain_with)
+    pixels = _read(rows["path"].tolist(), info.preprocessing, config)
+    rows = rows.assign(explained=explained_classes(rows, info))
+    heat, notes = _heat(rows["explained"], pixels, classifier, info, explanation_methods(config.explain_with))
+    part = slice(len(errors), len(errors) + faithfulness.IMAGES)
+    results = {
+        method: check_hits(rows["explained"][part], pixels[part], maps[part], classifier, info, config.seed)
+        for method, maps in heat.items()
+    }
+    files = [folder / "faithfulness.json"]
+    write_json(files[0], {"highlighted": faithfulness.HIGHLIGHTED, "regions": faithfulness.REGIONS, "methods": results})
+    if config.galleries:
+        shown = {"errors": rows.index[: len(errors)], "hits": rows.index[len(errors) :][: config.gallery_size]}
+        for name, places in shown.items() if heat or not len(rows) else ():
+            what = "one label of each photo" if info.multi_label else "the predicted class"
+            title = f"What speaks for {what}: {name} ({split})"
+            files.append(_draw(rows.loc[places], pixels, heat, folder / f"explained_{name}.png", title))
+        try:
+            files += _draw_first_stages(rows[part], pixels[part], classifier, info.preprocessing, folder)
+        except NoFeatureMap as reason:
+            notes.append(f"no picture of feature maps: {reason}")
+    sentences = [faithfulness.sentence(method, result) for method, result in results.items()]
+    metrics: dict[str, float | None] = {
+        f"{method}_{key}": result[key] for method, result in results.items() for key in ("drop", "random_drop", "share")
+    }
+    return files, sentences + notes, metrics
+
+
+def sample_hits(scored: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """At most `count` rows whose prediction is right, at random, of all classes in turn: explaining why something is
+    there and why it is not are different tasks, and the rarer class is mostly the one that matters."""
+    hits = scored[scored["label"] == scored["predicted"]].sample(frac=1, random_state=seed)
+    turns = hits.groupby("predicted").cumcount()
+    return hits.loc[turns.sort_values(kind="stable").index].head(count)
+
+
+def explained_classes(rows: pd.DataFrame, info: BundleInfo) -> list[str]:
+    """The predicted class; of any number of labels the most probable one that was wrongly given, else of those given,
+    or where none was, the most probable one."""
+    if not info.multi_label:
+        return rows["predicted"].tolist()
+    probabilities = prediction_table.probabilities(rows, list(info.classes)).tolist()
+    places = [
+        label_sets.most_probable(label_sets.added(text, given) or text, own, info.classes, info.multi_label)
+        for text, given, own in zip(rows["predicted"], rows["label"], probabilities, strict=True)
+    ]
+    return [info.classes[place] for place in places]
+
+
+def _read(paths: Sequence[str], preprocessing: Preprocessing, config: ErrorAnalysisConfig) -> np.ndarray:
+    """uint8 (N, S, S, C)."""
+    pixels = np.empty((len(paths), *preprocessing.shape), dtype=np.uint8)
+    batches = decoded_batches(map(Path, paths), preprocessing, config.batch_size, config.num_workers)
+    for place, item in enumerate(item for batch in batches for item in batch):
+        if item.pixels is None:
+            raise UserError(
+                f"{item.name} was readable when it was scored and is not any more ({item.reason}): restore it."
+            )
+        pixels[place] = item.pixels
+    return pixels
+
+
+def _heat(
+    explained: pd.Series, pixels: np.ndarray, classifier: Classifier, info: BundleInfo, methods: Sequence[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Method -> heat (N, h, w) for the `explained` classes; and a note for each method that this backbone is not made
+    for."""
+    heat, notes = {}, []
+    targets = [info.classes.index(name) for name in explained]
+    for method in methods if targets else ():
+        try:
+            heat[method] = explain(method, classifier, pixels, targets, info.preprocessing)
+        except NoFeatureMap as reason:
+            notes.append(f"no {method} for {info.backbone}: {reason}; {REMEDY} (--explain_with)")
+    return heat, notes
+
+
+def check_hits(
+    explained: pd.Series, pixels: np.ndarray, heat: np.ndarray, classifier: Classifier, info: BundleInfo, seed: int
+) -> dict[str, Any]:
+    """How faithful heat (N, h, w) for the `explained` classes of uint8 pixels (N, S, S, C) is: faithfulness.judge."""
+    device = next(classifier.parameters()).device
+    targets = torch.tensor([info.classes.index(name) for name in explained], device=device)
+    images = info.preprocessing.normalize(to_device(pixels, device))
+    drops = faithfulness.probability_drops(classifier, images, targets, heat, info.calibration, seed)
+    return faithfulness.judge(*drops, explained.tolist(), seed)
+
+
+def _draw(rows: pd.DataFrame, pixels: np.ndarray, heat: dict[str, np.ndarray], path: Path, title: str) -> Path:
+    """Each photo as the model sees it, and beside it what speaks for the explained class by each method. The index of
+    `rows` says which of the `pixels` and of the maps are theirs."""
+    pictures, captions = [], []
+    for place, row in zip(rows.index, rows.itertuples(), strict=True):
+        picture = to_picture(pixels[place])
+        pictures += [picture, *(overlay_heatmap(picture, maps[place]) for maps in heat.values())]
+        captions.append(f"{row.file}\n{row.label} -> {row.predicted}, {row.confidence:.3f}")
+        captions += [f"{method.replace('_', ' ')}: speaks for {row.explained}" for method in heat]
+    group = 1 + len(heat)
+    columns = group * -(-COLUMNS // group)
+    return image_grid(pictures, captions, path, columns, title if pictures else f"{title}: there are none")
+
+
+def _draw_first_stages(
+    hits: pd.DataFrame, pixels: np.ndarray, classifier: Classifier, preprocessing: Preprocessing, folder: Path
+) -> list[Path]:
+    """Of two hits, of two classes where there are: the sample takes the classes in turn."""
+    if not len(hits):
+        return []
+    names = hits["file"].head(2).tolist()
+    return [draw_feature_maps(classifier, pixels[:2], names, preprocessing, folder / "feature_maps.png")]

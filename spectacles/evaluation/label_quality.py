@@ -1,0 +1,158 @@
+"""Labels that look wrong: out-of-fold predictions from features, and confident learning (Northcutt et al. 2021)."""
+
+import numpy as np
+from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from spectacles.data.splits import stratified_split
+from spectacles.models.linear_probe import logistic_regression
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+"""scikit-learn's C, from strong to weak regularisation; which is best depends on images, features and classes."""
+REPEATS = 3
+"""Divisions into folds whose probabilities are averaged: chance puts a label with few that contradict it."""
+
+
+def out_of_fold_probabilities(
+    features: np.ndarray, labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Features (N, D) and class indices (N,) -> probabilities (N, K) float64, each row from fits that left it out; from
+    labels (N, K) of 0 and 1 the probability of each label by itself.
+
+    Standardised logistic regression in stratified folds; rows of one group (near duplicates, a person) are left out
+    together. The regularisation is the strongest whose weaker neighbour does not lower the out-of-fold log loss. A row
+    whose label occurs in no other fold cannot be judged: its probabilities are NaN, of several labels this one's is.
+    """
+    groups = np.arange(len(labels)) if groups is None else groups
+    divisions = [
+        stratified_split(labels, groups, [1 / folds] * folds, seed * REPEATS + number) for number in range(REPEATS)
+    ]
+    features = evened(features)
+    # Many small products: where other processes compete for the cores, BLAS threads waiting for each other cost 50x.
+    with threadpool_limits(1):
+        if labels.ndim == 1:
+            return _judged(features, labels, divisions)
+        return np.column_stack([_judged_label(features, has, divisions) for has in labels.T])
+
+
+def _judged(features: np.ndarray, labels: np.ndarray, divisions: list[np.ndarray]) -> np.ndarray:
+    strength, first = _best_strength(features, labels, divisions[0])
+    others = [_cross_fit(features, labels, fold, strength) for fold in divisions[1:]]
+    return np.asarray(np.mean([first, *others], axis=0))
+
+
+def _judged_label(features: np.ndarray, has: np.ndarray, divisions: list[np.ndarray]) -> np.ndarray:
+    """(N,): how probably an image has the label. Where no other fold knows any other answer than the usual one, nothing
+    speaks against that."""
+    usual = int(2 * has.sum() > len(has))
+    if not (has != usual).any():
+        return has.astype(np.float64)
+    probability = _judged(features, has, divisions)[:, 1]
+    return np.where(np.isnan(probability) & (has == usual), has, probability)
+
+
+def evened(features: np.ndarray) -> np.ndarray:
+    """Square roots of features that are never negative, as behind a ReLU: a few large values do not rule then (power
+    normalisation, Perronnin et al. 2010). Others stay as they are."""
+    return features if features.min(initial=0) < 0 else np.asarray(np.sqrt(features))
+
+
+def _best_strength(features: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> tuple[float, np.ndarray]:
+    strength, best = STRENGTHS[0], _cross_fit(features, labels, fold, STRENGTHS[0])
+    for weaker in STRENGTHS[1:]:
+        probabilities = _cross_fit(features, labels, fold, weaker)
+        if not _log_loss(labels, probabilities) < _log_loss(labels, best):
+            break
+        strength, best = weaker, probabilities
+    return strength, best
+
+
+def _cross_fit(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, strength: float) -> np.ndarray:
+    probabilities = np.full((len(labels), int(labels.max(initial=0)) + 1), np.nan)
+    for held_out in np.unique(fold):
+        fit, judged = fold != held_out, np.flatnonzero(fold == held_out)
+        judged = judged[np.isin(labels[judged], labels[fit])]
+        if len(judged) and len(np.unique(labels[fit])) > 1:
+            model = logistic_regression(features[fit], labels[fit], strength)
+            probabilities[judged] = 0.0
+            probabilities[np.ix_(judged, model.classes_)] = model.predict_proba(features[judged])
+    return probabilities
+
+
+def _log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean over the rows that are judged; infinite where there are none."""
+    given = probabilities[np.arange(len(labels)), labels]
+    given = given[~np.isnan(given)]
+    return float(-np.log(np.maximum(given, 1e-12)).mean()) if len(given) else np.inf
+
+
+def average(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of two judges' probabilities (N, K); where one could not judge (NaN), the other's stand."""
+    mean = (one + other) / 2
+    return np.where(np.isnan(mean), np.where(np.isnan(one), other, one), mean)
+
+
+def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """(N,) in 0..1, 0 for the least credible label: the margin (p_given - p_other + 1) / 2 to the most probable other
+    class, each probability taken against what its class usually gets for its own images (Northcutt et al. 2021): a rare
+    class usually gets less, and should not be all doubt."""
+    scores = get_label_quality_scores(labels, probabilities, method="normalized_margin", adjust_pred_probs=True)
+    return np.asarray(scores, dtype=np.float64)
+
+
+def rank_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """Given labels (N,) and out-of-fold probabilities (N, K) -> columns of M rows, the most suspicious first.
+
+    The rows are those for which another class is more probable than the given one:
+
+    - `row`: index into `labels`; `suggested`: the most probable class.
+    - `score`: see `label_quality`.
+    - `p_given`, `p_suggested`: probabilities.
+    - `suspected`: True where confident learning counts the label as wrong: the other class is at least as probable as
+      it usually is for its own images. The remaining rows are mostly hard images.
+
+    Rows with NaN probabilities are left out. Of labels (N, K) of 0 and 1 see `_rank_label_sets`.
+    """
+    if labels.ndim == 2:
+        return _rank_label_sets(labels, probabilities)
+    rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
+    labels, probabilities = labels[rows], probabilities[rows]
+    quality, suspected = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
+    if len(rows):
+        quality = label_quality(labels, probabilities)
+    if len(np.unique(labels)) > 1:
+        suspected = find_label_issues(labels, probabilities, filter_by="confident_learning", n_jobs=1)
+    suggested = probabilities.argmax(axis=1)
+    order = np.argsort(quality, kind="stable")
+    order = order[(suggested != labels)[order]]
+    return {
+        "row": rows[order],
+        "suggested": suggested[order],
+        "score": quality[order],
+        "p_given": probabilities[order, labels[order]],
+        "p_suggested": probabilities[order, suggested[order]],
+        "suspected": suspected[order],
+    }
+
+
+def _rank_label_sets(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """The same columns, a row for each image with a label for which the other answer, had or not had, is more probable:
+
+    - `suggested`: (M, K) of 0 and 1, `labels` with the other answer for all of those.
+    - `doubtful`: index of the least credible of them, which `score`, `p_given` and `p_suggested` are about.
+    - `suspected`: whether any of them is.
+    """
+    suggested, suspected = labels.copy(), np.zeros(len(labels), dtype=bool)
+    found = []
+    for place, (has, own) in enumerate(zip(labels.T, probabilities.T, strict=True)):
+        ranked = rank_label_issues(has, np.stack([1 - own, own], axis=1))
+        suggested[ranked["row"], place] = ranked["suggested"]
+        suspected[ranked["row"]] |= ranked["suspected"]
+        found.append(ranked | {"doubtful": np.full(len(ranked["row"]), place)})
+    columns = {name: np.concatenate([ranked[name] for ranked in found]) for name in found[0]}
+    order = np.argsort(columns["score"], kind="stable")
+    order = order[np.sort(np.unique(columns["row"][order], return_index=True)[1])]
+    rows = columns["row"][order]
+    ranked = {name: values[order] for name, values in columns.items()}
+    return ranked | {"suggested": suggested[rows], "suspected": suspected[rows]}

@@ -1,0 +1,185 @@
+"""Explore's galleries: a sample of each class, what is unusual, duplicates side by side, and what a shortcut tells.
+
+Only these show photos; with --no_galleries none is made, and those of an earlier run in the same folder are removed.
+"""
+
+import re
+from collections.abc import Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from spectacles.core.device import derive_seed
+from spectacles.core.errors import UserError
+from spectacles.core.progress import progress
+from spectacles.core.wording import count_of, noun_of, plural
+from spectacles.data import label_sets
+from spectacles.data.images import ImageRefused, decode
+from spectacles.data.tables import NONE
+from spectacles.exploration.outliers import UNLIKE, UNLIKE_Z
+from spectacles.exploration.shortcuts import Shortcut
+from spectacles.report.image_grid import THUMBNAIL, image_grid
+
+SAMPLE, ALL_SAMPLES = 200, 1200
+"""Images decoded for a class's mean image, and for all of them together."""
+MAX_MEANS, MAX_CONTACT_SHEETS = 40, 12
+"""Classes shown, the largest first."""
+MAX_SHORTCUTS = 3
+NO_LABEL = "(no label)"
+NAMES = ("contact_*.png", "mean_images.png", "outliers.png", "unlike_others.png", "duplicates.png", "shortcuts.png")
+
+
+def clear(folder: Path) -> None:
+    """Removes every gallery that an earlier run of the stage left."""
+    for pattern in NAMES:
+        for stale in folder.glob(pattern):
+            stale.unlink()
+
+
+def draw_classes(
+    labelled: pd.DataFrame, size: int, seed: int, pool: ThreadPoolExecutor, folder: Path, multi_label: bool = False
+) -> tuple[list[Path], Path]:
+    """Contact sheets and mean images of the largest classes, from one sample each: (sheets, means). Of labels, NONE are
+    the images without any."""
+    sizes = _sizes(labelled["label"], multi_label)
+    shown, shape = sizes.index[:MAX_MEANS], _mean_shape(labelled)
+    sheets, means, captions = [], [], []
+    for number, name in enumerate(progress(shown, "looking at classes", len(shown), "class"), start=1):
+        on_sheet = size if number <= MAX_CONTACT_SHEETS else 0
+        wanted = max(on_sheet, min(SAMPLE, ALL_SAMPLES // len(shown)))
+        own = label_sets.has(labelled["label"], name, multi_label and name != NONE)
+        rows = sample(labelled[own], wanted, derive_seed(seed, "explore", name))
+        pictures = thumbnails(rows["path"], pool)
+        if on_sheet:
+            path = folder / f"contact_{number:02d}_{safe_name(name)}.png"
+            texts = [
+                f"{Path(row['file']).name}\n{row['split']}{', ' + row['label'] if multi_label else ''}"
+                for row in rows[:on_sheet].to_dict("records")
+            ]
+            title = f"{name} ({sizes[name]:,} images in train and val)"
+            sheets.append(image_grid(pictures[:on_sheet], texts, path, title=title))
+        means.append(mean_image(pictures, shape))
+        captions.append(f"{name}\nmean of {len(pictures)}")
+    noun = noun_of(multi_label)
+    which = f"the {len(shown)} largest of {len(sizes)} {plural(noun)}" if len(shown) < len(sizes) else f"each {noun}"
+    return sheets, image_grid(means, captions, folder / "mean_images.png", title=f"Mean images of {which}")
+
+
+def _sizes(labels: "pd.Series[str]", multi_label: bool) -> "pd.Series[int]":
+    """Images of each class or label, the largest first."""
+    if not multi_label:
+        return labels.value_counts()
+    counts = pd.Series(label_sets.count(labels, label_sets.names(labels), multi_label))
+    counts[NONE] = int((labels == NONE).sum())
+    return counts[counts > 0].sort_values(ascending=False, kind="stable")
+
+
+def draw_outliers(outliers: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: Path) -> Path:
+    """The most extreme of each kind in turn, so that a frequent kind does not push out the others."""
+    turn = outliers.groupby("what").cumcount()
+    shown = outliers.loc[turn.sort_values(kind="stable").index[:size]].sort_index()
+    captions = [
+        f"{row['what']} ({row['value']:g})\n{Path(row['file']).name}\n{_label(row['label'], row['split'])}"
+        for row in shown.to_dict("records")
+    ]
+    title = f"Unusual images: {len(shown)} of {len(outliers)}"
+    return image_grid(thumbnails(shown["path"], pool), captions, path, title=title)
+
+
+def draw_unlike(ranked: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: Path) -> Path:
+    """The images least like any other, outliers or not: what stands out is for a person to judge."""
+    shown, beyond = ranked[:size], int((ranked["z"] > UNLIKE_Z).sum())
+    captions = [
+        f"{UNLIKE if row['z'] > UNLIKE_Z else 'within limits'} ({row['z']:g})\n{Path(row['file']).name}\n"
+        f"{_label(row['label'], row['split'])}"
+        for row in shown.to_dict("records")
+    ]
+    images = count_of(len(ranked), "image")
+    title = f"Least like the others, by features: {beyond} of {images} beyond {UNLIKE_Z:g} deviations"
+    return image_grid(thumbnails(shown["path"], pool), captions, path, title=title)
+
+
+def draw_pairs(pairs: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: Path) -> Path:
+    """Duplicates side by side, in the order given."""
+    shown = pairs[: max(1, size // 2)]
+    paths, captions = [], []
+    for number, pair in enumerate(shown.to_dict("records"), start=1):
+        faults = ", ".join(["labels differ"] * pair["conflict"] + ["across splits"] * pair["crosses_border"])
+        for side in "ab":
+            name, belongs = Path(pair[f"file_{side}"]).name, _label(pair[f"label_{side}"], pair[f"split_{side}"])
+            paths.append(pair[f"path_{side}"])
+            captions.append("\n".join(filter(None, [f"{number}{side} {_kind(pair)}", faults, name, belongs])))
+    title = f"Duplicates: {len(shown)} of {count_of(len(pairs), 'pair')}"
+    return image_grid(thumbnails(paths, pool), captions, path, columns=4, title=title)
+
+
+def _kind(pair: dict[Hashable, Any]) -> str:
+    """'near (4 bits)', 'similar (0.97)': the number is what the two were found by."""
+    similarity = pair.get("similarity", "")
+    if pair["kind"] == "similar" and similarity != "":
+        return f"similar ({float(str(similarity)):.3f})"
+    return f"{pair['kind']} ({pair['distance']} bits)" if pair["kind"] in ("near", "mirrored") else str(pair["kind"])
+
+
+def draw_shortcuts(
+    rows: pd.DataFrame, found: Sequence[Shortcut], size: int, seed: int, pool: ThreadPoolExecutor, path: Path
+) -> Path:
+    """Of each shortcut, images that its rule speaks of and others, several of the class and of the rest."""
+    shown, per_part = found[:MAX_SHORTCUTS], max(2, size // (4 * len(found[:MAX_SHORTCUTS])))
+    parts, captions = [], []
+    for shortcut in shown:
+        own = label_sets.has(rows["label"], shortcut.label, shortcut.multi_label).to_numpy(dtype=bool)
+        for matches, words in ((shortcut.matches, shortcut.rule), (~shortcut.matches, f"not {shortcut.rule}")):
+            for side in (own, ~own):
+                part = sample(rows[matches & side], per_part, derive_seed(seed, "shortcuts", shortcut.label))
+                parts.append(part)
+                captions += [f"{row['label']}\n{words}\n{Path(row['file']).name}" for row in part.to_dict("records")]
+    noun = plural(noun_of(shown[0].multi_label))
+    title = f"What gives {noun} away: " + "; ".join(f"{shortcut.label}: {shortcut.rule}" for shortcut in shown)
+    pictures = thumbnails([path for part in parts for path in part["path"]], pool)
+    return image_grid(pictures, captions, path, title=title)
+
+
+def thumbnails(paths: Iterable[str], pool: ThreadPoolExecutor) -> list[Image.Image]:
+    return list(pool.map(thumbnail, paths))
+
+
+def thumbnail(path: str) -> Image.Image:
+    """RGB, as large as galleries show it. Raises UserError where a file is gone or changed since it was checked."""
+    try:
+        image = decode(Path(path)).image
+    except ImageRefused as error:
+        raise UserError(f"{path}: {error}, but dataset.py could read it: run dataset.py again.") from error
+    image.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
+    return image
+
+
+def mean_image(pictures: Sequence[Image.Image], size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 mean of the pictures, each stretched to `size` (width, height)."""
+    total = np.zeros((size[1], size[0], 3))
+    for picture in pictures:
+        total += np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
+    return np.rint(total / len(pictures)).astype(np.uint8)
+
+
+def safe_name(name: str) -> str:
+    """A class name as part of a file name that every file system, URL and shell takes."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.")[:40] or "class"
+
+
+def sample(rows: pd.DataFrame, size: int, seed: int) -> pd.DataFrame:
+    return rows.iloc[np.random.default_rng(seed).permutation(len(rows))[:size]]
+
+
+def _mean_shape(rows: pd.DataFrame) -> tuple[int, int]:
+    """(width, height) of the median aspect ratio, as large as galleries show it."""
+    aspect = float((rows["width"] / rows["height"]).median())
+    return max(1, round(THUMBNAIL * min(1, aspect))), max(1, round(THUMBNAIL * min(1, 1 / aspect)))
+
+
+def _label(label: str, split: str) -> str:
+    return f"{f'label {label}' if label else NO_LABEL}, {split}"

@@ -1,0 +1,156 @@
+"""What is counted in the data, and what to warn of before training. Tables in, tables and words out."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from spectacles.core.results import DatasetReport
+from spectacles.core.wording import count_of, noun_of, percent, plural
+from spectacles.data.tables import NONE
+from spectacles.exploration import suggestions
+from spectacles.exploration.outliers import LEAST_SPREAD, measure
+from spectacles.exploration.suggestions import FEW_IMAGES
+
+LESS_AND_MORE = {
+    "brightness": ("darker", "brighter"),
+    "contrast": ("lower in contrast", "higher in contrast"),
+    "sharpness": ("more blurred", "sharper"),
+    "image size": ("smaller", "larger"),
+}
+FEW_VALIDATION_IMAGES = 100
+
+
+def counts_of(data: DatasetReport, used: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """split -> class -> images; where these have any number of labels, NONE are those without any."""
+    if not data.multi_label:
+        return data.counts
+    none = used.loc[used["label"] == NONE, "split"].value_counts()
+    return {split: {**counts, NONE: int(none.get(split, 0))} for split, counts in data.counts.items()}
+
+
+def distribution(data: DatasetReport, counts: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    """A row a class: images in each split and in all, and the share of all. Class '' are the unlabelled test images;
+    images of several labels are in several rows."""
+    table = pd.DataFrame(counts).rename_axis("class").reset_index()
+    if data.unlabelled:
+        table.loc[len(table)] = {"class": "", **dict.fromkeys(counts, 0), "test": data.unlabelled}
+    table["images"] = table[list(counts)].sum(axis=1)
+    table["share"] = (table["images"] / max(1, sum(data.images.values()) + data.unlabelled)).round(4)
+    return table
+
+
+def describe(data: DatasetReport, used: pd.DataFrame, pairs: pd.DataFrame, outliers: pd.DataFrame) -> list[str]:
+    """What there is, in a few sentences."""
+    sizes = [f"{name!r} {count}" for name, count in sorted(data.counts["train"].items(), key=lambda item: -item[1])]
+    shown = sizes if len(sizes) <= 5 else [*sizes[:2], "...", *sizes[-2:]]
+    width, height, light = used["width"], used["height"], used["brightness"]
+    classes, of_train = f"of {len(data.classes)} classes", ", ".join(shown)
+    if data.multi_label:
+        classes = f"with any of {len(data.classes)} labels"
+        of_train = f"{data.images['train']}, of them with {of_train}"
+    return [
+        f"{len(used)} usable images ({data.ledger.refused} refused) {classes}; training images: {of_train}",
+        f"{width.median():.0f} x {height.median():.0f} pixels in the median (widths {width.min()} to {width.max()}, "
+        f"heights {height.min()} to {height.max()}); {_shares(used['format'])}; {_shares(used['mode'])}",
+        f"medians: brightness {light.median():.0f} of 255, contrast {used['contrast'].median():.0f}, "
+        f"sharpness {used['sharpness'].median():.0f}",
+        f"unusual images: {suggestions.kinds(outliers) or 'none'}",
+        f"duplicate pairs: {len(pairs)}, {pairs['conflict'].sum()} of them with different labels",
+    ]
+
+
+def _shares(values: "pd.Series[str]") -> str:
+    """'JPEG 98.0 %, PNG 2.0 %'."""
+    return ", ".join(f"{name} {percent(share)}" for name, share in values.value_counts(normalize=True).items())
+
+
+def check_classes(data: DatasetReport) -> list[str]:
+    """Small and missing classes, and splits too small to score on."""
+    noun = noun_of(data.multi_label)
+    return [*_check_few(data.counts["train"], noun), *_check_lacking(data), *_check_scoring(data, noun)]
+
+
+def _check_few(train: Mapping[str, int], noun: str) -> list[str]:
+    few = [name for name, count in train.items() if count < FEW_IMAGES]
+    if not few:
+        return []
+    smallest = min(few, key=train.__getitem__)
+    if len(few) == 1:
+        return [f"{noun} {smallest!r} has only {count_of(train[smallest], 'training image')}"]
+    return [
+        f"{len(few)} {plural(noun)} have fewer than {FEW_IMAGES} training images, {smallest!r} only {train[smallest]}: "
+        f"collect more, or merge {plural(noun)}"
+    ]
+
+
+def _check_lacking(data: DatasetReport) -> list[str]:
+    """Labels that hardly any training image is without: there is as little to learn from as of rare ones."""
+    if not data.multi_label:
+        return []
+    lacking = {name: data.images["train"] - count for name, count in data.counts["train"].items()}
+    few = [name for name, count in lacking.items() if count < FEW_IMAGES]
+    return [f"only {count_of(lacking[name], 'training image')} without label {name!r}" for name in few[:5]]
+
+
+def _check_scoring(data: DatasetReport, noun: str) -> list[str]:
+    warnings = []
+    unseen = [name for name, count in data.counts["val"].items() if not count]
+    if unseen:
+        names = ", ".join(map(repr, unseen[:5])) + (" ..." if len(unseen) > 5 else "")
+        of = "with" if data.multi_label else "of"
+        warnings.append(f"no validation image {of} {noun} {names}: collect more, or consider a larger --val_fraction")
+    images = data.images["val"]
+    if images < FEW_VALIDATION_IMAGES:
+        margin = 100 * 1.96 * (0.9 * 0.1 / max(1, images)) ** 0.5  # half the 95 % interval of a proportion of 0.9
+        warnings.append(
+            f"only {count_of(images, 'validation image')}: an accuracy of 90 % is uncertain by {margin:.0f} points; "
+            "consider a larger --val_fraction"
+        )
+    if not data.images["test"]:
+        warnings.append(
+            "no labelled test image: evaluate can only score on the validation data that training selects by, which is "
+            "optimistic; consider --test_fraction 0.15"
+        )
+    return warnings
+
+
+def check_files(index: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
+    """Refused rows and duplicates."""
+    warnings = []
+    refused = int((index["status"] == "refused").sum())
+    if refused:
+        warnings.append(f"{refused} of {count_of(len(index), 'row')} cannot be used: see dataset/issues.csv")
+    conflicts, crossing = int(pairs["conflict"].sum()), int(pairs["crosses_border"].sum())
+    if conflicts:
+        carry = "pair of duplicates carries" if conflicts == 1 else "pairs of duplicates carry"
+        warnings.append(f"{conflicts} {carry} different labels: see explore/conflicting_duplicates.csv")
+    if crossing:
+        warnings.append(
+            f"{count_of(crossing, 'pair')} of duplicates in two different splits: scores there are optimistic; "
+            "see crosses_border in dataset/duplicates.csv"
+        )
+    return warnings
+
+
+def check_shift(used: pd.DataFrame) -> list[str]:
+    """Validation or test images that do not look like the training images."""
+    measures = measure(used)
+    train = measures[used["split"] == "train"]
+    warnings = []
+    for split in ("val", "test"):
+        other = measures[used["split"] == split]
+        for name, (less, more) in LESS_AND_MORE.items():
+            spread = max(train[name].std(ddof=0), LEAST_SPREAD[name])
+            difference = (other[name].mean() - train[name].mean()) / spread
+            if abs(difference) > _surely(0.4, 4, len(other)):
+                advice = "; consider a larger --color_jitter" if name in ("brightness", "contrast") else ""
+                warnings.append(
+                    f"{split} images are {less if difference < 0 else more} than training images (by "
+                    f"{abs(difference):.1f} standard deviations): scores may not carry over{advice}"
+                )
+    return warnings
+
+
+def _surely(limit: float, errors: float, n: int) -> float:
+    """`limit`, raised where n images are too few to be sure of it: `errors` is in units of 1 / sqrt(n)."""
+    return float(max(limit, errors / max(1, n) ** 0.5))

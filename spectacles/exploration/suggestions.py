@@ -1,0 +1,175 @@
+"""What to try, in plain words and with the reason; what is wrong is told by warnings, in `exploration`."""
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spectacles.core.results import DatasetReport
+from spectacles.core.wording import count_of, noun_of, percent
+
+IMBALANCE = 3.0
+RARE = 0.1
+"""Share of the training images below which a label is rare."""
+FEW_IMAGES = 20
+RECALL_MARGIN = 0.1
+"""Half the 95 % interval within which a class's recall should be known."""
+CUT, CUT_OFTEN = 0.4, 0.1
+"""Share of a photo that a centre crop may cut away in the median, and share of photos that may lose half of them."""
+ALIKE_SHAPES = 0.6
+"""Range of the logarithm of width / height, without a tenth at either end, within which shapes are about the same."""
+SIZE_MIX = 4.0
+LEAST_SIDE, STEP = 96, 32
+"""Pixels: no pretrained backbone is asked to look at less; sides are multiples of the other."""
+FEWEST_NAMES, NAMED_SHARE, LARGEST_SHARE = 10, 0.3, 0.2
+
+
+def imbalance(counts: Mapping[str, int]) -> float:
+    """Images of the largest class over those of the smallest; a class without images counts as one."""
+    return max(counts.values()) / max(1, min(counts.values()))
+
+
+def balance(train: Mapping[str, int]) -> list[str]:
+    smallest, largest = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
+    total = max(1, sum(train.values()))
+    if imbalance(train) < IMBALANCE:
+        return []
+    return [
+        f"try --class_weights balanced if the classes matter alike: {smallest!r} is {percent(train[smallest] / total)} "
+        f"of the training images, {largest!r} {percent(train[largest] / total)}"
+    ]
+
+
+def rare_label(train: Mapping[str, int], images: int) -> list[str]:
+    """Of labels that any number of may belong to an image: `train` are the images with each, of so many training
+    images."""
+    rarest = min(train, key=train.__getitem__)
+    share = train[rarest] / max(1, images)
+    if share >= RARE:
+        return []
+    return [
+        f"try --class_weights balanced if a missed label is worse than one too many: only {percent(share)} of the "
+        f"training images have label {rarest!r}"
+    ]
+
+
+def more_images(data: DatasetReport) -> list[str]:
+    """For the smallest class: how many make its recall known. Of a recall of 0.9 (normal approximation)."""
+    train, val, images = data.counts["train"], data.counts["val"], data.images
+    smallest = min(train, key=lambda name: train[name] + val[name])
+    if train[smallest] >= FEW_IMAGES:
+        return []
+    scored = 1.96**2 * 0.9 * 0.1 / RECALL_MARGIN**2
+    share = images["val"] / max(1, images["val"] + images["train"])
+    missing = int(np.ceil(scored / max(share, 0.01))) - train[smallest] - val[smallest]
+    return [
+        f"collect images {'with' if data.multi_label else 'of'} {noun_of(data.multi_label)} {smallest!r}: there are "
+        f"{train[smallest]} to learn from and {val[smallest]} to validate on; about {missing} more, divided alike, "
+        f"would tell its recall to within {100 * RECALL_MARGIN:.0f} points"
+    ]
+
+
+def learning_curve(measured: Mapping[str, Any] | None, multi_label: bool = False) -> list[str]:
+    """Whether more images of the same kind help, as learning from half of them does harm."""
+    if measured is None:
+        return []
+    low, high = measured["differences"]["half"]["interval"]
+    loss = -100 * measured["differences"]["half"]["accuracy"]
+    if high < 0:
+        what = "images with all labels right" if multi_label else "accuracy"
+        return [
+            f"collect more images: learning from half of them instead of four fifths costs {loss:.1f} points of "
+            f"{what} ({-100 * high:.1f} to {-100 * low:.1f}; frozen features), so more of them should still help"
+        ]
+    return []
+
+
+def unusual(outliers: pd.DataFrame, look_at: str) -> list[str]:
+    if not len(outliers):
+        return []
+    files = outliers["file"].nunique()
+    return [
+        f"look at {count_of(files, 'unusual image')} ({kinds(outliers)}) in {look_at}, and take out what does not "
+        "belong"
+    ]
+
+
+def kinds(outliers: pd.DataFrame) -> str:
+    """'9 dark, 6 blurred'."""
+    return ", ".join(f"{count} {what}" for what, count in outliers["what"].value_counts(sort=False).items())
+
+
+def image_size(used: pd.DataFrame, size: int, native: int) -> list[str]:
+    """`size` is --image_size as it stands, `native` the side that the backbone was trained with."""
+    width, height = float(used["width"].median()), float(used["height"].median())
+    shorter, longer = min(width, height), max(width, height)
+    photos = f"photos are {width:.0f} x {height:.0f} pixels in the median"
+    smaller = max(LEAST_SIDE, int(shorter) // STEP * STEP)
+    if shorter >= native > size:
+        return [
+            f"try --image_size {native} if small things count: {photos}, and the backbone was trained at {native}, not "
+            f"{size}; it takes {(native / size) ** 2:.1f} times as long"
+        ]
+    if longer < size and smaller < size:
+        return [
+            f"try --image_size {smaller}: {photos}, so {size} (now) adds no detail and takes "
+            f"{(size / smaller) ** 2:.1f} times as long"
+        ]
+    if longer < native:
+        return [f"leave --image_size at {size}: {photos}, and above {longer:.0f} it adds no detail"]
+    return []
+
+
+def size_mix(used: pd.DataFrame) -> list[str]:
+    low, high = np.quantile(used[["width", "height"]].min(axis=1), [0.05, 0.95])
+    if high < SIZE_MIX * low:
+        return []
+    return [
+        f"keep --blur and --zoom_out on: shorter sides go from {low:.0f} to {high:.0f} pixels (without the extreme 5 % "
+        "at either end), and small photos lack the detail of large ones"
+    ]
+
+
+def resize(used: pd.DataFrame, current: str) -> list[str]:
+    """Another --resize than the centre crop, where that cuts much away."""
+    shape = np.log(used["width"].to_numpy() / used["height"].to_numpy())
+    cut = 1 - np.exp(-np.abs(shape))
+    if current != "crop" or (np.median(cut) < CUT and (cut > 0.5).mean() < CUT_OFTEN):
+        return []
+    spread = float(np.subtract(*np.quantile(shape, [0.9, 0.1])))
+    median, often = percent(float(np.median(cut))), percent(float((cut > 0.5).mean()))
+    lost = f"a centre crop loses {median} of the median photo, and of {often} of the photos over half"
+    if spread > ALIKE_SHAPES:
+        return [f"try --resize pad: {lost}; shapes differ, and pad shows all of each photo undistorted, but smaller"]
+    return [f"try --resize squash: {lost}; shapes are about the same, so that squash distorts all photos alike"]
+
+
+def group_column(used: pd.DataFrame) -> list[str]:
+    """Where no group is known, but file names look like several photos of one thing: p12_1.jpg, p12_2.jpg."""
+    if (used["group"] != "").any():
+        return []
+    keys = pd.Series([_thing(file, label) for file, label in zip(used["file"], used["label"], strict=True)])
+    sizes = keys[keys != ""].value_counts()
+    several = sizes[sizes > 1]
+    enough = len(several) >= FEWEST_NAMES and several.sum() >= NAMED_SHARE * len(used)
+    if not enough or several.max() > LARGEST_SHARE * len(used):
+        return []
+    example = used["file"][(keys == several.index[0]).to_numpy()].iloc[:2].tolist()
+    return [
+        f"if files such as {example[0]!r} and {example[1]!r} show one thing, name it in a column and give it as "
+        f"--group_column: {several.sum()} images would belong to {len(several)} groups, and photos of one thing on "
+        "both sides of a split make scores optimistic"
+    ]
+
+
+def _thing(file: str, label: str) -> str:
+    """What stands before a last short number, letter or side in the name ('p12' in p12_1.jpg), else the folder's name
+    where that is not the class; '' where there is neither."""
+    path = PurePath(file.replace("\\", "/"))
+    match = re.match(r"(.*[A-Za-z0-9])[ _.()-]+(\d{1,4}|[A-Za-z]|left|right|front|back|side|top)\)?$", path.stem)
+    if match:
+        return f"{path.parent}/{match.group(1)}"
+    return str(path.parent) if path.parent.name not in ("", label) else ""

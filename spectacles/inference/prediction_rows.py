@@ -1,0 +1,105 @@
+"""One prediction as a row of a table or as a record, the same wherever it is written."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spectacles.core.errors import UserError
+from spectacles.core.progress import progress
+from spectacles.inference.predictor import Prediction, Predictor
+from spectacles.metrics.prediction_table import LOGIT_PREFIX, PREFIX
+from spectacles.models.bundle import BundleInfo
+
+Cell = str | float | None
+
+
+def check_top_k(top_k: int, info: BundleInfo) -> None:
+    """Raises UserError."""
+    if not 1 <= top_k <= len(info.classes):
+        raise UserError(f"--top_k {top_k} is out of range: the model knows {len(info.classes)} classes.")
+
+
+def header(info: BundleInfo, top_k: int, with_ids: bool) -> dict[str, type]:
+    """Column -> str, or float for a number."""
+    columns: dict[str, type] = {"id": str} if with_ids else {}
+    columns |= {"file": str, "label": str, "guess": str, "confidence": float}
+    columns |= {PREFIX + name: float for name in info.classes}
+    columns |= {"familiarity": float, "verdict": str, "status": str}
+    for rank in range(2, top_k + 1):
+        columns |= {f"label_{rank}": str, f"confidence_{rank}": float}
+    return columns
+
+
+def row(name: str, identity: str | None, outcome: Prediction, info: BundleInfo, top_k: int) -> list[Cell]:
+    """In the order of `header`; None for a number that there is not. `identity` None: without ids."""
+    numbers = outcome.probabilities or (None,) * len(info.classes)
+    confidence = None if outcome.reason else outcome.confidence
+    cells: list[Cell] = [] if identity is None else [identity]
+    cells += [name, outcome.answer, outcome.label, confidence, *numbers]
+    cells += [outcome.familiarity, outcome.verdict, status(outcome)]
+    for label, probability in ranked(outcome, info, top_k)[1:]:
+        cells += [label, probability]
+    return cells + ["", None] * (top_k - 1) * bool(outcome.reason)
+
+
+def record(
+    name: str, identity: str | None, outcome: Prediction, overlay: str, info: BundleInfo, top_k: int
+) -> dict[str, Any]:
+    """For a line of JSON; `overlay` '' for none."""
+    found: dict[str, Any] = {"id": identity} if identity else {}
+    found |= {"file": name, "status": status(outcome)}
+    if not outcome.reason:
+        found |= {"label": outcome.answer, "guess": outcome.label, "confidence": outcome.confidence}
+        found |= {"familiarity": outcome.familiarity, "verdict": outcome.verdict}
+        found["probabilities"] = dict(zip(info.classes, outcome.probabilities, strict=True))
+        if top_k > 1:
+            found["top"] = [{"label": label, "confidence": p} for label, p in ranked(outcome, info, top_k)]
+    if overlay:
+        found["explanation"] = overlay
+    return found
+
+
+def status(outcome: Prediction) -> str:
+    if outcome.reason:
+        return f"refused: {outcome.reason}"
+    return f"repaired: {'; '.join(outcome.repairs)}" if outcome.repairs else "predicted"
+
+
+def fate(outcome: Prediction) -> str:
+    """refused, unsure, unfamiliar or ''."""
+    return "refused" if outcome.reason else outcome.verdict
+
+
+def ranked(outcome: Prediction, info: BundleInfo, top_k: int) -> list[tuple[str, float]]:
+    """(label, probability), the decision first, then by probability; empty for a refused file."""
+    order = np.argsort(-np.asarray(outcome.probabilities), kind="stable")
+    by_rank = [(info.classes[index], outcome.probabilities[index]) for index in order]
+    decided = [(outcome.label, outcome.confidence)] if by_rank else []
+    return (decided + [pair for pair in by_rank if pair[0] != outcome.label])[:top_k]
+
+
+def predict_rows(predictor: Predictor, rows: pd.DataFrame, num_workers: int | None) -> pd.DataFrame:
+    """`rows` (file, path, split, label, cluster) with predicted, confidence, correct, status, familiarity, verdict, and
+    for each class its probability p_<class> and its logit z_<class>.
+
+    `predicted` is the best guess, also where the verdict is not ''. A file that became unreadable keeps its row: status
+    says why, its numbers are NaN.
+    """
+    outcomes = predictor.predict((Path(path) for path in rows["path"]), num_workers)
+    outcomes_list = list(progress(outcomes, "predicting", len(rows)))
+    classes = predictor.info.classes
+    table = rows[["file", "path", "split", "label", "cluster"]].reset_index(drop=True)
+    table["predicted"] = [p.label for p in outcomes_list]
+    table["confidence"] = [p.confidence for p in outcomes_list]
+    table["correct"] = table["predicted"] == table["label"]
+    table["status"] = ["refused: " + p.reason if p.reason else "predicted" for p in outcomes_list]
+    table["familiarity"] = np.array([p.familiarity for p in outcomes_list], dtype=np.float64)
+    table["verdict"] = [p.verdict for p in outcomes_list]
+    missing = (float("nan"),) * len(classes)
+    numbers = np.array(
+        [(p.probabilities or missing) + (p.logits or missing) for p in outcomes_list], dtype=np.float64
+    ).reshape(-1, 2 * len(classes))
+    names = [prefix + name for prefix in (PREFIX, LOGIT_PREFIX) for name in classes]
+    return pd.concat([table, pd.DataFrame(numbers, columns=names)], axis=1)

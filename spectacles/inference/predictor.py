@@ -1,0 +1,147 @@
+"""From files to decisions: the one path that evaluate, predict, error analysis and the server take."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spectacles.data import label_sets
+from spectacles.data.images import MAX_PIXELS, Source
+from spectacles.data.preprocessing import Decoded, decoded_batches
+from spectacles.metrics import thresholds
+from spectacles.metrics.thresholds import Verdict
+from spectacles.models import engines, ood
+from spectacles.models.bundle import ENGINE_FILE, load_bundle
+from spectacles.models.classifier import build_classifier
+from spectacles.models.ood import WithLastMap
+
+UNSURE = "unsure"
+"""Stands in the place of a label wherever the verdict is not ''."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One file's outcome. A refused file has a reason, and neither label nor numbers."""
+
+    path: str
+    label: str
+    """The best guess, whatever the verdict; any number of labels as `label_sets.join` writes them."""
+    confidence: float
+    """Probability of `label`, 0..1 (calibrated), of several that of the least certain; 0 for a refused file."""
+    probabilities: tuple[float, ...]
+    """In the order of the bundle's classes; empty for a refused file."""
+    repairs: tuple[str, ...]
+    reason: str
+    """Why the file was refused; empty otherwise."""
+    logits: tuple[float, ...] = ()
+    """As the network gives them, in the order of the classes."""
+    familiarity: float | None = None
+    """The share of the validation photos that are less like the training photos, 0..1; None where the bundle cannot
+    tell."""
+    verdict: Verdict = ""
+    """'', 'unsure' (its confidence is too low for --sure) or 'unfamiliar' (unlike the training photos)."""
+
+    @property
+    def answer(self) -> str:
+        """What people are told: the label, or that it is unsure; '' for a refused file."""
+        return UNSURE if self.verdict else self.label
+
+
+class Predictor:
+    """A bundle on a device, run by the fastest engine. Use one per process and one thread at a time."""
+
+    def __init__(
+        self,
+        bundle: Path,
+        device: torch.device,
+        batch_size: int = 32,
+        engine: str = "auto",
+        images: float = math.inf,
+    ) -> None:
+        """`images`: how many are to be expected; for few of them no engine is measured."""
+        self.info, state, self.model_id = load_bundle(bundle)
+        self.classifier = build_classifier(self.info, state, bundle)
+        self.familiarity = ood.from_state(state)
+        self.device, self.batch_size = device, batch_size
+        self._head = engines.linear(self.classifier.head)
+        network = WithLastMap(self.classifier.backbone)
+        self.engine, self._run = engines.choose(
+            network, self.info.preprocessing, device, bundle / ENGINE_FILE, engine, self._difference, images=images
+        )
+        self.classifier.to(device)
+
+    @property
+    def lanes(self) -> tuple[int, int]:
+        """(threads that may predict at once, pictures that each should take at a time) to use the device best."""
+        threads = engines.lanes(self.engine, self.device)
+        return threads, engines.PIECE if threads > 1 else self.batch_size
+
+    def embed(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (B, S, S, C), as `info.preprocessing` gives them -> features (B, D) and last maps (B, E), float32."""
+        return self._split(self._run(pixels))
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(B, D) -> (B, K) float32."""
+        return self._head(features)
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (B, S, S, C) -> calibrated probabilities (B, K), float64."""
+        return self.info.calibration.probabilities(self.logits(self.embed(pixels)[0]))
+
+    def predict(
+        self, sources: Iterable[Source], num_workers: int | None = None, max_pixels: int = MAX_PIXELS
+    ) -> Iterator[Prediction]:
+        """One prediction a source, in order, in constant memory; decoding in threads overlaps with the network."""
+        batches = decoded_batches(sources, self.info.preprocessing, self.batch_size, num_workers, max_pixels)
+        for batch in batches:
+            yield from self.predict_batch(batch)
+
+    def predict_batch(self, batch: Sequence[Decoded]) -> list[Prediction]:
+        """One prediction an item; those without pixels are refused."""
+        readable = [item for item in batch if item.pixels is not None]
+        decided = iter(self._decide(readable) if readable else [])
+        return [
+            Prediction(item.name, "", 0.0, (), (), item.reason) if item.pixels is None else next(decided)
+            for item in batch
+        ]
+
+    def _decide(self, items: Sequence[Decoded]) -> list[Prediction]:
+        features, maps = self.embed(np.stack([item.pixels for item in items if item.pixels is not None]))
+        logits = self.logits(features)
+        probabilities = self.info.calibration.probabilities(logits)
+        labels = label_sets.decode(self.info.decide(probabilities), self.info.classes)
+        confidence = self.info.certainty(probabilities).tolist()
+        familiar = [None] * len(items) if self.familiarity is None else self.familiarity(maps).tolist()
+        return [
+            Prediction(
+                path=item.name,
+                label=labels[row],
+                confidence=confidence[row],
+                probabilities=tuple(probabilities[row].tolist()),
+                repairs=item.repairs,
+                reason="",
+                logits=tuple(logits[row].tolist()),
+                familiarity=familiar[row],
+                verdict=thresholds.verdict(
+                    confidence[row], self.info.sure_from, familiar[row], self.info.familiar_from
+                ),
+            )
+            for row, item in enumerate(items)
+        ]
+
+    def _split(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features, maps = np.split(outputs, [self.info.feature_dim], axis=1)
+        return np.ascontiguousarray(features), maps
+
+    def _difference(self, outputs: np.ndarray, reference: np.ndarray) -> float:
+        """The largest one between two engines' outputs, of a probability or of a distance to what is familiar."""
+        (features, maps), (features_there, maps_there) = self._split(outputs), self._split(reference)
+        here, there = (self.info.calibration.probabilities(self.logits(each)) for each in (features, features_there))
+        apart = np.abs(here - there).max()
+        if self.familiarity is None:
+            return float(apart)
+        strange, strange_there = self.familiarity.distance(maps), self.familiarity.distance(maps_there)
+        return float(np.maximum(apart, np.abs(strange - strange_there).max()))

@@ -1,0 +1,172 @@
+"""Everything serving needs in one folder: bundle.json and model-<hash>.safetensors. No pickle; verified on loading."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+
+from spectacles.core.environment import package_versions
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import atomic_path, write_json
+from spectacles.data import label_sets
+from spectacles.data.preprocessing import Preprocessing
+from spectacles.metrics import classification, thresholds
+from spectacles.metrics.calibration import Calibration
+
+FORMAT = 2
+MANIFEST = "bundle.json"
+ENGINE_FILE = "engine.json"
+"""Which engine was the fastest for this model on this machine; no part of the bundle, may be deleted at any time."""
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What is known about a model besides its weights."""
+
+    backbone: str
+    classes: tuple[str, ...]
+    label_column: str
+    """What the labels were called in the training table; submissions name their column so. Several with commas."""
+    preprocessing: Preprocessing
+    feature_dim: int
+    dropout: float
+    threshold: float | None
+    """Two classes: probability from which an image is called the second class. None: the most probable class wins."""
+    temperature: float
+    """Logits are divided by it before softmax or sigmoid (Guo et al. 2017); fitted on validation data, as what
+    follows."""
+    data_fingerprint: str
+    training_profile: dict[str, Any]
+    """What training data looked like: images a class, and mean and spread of brightness, contrast and blur."""
+    metric: str
+    metric_value: float
+    """Of the validation data, at the epoch that was kept."""
+    epoch: int
+    phase: str
+    multi_label: bool = False
+    """Whether an image has any number of labels: `classes` are labels then, each with a probability of its own."""
+    label_thresholds: tuple[float, ...] = ()
+    """Any number of labels: probability from which an image has the label, one each."""
+    class_scales: tuple[float, ...] = ()
+    """More than two classes: logits are multiplied by them after the temperature; none where that is not better."""
+    class_biases: tuple[float, ...] = ()
+    """Added to the scaled logits."""
+    sure_from: float | None = None
+    """Confidence, the probability of the label, below which it is unsure. None: every label is given."""
+    familiar_from: float = 0.0
+    """Familiarity (`familiarity.Familiarity`) below which a photo is unfamiliar. 0: none is."""
+
+    @property
+    def calibration(self) -> Calibration:
+        return Calibration(self.temperature, self.class_scales, self.class_biases, self.multi_label)
+
+    def labels_of(self, text: str) -> list[str]:
+        """A decision's text as a list: one class, or any number of labels."""
+        return label_sets.parts(text) if self.multi_label else [text]
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """(N, K) -> class indices (N,), or labels (N, K) of 0 and 1."""
+        if self.multi_label:
+            return classification.decide_labels(probabilities, self.label_thresholds)
+        return classification.decide(probabilities, self.threshold)
+
+    def certainty(self, probabilities: np.ndarray) -> np.ndarray:
+        """(N, K) -> (N,): how probably the decision is right; of any number of labels, the least certain one's."""
+        return thresholds.certainty(probabilities, self.decide(probabilities))
+
+
+def save_bundle(folder: Path, info: BundleInfo, state: dict[str, torch.Tensor]) -> str:
+    """Returns the model id. `state` holds the network's weights and, if any, the tensors of its familiarity.
+
+    The file of weights is named by its content and the manifest, which names it, is written after it: a crash in
+    between leaves the old bundle whole."""
+    content = to_bytes({key: value.detach().cpu().contiguous() for key, value in state.items()})
+    digest = hashlib.sha256(content).hexdigest()
+    weights = folder / f"model-{digest[:16]}.safetensors"
+    with atomic_path(weights) as temporary:
+        temporary.write_bytes(content)
+    manifest = {"format": FORMAT, **_to_json(info), "weights": weights.name, "weights_sha256": digest}
+    manifest["versions"] = package_versions()
+    manifest["model_id"] = _model_id(manifest)
+    (folder / ENGINE_FILE).unlink(missing_ok=True)  # measured for the model before
+    write_json(folder / MANIFEST, manifest)
+    for other in folder.glob("model-*.safetensors"):
+        if other != weights:
+            other.unlink()
+    return str(manifest["model_id"])
+
+
+def load_bundle(folder: Path) -> tuple[BundleInfo, dict[str, torch.Tensor], str]:
+    """(info, weights, model id). Raises UserError when the folder holds no bundle, or one that was changed."""
+    manifest = _read_manifest(folder)
+    path = folder / Path(manifest["weights"]).name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the bundle {folder} lacks its weights {path.name}: copy the whole folder.") from error
+    if hashlib.sha256(content).hexdigest() != manifest["weights_sha256"]:
+        raise UserError(f"{path} was changed since it was saved (its sha256 differs): restore it or train again.")
+    try:
+        state = from_bytes(content)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file ({error}).") from error
+    return _from_json(manifest), state, str(manifest["model_id"])
+
+
+def read_bundle_info(folder: Path) -> tuple[BundleInfo, str]:
+    """(info, model id) without reading the weights."""
+    manifest = _read_manifest(folder)
+    return _from_json(manifest), str(manifest["model_id"])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is no bundle (no {MANIFEST} in it): train first, or point --bundle at a bundle folder."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise UserError(
+                f"{path} has format {manifest['format']}; this version reads format {FORMAT}: train the model again, "
+                "or use the version that wrote it."
+            )
+        unchanged = _model_id(manifest) == manifest["model_id"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}): it was changed since it was saved."
+        ) from error
+    if not unchanged:
+        raise UserError(f"{path} was changed since it was saved (its sha256 differs): restore it or train again.")
+    return dict(manifest)
+
+
+def _model_id(manifest: dict[str, Any]) -> str:
+    """The first 16 hex digits of the sha256 over everything else in the manifest, the weights' hash included."""
+    rest = {key: value for key, value in manifest.items() if key != "model_id"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _to_json(info: BundleInfo) -> dict[str, Any]:
+    return {**asdict(info), "classes": list(info.classes), "preprocessing": info.preprocessing.to_json()}
+
+
+def _from_json(manifest: dict[str, Any]) -> BundleInfo:
+    names = [field.name for field in fields(BundleInfo)]
+    if missing := [name for name in names if name not in manifest]:
+        raise UserError(
+            f"the bundle lacks {missing[0]!r}: another version wrote it. Train the model again, or use that version."
+        )
+    values = {name: manifest[name] for name in names}
+    for name in ("classes", "class_scales", "class_biases", "label_thresholds"):
+        values[name] = tuple(values[name])
+    values["preprocessing"] = Preprocessing.from_json(values["preprocessing"])
+    return BundleInfo(**values)

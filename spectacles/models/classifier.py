@@ -1,0 +1,58 @@
+"""The network: a backbone that turns images into features, and a linear head on top."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from spectacles.core.errors import UserError
+from spectacles.models import backbones, ood
+from spectacles.models.bundle import BundleInfo, load_bundle
+
+
+class Classifier(nn.Module):
+    """images (B, C, S, S) -> features (B, D) -> dropout -> logits (B, K): of one class among all, or with `multi_label`
+    each of a label by itself."""
+
+    def __init__(
+        self, backbone: nn.Module, feature_dim: int, num_classes: int, dropout: float, multi_label: bool = False
+    ) -> None:
+        super().__init__()
+        self.multi_label = multi_label
+        self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(feature_dim, num_classes)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, S, S) -> (B, D)."""
+        features: torch.Tensor = self.backbone(images)
+        return features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, S, S) -> logits (B, K)."""
+        logits: torch.Tensor = self.head(self.dropout(self.embed(images)))
+        return logits
+
+
+def load_classifier(folder: Path) -> tuple[Classifier, BundleInfo, str]:
+    """A bundle's (classifier in evaluation mode on the CPU, info, model id). UserError for a damaged bundle."""
+    info, state, model_id = load_bundle(folder)
+    return build_classifier(info, state, folder), info, model_id
+
+
+def build_classifier(info: BundleInfo, state: dict[str, torch.Tensor], folder: Path) -> Classifier:
+    """The classifier of what `bundle.load` read in `folder`. Raises UserError where they do not fit each other."""
+    backbone = backbones.build(info.backbone, info.preprocessing.in_chans, info.preprocessing.image_size)
+    classifier = Classifier(backbone, info.feature_dim, len(info.classes), info.dropout, info.multi_label)
+    try:
+        classifier.load_state_dict(network_state(state))
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in {folder} do not fit its {info.backbone}: use the timm that wrote it."
+        ) from error
+    return classifier.eval()
+
+
+def network_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The network's part of a bundle's tensors."""
+    return {name: value for name, value in state.items() if not name.startswith(ood.PREFIX)}

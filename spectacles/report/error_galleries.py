@@ -1,0 +1,91 @@
+"""Contact sheets of errors, of what they look like, and of doubtful labels."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from spectacles.core.device import cpu_count
+from spectacles.core.errors import UserError
+from spectacles.data import label_sets
+from spectacles.data.images import ImageRefused, decode
+from spectacles.report.image_grid import THUMBNAIL, image_grid
+
+
+def draw(
+    errors: pd.DataFrame,
+    nearest: pd.DataFrame,
+    noisy: pd.DataFrame,
+    folder: Path,
+    split: str,
+    num_workers: int | None,
+) -> list[Path]:
+    """misclassified.png, nearest.png and noisy_labels.png. Raises UserError for a photo that is gone."""
+    near = nearest[nearest["file"].isin(errors["file"])]
+    names = list(dict.fromkeys([*errors["path"], *near["neighbour_path"], *noisy["path"]]))
+    with ThreadPoolExecutor(num_workers or cpu_count(), "gallery") as pool:
+        photos = dict(zip(names, pool.map(_thumbnail, names), strict=True))
+    return [
+        show_errors(errors, photos, folder / "misclassified.png", split),
+        show_nearest(errors, near, photos, folder / "nearest.png", split),
+        show_noisy_labels(noisy, photos, folder / "noisy_labels.png"),
+    ]
+
+
+def show_errors(errors: pd.DataFrame, photos: dict[str, Image.Image], path: Path, split: str) -> Path:
+    title = f"Misclassified ({split})" if len(errors) else f"No misclassified images ({split})"
+    return image_grid([photos[p] for p in errors["path"]], _captions(errors), path, title=title)
+
+
+def show_nearest(
+    errors: pd.DataFrame, nearest: pd.DataFrame, photos: dict[str, Image.Image], path: Path, split: str
+) -> Path:
+    """A line an error: the image, and beside it the training images that look most like it."""
+    pictures, captions = [], []
+    width = 1 + int(nearest["rank"].max()) if len(nearest) else 1
+    for place, caption in zip(range(len(errors)), _captions(errors), strict=True):
+        error = errors.iloc[place]
+        pictures.append(photos[error["path"]])
+        captions.append(caption)
+        for other in nearest[nearest["file"] == error["file"]].head(width - 1).itertuples():
+            pictures.append(photos[str(other.neighbour_path)])
+            captions.append(f"{other.neighbour}\nlabel {other.neighbour_label}, {other.similarity:.2f} alike")
+    title = f"Misclassified ({split}), and the training images most like each"
+    return image_grid(pictures, captions, path, columns=width, title=title if pictures else f"{title}: there are none")
+
+
+def show_noisy_labels(noisy: pd.DataFrame, photos: dict[str, Image.Image], path: Path) -> Path:
+    title = "Labels to check, least credible first" if len(noisy) else "No label looks wrong"
+    captions = [f"{row.file}\n{_doubt(row)}\nscore {row.score:.3f} ({row.split})" for row in noisy.itertuples()]
+    return image_grid([photos[p] for p in noisy["path"]], captions, path, title=title)
+
+
+def _doubt(row: Any) -> str:
+    """A row of noisy_labels.csv in words; of several labels the least credible one, which the score is about."""
+    if not hasattr(row, "doubtful_label"):
+        return f"label {row.label}, rather {row.suggested_label}"
+    word = "without" if row.doubtful_label in label_sets.parts(row.label) else "with"
+    return f"label {row.label}, rather {word} {row.doubtful_label}"
+
+
+def _captions(rows: pd.DataFrame) -> Sequence[str]:
+    return [f"{row.file}\n{row.label} -> {row.predicted}, {row.confidence:.3f}" for row in rows.itertuples()]
+
+
+def _thumbnail(path: str) -> Image.Image:
+    image = photo(path, 2 * THUMBNAIL)
+    image.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL), reducing_gap=2.0)
+    return image
+
+
+def photo(path: str, least_side: int) -> Image.Image:
+    """For people to look at; JPEGs no larger than it takes. Raises UserError for a file that was readable once."""
+    try:
+        return decode(Path(path), least_side=least_side).image
+    except ImageRefused as error:
+        raise UserError(
+            f"{path} was readable when it was evaluated and is not any more ({error}): restore it."
+        ) from error

@@ -1,0 +1,273 @@
+"""report.html: the whole story of a run on one page that needs no other file, no other host and no script."""
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from PIL import Image
+
+from spectacles.core import wording
+from spectacles.core.fileio import atomic_write
+from spectacles.core.results import EvaluateReport
+from spectacles.core.run_dir import RunDir
+from spectacles.metrics.classification import LOWER_IS_BETTER
+from spectacles.report import confusion_browser, key_findings, run_summary, thumbnails
+from spectacles.report.confusion_browser import Browser
+from spectacles.report.run_summary import Findings, Json
+
+TITLES = {
+    "evaluate": "How good it is",
+    "error_analysis": "Where it goes wrong",
+    "dataset": "Data",
+    "explore": "What the data look like",
+    "train": "Training",
+    "predict": "Predictions",
+}
+"""In reading order: the outcome first, then what it is made of."""
+HEADLINES = (
+    ("accuracy", "accuracy"),
+    ("label_accuracy", "accuracy of each label"),
+    ("balanced_accuracy", "balanced accuracy"),
+    ("micro_f1", "micro F1"),
+    ("macro_f1", "macro F1"),
+    ("macro_precision", "macro precision"),
+    ("macro_recall", "macro recall"),
+    ("hter", "HTER"),
+    ("roc_auc", "ROC-AUC"),
+    ("pr_auc", "PR-AUC"),
+    ("mean_average_precision", "mAP"),
+    ("log_loss", "log loss"),
+    ("brier", "Brier score"),
+    ("ece", "ECE"),
+    ("classwise_ece", "class-wise ECE"),
+    ("top_3_accuracy", "top-3 accuracy"),
+    ("top_5_accuracy", "top-5 accuracy"),
+)
+CALIBRATION = ("log_loss", "brier", "ece", "classwise_ece")
+IN_TABLES = r"warning: |suggestion: |refused \d+: |\d+ rows = \d+ used"
+"""Closing lines that the page has a place of its own for."""
+FEW_CLASSES = 6
+"""Up to here the confusion matrix stands beside the metrics, beyond it below them."""
+MAX_CLASS_ROWS = 100
+NOISY_ROWS, OUTLIERS_OF_A_KIND, CROSSING_PAIRS = 12, 5, 12
+COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.5)
+WIDE = 900
+"""Pixels: galleries are wider, charts are not."""
+CHARTS_ONLY = ("train", "evaluate")
+"""Stages whose pictures hold no photo, whatever they were told."""
+ON_CARDS = ("comparison", "reachable")
+"""Highlights that the cards on top say already."""
+PLACED = ("coverage", "threshold", "reliability", "slices", "robustness")
+"""Charts that stand beside the numbers they show."""
+TOLD_OTHERWISE = ("confusion_matrix.png", "label_errors.png", "misclassified.png", "nearest.png")
+"""Pictures for MLflow and the folder; on the page the confusion browser shows the same and more."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    name: str
+    uri: str
+    width: int
+    height: int
+
+    @property
+    def wide(self) -> bool:
+        return self.width > WIDE
+
+
+@dataclass(frozen=True)
+class Section:
+    stage: str
+    title: str
+    summary: list[str]
+    warnings: list[str]
+    suggestions: list[str]
+    pictures: list[Picture]
+    files: list[str]
+
+
+def write(run_dir: RunDir) -> Path:
+    """From what the finished stages left behind; what has not been run yet is left out."""
+    found = run_summary.read(run_dir)
+    galleries = bool(found.config.get("galleries", True))
+    data = found.results.get("dataset")
+    browser = Browser([], [])
+    if data is not None and found.scored:
+        browser = confusion_browser.build(run_dir, found.split, data["classes"], found.multi_label)
+    duplicates = _duplicates(found.duplicates)
+    paths = [*browser.paths(), *(pair[f"path_{side}"] for pair in duplicates["crossing"] for side in "ab")]
+    sections = [_section(stage, found.results[stage], run_dir, galleries) for stage in TITLES if stage in found.results]
+    photos = thumbnails.make(list(dict.fromkeys(paths))) if galleries else {}
+    template = _environment().get_template("report.html")
+    page = template.render(
+        name=run_dir.name,
+        found=found,
+        config=found.config,
+        environment=found.environment,
+        data=data,
+        scored=found.scored,
+        sections=sections,
+        highlights=[item for item in key_findings.find(found) if item.section not in ON_CARDS],
+        browser=browser,
+        noun=wording.noun_of(found.multi_label),
+        nouns=wording.plural(wording.noun_of(found.multi_label)),
+        right=headlines(found.multi_label)["accuracy"],
+        photos=photos,
+        with_photos=bool(photos) or (galleries and any(s.pictures for s in sections if s.stage not in CHARTS_ONLY)),
+        duplicates=duplicates,
+        outliers=_outliers(found.outliers),
+        noisy=found.noisy_labels.head(NOISY_ROWS).to_dict("records"),
+        predicted=_predicted_ledger(run_dir, found),
+        has_card=run_dir.model_card.is_file(),
+        has_review=(run_dir.path / "error_analysis" / "review.html").is_file(),
+        **_scores(found),
+    )
+    atomic_write(run_dir.report, page)
+    return run_dir.report
+
+
+def headlines(multi_label: bool) -> dict[str, str]:
+    """Key of metrics.json -> what it is called; of the accuracy, what makes an image right."""
+    return dict(HEADLINES) | ({"accuracy": "all labels right"} if multi_label else {})
+
+
+def headline_metrics(run_dir: RunDir) -> dict[str, float | None]:
+    """The main scores of each split that has been scored; empty before evaluation."""
+    if not run_dir.done("evaluate"):
+        return {}
+    scored = run_dir.load_result("evaluate", EvaluateReport).metrics
+    keys = [f"{split}_{key}" for split in ("val", "test") for key, _ in HEADLINES]
+    return {key: scored[key] for key in keys if key in scored}
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("spectacles.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    formats = (wording.percent, wording.percents, wording.number, wording.numbers, wording.duration, wording.energy)
+    environment.filters |= {function.__name__: function for function in formats} | {"basename": os.path.basename}
+    environment.globals |= {
+        "interval_of": run_summary.interval_of,
+        "slice_name": key_findings.slice_name,
+        "flatters": key_findings.flatters,
+        "FEW_CLASSES": FEW_CLASSES,
+        "PLACED": PLACED,
+    }
+    return environment
+
+
+def _section(stage: str, result: Json, run_dir: RunDir, galleries: bool) -> Section:
+    shown = [name for name in result["artifacts"] if name.endswith(".png") and Path(name).name not in TOLD_OTHERWISE]
+    allowed = galleries or stage in CHARTS_ONLY or not run_summary.shows_photos(run_dir, stage)
+    pictures = [_picture(run_dir.path / name) for name in shown if allowed and (run_dir.path / name).is_file()]
+    return Section(
+        stage=stage,
+        title=TITLES[stage],
+        summary=[line for line in result["summary"] if not re.match(IN_TABLES, line)],
+        warnings=list(result.get("warnings", [])),
+        suggestions=list(result.get("suggestions", [])),
+        pictures=pictures,
+        files=[name for name in result["artifacts"] if not name.endswith(".png")],
+    )
+
+
+def _picture(path: Path) -> Picture:
+    """One of our own pictures, as WebP: a fifth of the PNG's size."""
+    with Image.open(path) as picture:
+        return Picture(path.stem, thumbnails.to_uri(picture, 85), picture.width, picture.height)
+
+
+def _scores(found: Findings) -> dict[str, Any]:
+    """What the section about scores shows."""
+    names = headlines(found.multi_label)
+    robustness = found.robustness
+    return {
+        "metrics": [
+            (key, name) for key, name in names.items() if any(s.get(key) is not None for s in found.scores.values())
+        ],
+        "metric_names": names,
+        "calibration_metrics": [(key, names[key]) for key in CALIBRATION],
+        "lower_is_better": LOWER_IS_BETTER,
+        "per_class": weakest_first(found.scored)[:MAX_CLASS_ROWS],
+        "per_class_columns": per_class_columns(found.multi_label),
+        "abstentions": [
+            key_findings.abstention(found.scored, found.multi_label)
+            or f"Every image gets {'an answer' if found.multi_label else 'a label'}.",
+            *key_findings.limits(found.bundle),
+        ],
+        "selective": _selective(found.scored.get("selective")),
+        "changes": [(name.replace("_", " "), values) for name, values in robustness.get("corruptions", {}).items()],
+        "attacks": list((robustness.get("attacks") or {}).items()),
+    }
+
+
+def weakest_first(scored: Json) -> list[tuple[str, Json]]:
+    """The classes and their scores."""
+    rows = scored.get("per_class", {}).items()
+    return sorted(rows, key=lambda row: (row[1]["f1"] is None, row[1]["f1"] or 0.0))
+
+
+def per_class_columns(multi_label: bool) -> dict[str, str]:
+    """Key of metrics.json's `per_class` -> what it is called."""
+    columns = {"precision": "precision", "recall": "recall", "f1": "F1"}
+    return columns | ({"average_precision": "AP"} if multi_label else {})
+
+
+def _selective(measured: Json | None) -> list[tuple[float, float]]:
+    """(coverage, accuracy) at the measured coverages that are nearest to COVERAGES."""
+    points = list(zip(measured["coverage"], measured["accuracy"], strict=True)) if measured else []
+    nearest = [min(points, key=lambda point: abs(point[0] - wanted)) for wanted in COVERAGES if points]
+    return list(dict.fromkeys(nearest))
+
+
+def _duplicates(pairs: pd.DataFrame) -> dict[str, Any]:
+    """Counts by kind, and the pairs that lie on both sides of a split's border."""
+    if pairs.empty:
+        return {"kinds": [], "crossing": [], "more": 0}
+    crosses = pairs["crosses_border"] == "True"
+    flags = pd.DataFrame({"kind": pairs["kind"], "conflicts": pairs["conflict"] == "True", "crossing": crosses})
+    kinds = flags.groupby("kind", sort=False).agg(
+        pairs=("crossing", "size"), conflicts=("conflicts", "sum"), crossing=("crossing", "sum")
+    )
+    listed = pairs[crosses].head(CROSSING_PAIRS).to_dict("records")
+    return {
+        "kinds": kinds.reset_index().to_dict("records"),
+        "crossing": listed,
+        "more": int(crosses.sum()) - len(listed),
+    }
+
+
+def _outliers(outliers: pd.DataFrame) -> dict[str, Any]:
+    if outliers.empty:
+        return {"kinds": {}, "rows": []}
+    kinds = {str(kind): int(count) for kind, count in outliers["what"].value_counts(sort=False).items()}
+    return {"kinds": kinds, "rows": outliers.groupby("what", sort=False).head(OUTLIERS_OF_A_KIND).to_dict("records")}
+
+
+def _predicted_ledger(run_dir: RunDir, found: Findings) -> Json | None:
+    """Of the predicted rows, as the dataset stage keeps one of the given rows; None where the table has no status."""
+    path = run_dir.path / "predict" / "predictions.csv"
+    if "predict" not in found.results or not path.is_file():
+        return None
+    status = run_summary.read_csv(path, ("status",)).get("status", pd.Series(dtype=str))
+    reasons = {
+        kind: Counter(status[status.str.startswith(f"{kind}: ")].str.removeprefix(f"{kind}: "))
+        for kind in ("repaired", "refused")
+    }
+    counts = {kind: sum(each.values()) for kind, each in reasons.items()}
+    return {
+        "rows": len(status),
+        "used": len(status) - sum(counts.values()),
+        **counts,
+        "repairs": dict(reasons["repaired"].most_common()),
+        "refusals": dict(reasons["refused"].most_common()),
+    }

@@ -1,0 +1,97 @@
+"""Pictures made of pictures: contact sheets, and where in a photo a model looks."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from spectacles.report.style import DPI, INK, colour_table, new_figure, save, say_nothing, shorten
+
+THUMBNAIL, GAP, HEADER, LINE = 150, 12, 44, 13  # pixels; LINE is one line of caption
+CAPTION_LINES, CAPTION_COLUMNS = 4, 25  # as many characters of the caption's font as a thumbnail is wide
+MOUNT = 240  # the grey a letterboxed picture lies on
+
+Picture = NDArray[np.uint8] | Image.Image
+
+
+def image_grid(
+    images: Sequence[Picture], captions: Sequence[str], path: Path, columns: int = 6, title: str = ""
+) -> Path:
+    """A contact sheet of `(H, W, 3)` uint8 arrays or PIL images, each letterboxed above its caption.
+
+    Line breaks in a caption are kept, long lines wrapped, more than four lines cut. Meant for up to a few hundred
+    images: they are composed in memory.
+    """
+    if len(images) != len(captions):
+        raise ValueError(f"{len(images)} images but {len(captions)} captions")
+    if not images:
+        figure, [axes] = new_figure(title, 5, 1.6)
+        say_nothing(axes)
+        return save(figure, path)
+    wrapped = [_wrap(caption) for caption in captions]
+    cell_width = THUMBNAIL + GAP
+    cell_height = THUMBNAIL + GAP + LINE * max(len(lines) for lines in wrapped)
+    columns = min(columns, len(images))
+    header = HEADER if title else GAP
+    # A title is not cut to the width of a single column.
+    width = max(GAP + columns * cell_width, 400 if title else 0)
+    height = header + -(-len(images) // columns) * cell_height
+    page = np.full((height, width, 3), 255, dtype=np.uint8)
+    figure, [axes] = new_figure("", width / DPI, height / DPI)
+    figure.set_layout_engine("none")
+    axes.remove()
+    figure.suptitle(
+        shorten(title, width // 12), x=GAP / width, y=1 - GAP / height, ha="left", fontsize=12, weight="bold"
+    )
+    for index, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
+        row, column = divmod(index, columns)
+        top, left = header + row * cell_height, GAP + column * cell_width
+        page[top : top + THUMBNAIL, left : left + THUMBNAIL] = _thumbnail(image)
+        figure.text(
+            left / width, 1 - (top + THUMBNAIL + 4) / height, "\n".join(lines), va="top", fontsize=6.5, color=INK
+        )
+    # One picture instead of an Axes a thumbnail: drawing is then as fast as pasting.
+    figure.figimage(page)
+    return save(figure, path)
+
+
+def overlay_heatmap(
+    image: NDArray[np.uint8], heat: NDArray[np.floating[Any]], opacity: float = 0.45
+) -> NDArray[np.uint8]:
+    """Blends heat `(h, w)`, 0..1 from cold to hot, over a photo `(H, W, 3)` uint8; returns `(H, W, 3)` uint8.
+
+    The heat is clipped to 0..1 (NaN counts as 0) and stretched to the photo, whatever its own resolution.
+    """
+    height, width = image.shape[:2]
+    clipped = np.clip(np.nan_to_num(heat, nan=0.0), 0.0, 1.0).astype(np.float32)
+    stretched = np.asarray(Image.fromarray(clipped).resize((width, height), Image.Resampling.BILINEAR))
+    colours = colour_table("turbo")[np.rint(stretched * 255).astype(np.uint8)]
+    blended = (1 - opacity) * image.astype(np.float32) + opacity * colours
+    result: NDArray[np.uint8] = np.rint(blended).astype(np.uint8)
+    return result
+
+
+def _wrap(caption: str) -> list[str]:
+    lines = [part for line in caption.splitlines() for part in textwrap.wrap(line, CAPTION_COLUMNS)]
+    if len(lines) > CAPTION_LINES:
+        lines = [*lines[: CAPTION_LINES - 1], lines[CAPTION_LINES - 1][: CAPTION_COLUMNS - 1] + "…"]
+    return [shorten(line, CAPTION_COLUMNS) for line in lines]
+
+
+def _thumbnail(image: Picture) -> NDArray[np.uint8]:
+    """`(THUMBNAIL, THUMBNAIL, 3)`: the whole picture in the middle of the mount."""
+    picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+    scale = THUMBNAIL / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    # reducing_gap shrinks large photos by whole factors first, several times faster and hardly visible.
+    small = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0))
+    mount = np.full((THUMBNAIL, THUMBNAIL, 3), MOUNT, dtype=np.uint8)
+    top, left = (THUMBNAIL - height) // 2, (THUMBNAIL - width) // 2
+    mount[top : top + height, left : left + width] = small
+    return mount

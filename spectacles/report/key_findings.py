@@ -1,0 +1,163 @@
+"""What stands out in a run: a few sentences for who reads nothing else."""
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from spectacles.core.wording import count_of, percent, percents
+from spectacles.report.run_summary import Findings, Json
+
+FEW = 100
+"""Images below which a score is hardly more than an impression."""
+MAX_THRESHOLDS = 12
+"""Labels whose thresholds are named."""
+STRENGTH = 3
+"""Of 5, at which corruptions are named in a sentence."""
+
+
+@dataclass(frozen=True)
+class Highlight:
+    text: str
+    section: str
+    """Id of the report's section that says more."""
+
+
+def find(findings: Findings) -> list[Highlight]:
+    """In the order in which they should change what somebody does next."""
+    found = [
+        ("evaluate", _optimistic(findings)),
+        ("evaluate", _few(findings.scored)),
+        ("comparison", str(findings.comparison.get("sentence", ""))),
+        ("reachable", _flattered(findings.reachable)),
+        ("slices", weakest_slice(findings.worst_gap)),
+        ("robustness", weakest_change(findings.robustness)),
+        ("noisy_labels", _doubtful_labels(findings)),
+        ("error_analysis", unfaithful(findings.faithfulness)),
+        ("duplicates", _leaks(findings)),
+        ("abstention", abstention(findings.scored, findings.multi_label)),
+        ("dataset", _refused(findings)),
+    ]
+    return [Highlight(text, section) for section, text in found if text]
+
+
+def weakest_slice(worst: Json) -> str:
+    """Of slices.json's `worst_gap`: the group of images that is surely scored below the whole; '' without one."""
+    if not worst or worst["interval"][0] <= 0:
+        return ""
+    low, high = (100 * end for end in worst["interval"])
+    return (
+        f"Weakest group: {slice_name(worst)}, {percent(worst['accuracy'])} of its {count_of(worst['images'], 'image')} "
+        f"right, {100 * worst['gap']:.1f} points below all images ({low:.1f} to {high:.1f}, its choice among "
+        f"{worst['among']} groups allowed for)."
+    )
+
+
+def slice_name(entry: Json) -> str:
+    return f"{entry['column']}: {entry['value']}"
+
+
+def weakest_change(robustness: Json) -> str:
+    corruptions = robustness.get("corruptions")
+    if not corruptions:
+        return ""
+    name = min(corruptions, key=lambda key: fmean(corruptions[key]))
+    strengths = len(corruptions[name])
+    at = min(STRENGTH, strengths)
+    return (
+        f"Hardest change of the photos: {name.replace('_', ' ')}, {percent(corruptions[name][at - 1])} right at "
+        f"strength {at} of {strengths}, {percent(robustness['accuracy_clean'])} unchanged."
+    )
+
+
+def abstention(scored: Json, multi_label: bool) -> str:
+    """How many of the scored images get no answer, and what that does for the others; '' where all get one."""
+    away = [f"{scored[key]:,} {key}" for key in ("unsure", "unfamiliar") if scored.get(key)]
+    if not away:
+        return ""
+    others = scored.get("labelled", {})
+    right = (
+        f"; {percent(others['accuracy'])} of the others are right ({percents(others['interval'])})" if others else ""
+    )
+    answer = "answer" if multi_label else "label"  # having no label is an answer
+    return f"Of {count_of(scored['images'], 'image')}, {' and '.join(away)} get no {answer}{right}."
+
+
+def limits(bundle: Json) -> list[str]:
+    """By which numbers of bundle.json an image gets its label, or none; empty without a bundle."""
+    if not bundle:
+        return []
+    threshold, sure_from, familiar_from = (bundle.get(key) for key in ("threshold", "sure_from", "familiar_from"))
+    if bundle.get("multi_label"):
+        lines = [_label_limits(bundle["classes"], bundle["label_thresholds"])]
+    elif threshold is not None:
+        lines = [f"The label is {bundle['classes'][1]} from a probability of {threshold:.3f} on."]
+    else:
+        lines = ["The label is the most probable class."]
+    if sure_from:
+        lines.append("No label is sure enough." if sure_from > 1 else f"Unsure: below a confidence of {sure_from:.3f}.")
+    if familiar_from:
+        lines.append(
+            f"Unfamiliar: fewer than {percent(familiar_from)} of the validation photos are as unlike those trained on."
+        )
+    return lines
+
+
+def _label_limits(classes: list[str], thresholds: list[float]) -> str:
+    own = [f"{name} {threshold:.3f}" for name, threshold in zip(classes, thresholds, strict=True)]
+    more = f" and {len(own) - MAX_THRESHOLDS} more" if len(own) > MAX_THRESHOLDS else ""
+    return f"An image has a label from this probability on: {', '.join(own[:MAX_THRESHOLDS])}{more}."
+
+
+def _optimistic(findings: Findings) -> str:
+    if findings.split != "val":
+        return ""
+    return "There are no labelled test images: the score is of validation data, which chose the model, so optimistic."
+
+
+def _few(scored: Json) -> str:
+    count = scored.get("images", FEW)
+    return f"Only {count_of(count, 'image')} to score on: mind the interval." if count < FEW else ""
+
+
+def unfaithful(methods: Json) -> str:
+    """Ways of explaining whose maps do not show what matters to the model; '' where none is known to fail."""
+    failed = [name for name, result in methods.items() if result["faithful"] is False]
+    return f"Explanations by {' and '.join(failed)} do not show what matters to the model." if failed else ""
+
+
+def _flattered(reachable: Json) -> str:
+    if not flatters(reachable):
+        return ""
+    honest, naive = reachable["honest"]["accuracy"], reachable["naive"]["accuracy"]
+    return (
+        f"A naive split would flatter: the frozen features' probe gets {percent(naive)} right on it, {percent(honest)} "
+        "on one that keeps near duplicates and groups together."
+    )
+
+
+def flatters(reachable: Json) -> bool:
+    """Whether the naive score of explore/reachable.json is surely above the honest one."""
+    if not reachable:
+        return False
+    low = reachable.get("differences", {}).get("naive", {}).get("interval", [None])[0]
+    return bool(low > 0 if low is not None else reachable["naive"]["interval"][0] > reachable["honest"]["interval"][1])
+
+
+def _doubtful_labels(findings: Findings) -> str:
+    suspected = findings.results.get("error_analysis", {}).get("suspected_labels", 0)
+    if not suspected or findings.noisy_labels.empty:
+        return ""
+    return f"{count_of(suspected, 'label')} {'looks' if suspected == 1 else 'look'} wrong."
+
+
+def _leaks(findings: Findings) -> str:
+    crossing = 0 if findings.duplicates.empty else int((findings.duplicates["crosses_border"] == "True").sum())
+    if not crossing:
+        return ""
+    return f"{count_of(crossing, 'pair')} of duplicates across a split's border: the score may be optimistic."
+
+
+def _refused(findings: Findings) -> str:
+    ledger = findings.results.get("dataset", {}).get("ledger", {})
+    if not ledger.get("refused"):
+        return ""
+    return f"{ledger['refused']:,} of {count_of(ledger['rows'], 'row')} could not be used."

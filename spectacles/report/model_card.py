@@ -1,0 +1,179 @@
+"""MODEL_CARD.md: what a model is, what it is for and how far to trust it (Mitchell et al. 2019), from its run."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from spectacles.core import wording
+from spectacles.core.fileio import atomic_write
+from spectacles.core.run_dir import RunDir
+from spectacles.report import key_findings, run_summary
+from spectacles.report.html_report import headlines, per_class_columns, weakest_first
+from spectacles.report.run_summary import Findings, Json
+
+MAX_ROWS = 40
+"""Of a table of classes or groups: the weakest."""
+NOT_STATED = "not stated: --data_licence says it"
+
+
+class Markdown(str):
+    """Text that is Markdown already; everything else is escaped on its way into the card."""
+
+
+def write(run_dir: RunDir) -> Path | None:
+    """Next to the report, for a run that has a trained model; else takes away a card that speaks of a lost one."""
+    found = run_summary.read(run_dir)
+    if not found.bundle:
+        run_dir.model_card.unlink(missing_ok=True)
+        return None
+    template = _environment().get_template("model_card.md.jinja")
+    card = template.render(
+        name=run_dir.name,
+        found=found,
+        config=found.config,
+        data=found.results.get("dataset"),
+        train=found.results["train"],
+        bundle=found.bundle,
+        scored=found.scored,
+        environment=found.environment,
+        licence=found.config.get("data_licence") or NOT_STATED,
+        limits=key_findings.limits(found.bundle),
+        abstention=key_findings.abstention(found.scored, found.multi_label),
+        noun=wording.noun_of(found.multi_label),
+        nouns=wording.plural(wording.noun_of(found.multi_label)),
+        highlights=[highlight.text for highlight in key_findings.find(found)],
+        few=[entry for entry in found.slices if entry["source"] == "column" and not entry["sufficient"]],
+        tables=_tables(found),
+    )
+    atomic_write(run_dir.model_card, card)
+    return run_dir.model_card
+
+
+def escape(value: Any) -> str:
+    """Text that reads in rendered Markdown as it is: on one line, no markup, no HTML, no cell border."""
+    if isinstance(value, Markdown):
+        return value
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$!])", r"\\\1", " ".join(str(value).split()))
+
+
+def code(value: Any) -> Markdown:
+    """A code span, in as many backticks as its content needs (CommonMark 6.1)."""
+    text = " ".join(str(value).split())
+    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return Markdown(f"{fence}{pad}{text}{pad}{fence}")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
+    """The first column left, the others right; '' without rows."""
+    if not rows:
+        return Markdown("")
+    rule = [":---", *["---:"] * (len(header) - 1)]
+    lines = [list(map(escape, header)), rule, *[list(map(escape, row)) for row in rows]]
+    return Markdown("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+
+
+def _environment() -> Environment:
+    environment = Environment(  # nosec B701 # noqa: S701 - Markdown, not HTML: `escape` sees every value
+        loader=PackageLoader("spectacles.report"),
+        finalize=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    formats = (wording.percent, wording.percents, wording.thousands, wording.duration, wording.energy, code)
+    environment.filters |= {function.__name__: function for function in formats}
+    environment.globals |= {"interval_of": run_summary.interval_of, "slice_name": key_findings.slice_name}
+    return environment
+
+
+def _tables(found: Findings) -> dict[str, Markdown]:
+    names = headlines(found.multi_label)
+    return {
+        "classes": _class_table(found),
+        "metrics": _metric_table(found.scores, names),
+        "per_class": _per_class_table(found),
+        "slices": _slice_table(found.slices, names["accuracy"]),
+        "calibration": _calibration_table(found.scored.get("calibration"), names),
+        "robustness": _robustness_table(found.robustness),
+        "costs": _cost_table(found.costs),
+        "versions": table(("package", "version"), list(found.bundle["versions"].items())),
+    }
+
+
+def _class_table(found: Findings) -> Markdown:
+    data = found.results.get("dataset")
+    if data is None:
+        return Markdown("")
+    counts = data["counts"]
+    rows = [
+        (name, *(wording.thousands(counts[split][name]) for split in counts)) for name in data["classes"][:MAX_ROWS]
+    ]
+    if found.multi_label:  # the rows above do not add up to it
+        rows.append(("all images", *(wording.thousands(found.images[split]) for split in counts)))
+    return table((wording.noun_of(found.multi_label), *counts), rows)
+
+
+def _metric_table(scores: dict[str, Json], names: dict[str, str]) -> Markdown:
+    def cell(values: Json, key: str) -> str:
+        interval = run_summary.interval_of(values, key)
+        return wording.number(values.get(key)) + (f" ({wording.numbers(interval)})" if interval else "")
+
+    known = [(key, name) for key, name in names.items() if any(v.get(key) is not None for v in scores.values())]
+    rows = [(name, *(cell(values, key) for values in scores.values())) for key, name in known]
+    return table(("metric (95 % interval)", *scores), rows)
+
+
+def _per_class_table(found: Findings) -> Markdown:
+    rows = weakest_first(found.scored)[:MAX_ROWS]
+    columns = per_class_columns(found.multi_label)
+    return table(
+        (wording.noun_of(found.multi_label), *columns.values(), "images"),
+        [(name, *(wording.number(row[key]) for key in columns), int(row["support"] or 0)) for name, row in rows],
+    )
+
+
+def _slice_table(slices: Sequence[Json], right: str) -> Markdown:
+    rows = [
+        (
+            key_findings.slice_name(entry),
+            wording.thousands(entry["images"]),
+            wording.percent(entry["accuracy"]),
+            wording.percents(entry["interval"]),
+            "" if entry["sufficient"] else "too few images",
+        )
+        for entry in slices[:MAX_ROWS]
+    ]
+    return table(("group", "images", right, "95 % interval", "note"), rows)
+
+
+def _calibration_table(calibration: Json | None, names: dict[str, str]) -> Markdown:
+    if not calibration:
+        return Markdown("")
+    before, after = calibration["before"], calibration["after"]
+    rows = [(names.get(key, key), wording.number(before[key]), wording.number(after.get(key))) for key in before]
+    return table(("lower is better", "before", "after"), rows)
+
+
+def _robustness_table(robustness: Json) -> Markdown:
+    rows = [
+        (name.replace("_", " "), *map(wording.percent, values))
+        for name, values in robustness.get("corruptions", {}).items()
+    ]
+    return table(("change, by strength", "1", "2", "3", "4", "5"), rows)
+
+
+def _cost_table(costs: dict[str, Json]) -> Markdown:
+    rows = [
+        (
+            stage,
+            wording.duration(cost["seconds"]),
+            "not measured" if cost["joules"] is None else wording.energy(cost["joules"]),
+        )
+        for stage, cost in costs.items()
+    ]
+    return table(("stage", "time", "energy"), rows)

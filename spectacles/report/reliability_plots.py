@@ -1,0 +1,158 @@
+"""Charts of how far scores can be trusted: by confidence, threshold, group of images, and on changed photos.
+
+Each is written as a PNG to `path`, whole or not at all; what it shows is in metrics.json, slices.json, robustness.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectacles.core.wording import percent
+from spectacles.metrics import classification
+from spectacles.metrics.classification import Floats, Ints
+from spectacles.report.style import (
+    COLOURS,
+    INK,
+    MUTED,
+    Panel,
+    add_legend,
+    new_figure,
+    nth_colour,
+    save,
+    say_nothing,
+    shorten,
+)
+
+MAX_SLICES = 40
+DASHES = ("-", "--")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def coverage(selective: Mapping[str, Any], labelled: Mapping[str, Any] | None, images: int, path: Path) -> Path:
+    """Accuracy of the surest images by the share of them (`confidence.selective`), and where the bundle stands: the
+    images to which it gives a label (`labelled` of `confidence.by_verdict`)."""
+    share, accuracy = np.array(selective["coverage"]), np.array(selective["accuracy"])
+    figure, [axes] = new_figure(f"Accuracy of the surest images (AURC {selective['aurc']:.4f})", 6.5, 4)
+    axes.plot(100 * share, 100 * accuracy, color=COLOURS[0], linewidth=1.8, label="accuracy")
+    axes.axhline(100 * accuracy[-1], color=MUTED, linewidth=0.9, linestyle="--", label=f"all: {percent(accuracy[-1])}")
+    if labelled is not None and labelled["accuracy"] is not None:
+        at = 100 * labelled["images"] / images
+        text = f"labelled: {percent(labelled['accuracy'])} of {labelled['images']:,}"
+        low, high = (100 * end for end in labelled["interval"])
+        axes.vlines(at, low, high, color=COLOURS[1], linewidth=1.4)
+        axes.plot(at, 100 * labelled["accuracy"], "o", color=COLOURS[1], markersize=6, label=text)
+    axes.set_xlim(0, 101)
+    axes.set_ylim(max(0.0, 100 * accuracy.min() - 3), 100.5)
+    axes.set_xlabel("% of the images, the surest first")
+    axes.set_ylabel("% of them right")
+    add_legend(axes, loc="lower left")
+    return save(figure, path)
+
+
+def thresholds(labels: Ints, scores: Floats, threshold: float | None, positive: str, path: Path) -> Path:
+    """Error rates, precision and recall of two classes by the probability (N,) from which an image counts as the
+    positive class; the bundle's threshold (None: the most probable class) is marked."""
+    figure, panels = new_figure(f"Errors by the threshold of {shorten(positive, 40)}", 7, 6, (1, 1))
+    positives = np.asarray(labels) == 1
+    if not positives.any() or positives.all():
+        say_nothing(panels[0], "undefined: needs positive and negative samples")
+        panels[1].set_axis_off()
+        return save(figure, path)
+    fall_out, recall, starts = classification.roc_curve(positives, scores)
+    called = fall_out * (~positives).sum() + recall * positives.sum()
+    precision = np.divide(recall * positives.sum(), called, out=np.ones(len(called)), where=called > 0)
+    # A row holds for thresholds from above the next lower score up to its own.
+    x = np.append(np.append(0.0, starts[:0:-1]), 1.0)
+    at = np.append(np.append(len(starts) - 1, np.arange(len(starts) - 1, 0, -1)), 0)
+    here = 0.5 if threshold is None else threshold
+    place = at[min(int(np.searchsorted(x, here, side="left")), len(at) - 1)]
+    rows = (
+        (panels[0], "false positives", fall_out), (panels[0], "false negatives", 1 - recall),
+        (panels[1], "precision", precision), (panels[1], "recall", recall),
+    )  # fmt: skip
+    for index, (axes, name, values) in enumerate(rows):
+        label = f"{name}: {percent(values[place])}"
+        axes.step(x, 100 * values[at], where="pre", color=nth_colour(index), linewidth=1.6, label=label)
+    middle = (x > 0.05) & (x < 0.95)
+    # What lies at the very ends would flatten what lies between.
+    seen = [100 * values[np.append(at[middle], place)] for _, _, values in rows]
+    panels[0].set_ylim(0, min(100.5, max(5.0, 1.3 * float(np.max(seen[:2])))))
+    panels[1].set_ylim(max(0.0, min(95.0, float(np.min(seen[2:])) - 5)), 100.5)
+    said = "the most probable class" if threshold is None else f"the bundle's threshold, {here:.3f}"
+    for axes, what in zip(panels, ("% of their class", "%"), strict=True):
+        axes.axvline(here, color=INK, linewidth=1, linestyle="--", label=f"at {said}")
+        axes.set_ylabel(what)
+        add_legend(axes)
+    panels[1].set_xlim(-0.01, 1.01)
+    panels[1].set_xlabel("threshold on the probability")
+    return save(figure, path)
+
+
+def slices(entries: Sequence[Mapping[str, Any]], overall: float, path: Path) -> Path:
+    """Accuracy with its 95 % interval of each slice (slices.json), the worst on top; grey where images are too few."""
+    order = sorted(entries, key=lambda entry: (not entry["sufficient"], entry["accuracy"]))
+    title = f"Accuracy by group of images (dashed: all, {percent(overall)})"
+    if len(order) > MAX_SLICES:
+        title += f": the {MAX_SLICES} lowest of {len(order)}"
+    order = order[:MAX_SLICES]
+    figure, [axes] = new_figure(title, 9, 1.4 + 0.26 * max(3, len(order)))
+    if not order:
+        say_nothing(axes)
+        return save(figure, path)
+    for row, entry in enumerate(order):
+        colour = COLOURS[0] if entry["sufficient"] else MUTED
+        low, high = entry["interval"]
+        axes.hlines(row, 100 * low, 100 * high, color=colour, linewidth=2, alpha=0.6)
+        axes.plot(100 * entry["accuracy"], row, "o", color=colour, markersize=5)
+    axes.axvline(100 * overall, color=INK, linewidth=0.9, linestyle="--")
+    names = [f"{shorten(entry['column'], 20)}: {shorten(entry['value'], 44)}" for entry in order]
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    lowest = 100 * min(entry["interval"][0] for entry in order if entry["sufficient"] or not order[0]["sufficient"])
+    left = max(-1.0, lowest - 2)
+    axes.set_xlim(left, 100.5 + 0.32 * (100.5 - left))
+    axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= 100])
+    for row, entry in enumerate(order):
+        few = "" if entry["sufficient"] else ", insufficient"
+        axes.text(100.5, row, f" {percent(entry['accuracy'])} of {entry['images']:,}{few}", fontsize=8, va="center")
+    axes.set_xlabel("% right, with 95 % interval")
+    return save(figure, path)
+
+
+def robustness(measured: Mapping[str, Any], path: Path) -> Path:
+    """Accuracy by strength of each change (robustness.json), 0 being the photos as they are."""
+    title = f"Accuracy on changed photos ({measured['images']:,} images)"
+    figure, [axes] = new_figure(title, 8.5, 4.6)
+    changes: Mapping[str, Sequence[float]] = measured["corruptions"]
+    if not changes:
+        say_nothing(axes)
+        return save(figure, path)
+    clean = measured["accuracy_clean"]
+    low, high = (100 * end for end in measured["interval_clean"])
+    axes.axhspan(low, high, color=MUTED, alpha=0.15, label=f"unchanged: {percent(clean)}, 95 % interval")
+    label = f"always the most frequent answer: {percent(measured['most_frequent'])}"
+    axes.axhline(100 * measured["most_frequent"], color=MUTED, linewidth=0.9, linestyle=":", label=label)
+    for index, (name, values) in enumerate(sorted(changes.items(), key=lambda item: -float(np.mean(item[1])))):
+        _line(axes, index, [clean, *values], name)
+    axes.set_xticks(range(6))
+    axes.set_xlim(-0.1, 5.1)
+    lowest = min(measured["most_frequent"], *(min(values) for values in changes.values()))
+    axes.set_ylim(max(-1.0, 100 * lowest - 5), 101)
+    axes.set_xlabel("strength")
+    axes.set_ylabel("% right")
+    add_legend(axes, "on average over strengths", "beside")
+    return save(figure, path)
+
+
+def _line(axes: Panel, index: int, values: Sequence[float], name: str) -> None:
+    dash, marker = DASHES[index // len(COLOURS) % 2], MARKERS[index % len(MARKERS)]
+    label = f"{shorten(name)}  {percent(float(np.mean(values[1:])))}"
+    axes.plot(
+        range(len(values)), 100 * np.array(values), linestyle=dash, marker=marker, markersize=4.5,
+        color=nth_colour(index), linewidth=1.5, label=label,
+    )  # fmt: skip

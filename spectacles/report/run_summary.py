@@ -1,0 +1,145 @@
+"""What a run's stages have left behind, read for those who tell of it (report, model card). Any part may be missing."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from spectacles.core.run_dir import STAGES, RunDir
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Empty dicts, lists and tables stand for stages that have not been run and files that older versions lack."""
+
+    results: dict[str, Json]
+    """Finished stage -> its result.json, paths in its summary relative to the run folder."""
+    config: Json
+    environment: Json
+    bundle: Json
+    """bundle.json of the trained model."""
+    costs: dict[str, Json]
+    """Finished stage -> seconds and joules."""
+    scores: dict[str, Json]
+    """Split -> metrics.json, the split of the headline first."""
+    slices: list[Json]
+    """Worst first, those with too few images last."""
+    worst_gap: Json
+    comparison: Json
+    robustness: Json
+    reachable: Json
+    duplicates: pd.DataFrame
+    outliers: pd.DataFrame
+    noisy_labels: pd.DataFrame
+    label_fixes: dict[str, int]
+    """Decision of a person -> labels, of the review that the run was made with."""
+    faithfulness: Json
+    """Way of explaining -> how far its maps show what matters."""
+
+    @property
+    def split(self) -> str:
+        """The split that the headline speaks of: test, or val where there is no other; '' before evaluation."""
+        return str(self.results["evaluate"]["scored_on"]) if "evaluate" in self.results else ""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of labels: then it is right where all of them are."""
+        return bool((self.bundle or self.results.get("dataset", {})).get("multi_label"))
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Split -> labelled images."""
+        data = self.results["dataset"]
+        return dict(data.get("images") or {split: sum(counts.values()) for split, counts in data["counts"].items()})
+
+    @property
+    def scored(self) -> Json:
+        return self.scores.get(self.split, {})
+
+
+def read(run_dir: RunDir) -> Findings:
+    results = {stage: _result(run_dir, stage) for stage in STAGES if run_dir.done(stage)}
+
+    def json_of(stage: str, name: str) -> Json:
+        return read_json(run_dir.path / stage / name) if stage in results else {}
+
+    def table_of(stage: str, name: str) -> pd.DataFrame:
+        return read_csv(run_dir.path / stage / name) if stage in results else pd.DataFrame()
+
+    config = run_dir.load_config()
+    groups = json_of("evaluate", "slices.json")
+    return Findings(
+        results=results,
+        config=config,
+        environment=read_json(run_dir.environment),
+        bundle=json_of("train", "bundle/bundle.json"),
+        costs=_costs(run_dir, results),
+        scores=_headline_first(json_of("evaluate", "metrics.json"), results),
+        slices=sorted(groups.get("slices", []), key=_slice_order),
+        worst_gap=groups.get("worst_gap") or {},
+        comparison=json_of("evaluate", "comparison.json"),
+        robustness=json_of("evaluate", "robustness.json"),
+        reachable=json_of("explore", "reachable.json"),
+        duplicates=table_of("dataset", "duplicates.csv"),
+        outliers=table_of("explore", "outliers.csv"),
+        noisy_labels=table_of("error_analysis", "noisy_labels.csv"),
+        label_fixes=_decisions(config.get("label_fixes")),
+        faithfulness=json_of("error_analysis", "faithfulness.json").get("methods", {}),
+    )
+
+
+def read_json(path: Path) -> Json:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def read_csv(path: Path, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """All cells as text; only those of `columns` that the file has. Empty where there is no such file."""
+    if not path.is_file():
+        return pd.DataFrame()
+    wanted = None if columns is None else lambda name: name in columns
+    return pd.read_csv(path, dtype=str, keep_default_na=False, usecols=wanted)
+
+
+def shows_photos(run_dir: RunDir, stage: str) -> bool:
+    """Whether a stage's pictures may hold pixels of photos: not where it ran with --no_galleries."""
+    path = run_dir.path / stage / "config.yaml"
+    saved = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    return bool(saved.get("galleries", True))
+
+
+def interval_of(scores: Json, metric: str) -> list[float] | None:
+    """95 %, of one split's metric; None where it was not measured."""
+    known = scores.get("intervals") or {"accuracy": scores.get("accuracy_interval")}
+    return known.get(metric)
+
+
+def _result(run_dir: RunDir, stage: str) -> Json:
+    """Closing lines name files by their whole path, for the terminal; beside the report the rest of it is enough."""
+    result = read_json(run_dir.result(stage))
+    inside = f"{run_dir.path}{os.sep}"
+    return result | {"summary": [line.replace(inside, "") for line in result["summary"]]}
+
+
+def _decisions(path: str | None) -> dict[str, int]:
+    fixes = read_csv(Path(path), ("decision",)) if path else pd.DataFrame()
+    return {} if fixes.empty else {str(name): int(count) for name, count in fixes["decision"].value_counts().items()}
+
+
+def _headline_first(scores: dict[str, Json], results: dict[str, Json]) -> dict[str, Json]:
+    return dict(sorted(scores.items(), key=lambda item: item[0] != results["evaluate"]["scored_on"]))
+
+
+def _costs(run_dir: RunDir, results: dict[str, Json]) -> dict[str, Json]:
+    costs = {stage: read_json(run_dir.cost(stage)) for stage in results}
+    return {stage: cost for stage, cost in costs.items() if cost}
+
+
+def _slice_order(entry: Json) -> tuple[bool, float, int]:
+    accuracy = entry["accuracy"]
+    return not entry["sufficient"], 2.0 if accuracy is None else float(accuracy), -int(entry["images"])

@@ -1,0 +1,4 @@
+"""The drawn data set of the demo.
+
+Imports nothing of the project but core.
+"""

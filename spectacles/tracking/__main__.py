@@ -1,0 +1,4 @@
+from spectacles.tracking.tracking import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,4 @@
+"""The two phases of training, their steps, checkpoints and the final bundle.
+
+May use core, tracking, metrics, data, report and models.
+"""

@@ -1,0 +1,215 @@
+"""Random changes to training pictures, on whole batches and on the device that trains.
+
+What happens to a picture is decided by one row of uniform numbers, which is a function of (seed, epoch, index): neither
+batch, device nor timing has a say. Chosen so that a model holds on photos from elsewhere: other frames and sizes
+(crop, zoom out, turn), other cameras (light, colour, grey, blur, JPEG), and things in the way (erasing).
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import affine_grid, avg_pool2d, conv2d, grid_sample, pad
+from torchvision.transforms import v2
+
+from spectacles.core.config import AugmentConfig
+from spectacles.core.device import derive_seed, to_device
+from spectacles.data.preprocessing import Preprocessing
+
+COLUMNS = (
+    "crop_area", "crop_x", "crop_y", "aspect", "flip", "turn", "zooms_out", "zoom",
+    "brightness", "contrast", "saturation", "is_grey", "is_blurred", "blur", "is_jpeg", "jpeg",
+    "is_erased", "erase_area", "erase_x", "erase_y", "erase_colour",
+)  # fmt: skip
+"""What each uniform number of a row decides. New ones go to the end: a row's first numbers then stay what they were."""
+
+ASPECT = 1.18
+ZOOM_OUT = 2.5
+"""A zoomed-out picture fills at least 1/2.5 of the frame's side; around it the picture is mirrored."""
+BLUR_SIGMA = (0.4, 2.0)
+"""Pixels at 224 px; smaller pictures in proportion."""
+JPEG_QUALITY = (15, 85)
+ERASED_AREA = (0.02, 0.2)
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R 601."""
+
+
+def draws(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Uniform numbers (count, len(COLUMNS)) in [0, 1): row i is a function of (seed, epoch, i)."""
+    return np.random.default_rng(derive_seed(seed, "augment", epoch)).random((count, len(COLUMNS)), dtype=np.float32)
+
+
+def row_for(*parts: int | str) -> np.ndarray:
+    """One row of draws that is a function of `parts`."""
+    return np.random.default_rng(derive_seed("view", *parts)).random(len(COLUMNS), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """uint8 (B, S, S, C) -> float32 (B, C, size, size), normalised, channels_last."""
+
+    config: AugmentConfig
+    preprocessing: Preprocessing
+
+    def __call__(self, pixels: np.ndarray, rows: np.ndarray, size: int, device: torch.device) -> torch.Tensor:
+        """`rows` (B, len(COLUMNS)) are the batch's draws; `size` is the side of the result."""
+        images = self._change(pixels, rows, size, device)
+        return self.preprocessing.normalize(images.permute(0, 2, 3, 1)).contiguous(memory_format=torch.channels_last)
+
+    def view(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The changed pictures as pixels again, uint8 (B, S, S, C)."""
+        changed = self._change(pixels, rows, pixels.shape[1], torch.device("cpu"))
+        return changed.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
+
+    def _change(self, pixels: np.ndarray, rows: np.ndarray, size: int, device: torch.device) -> torch.Tensor:
+        """float32 (B, C, size, size), 0..255."""
+        drawn = dict(zip(COLUMNS, rows.T, strict=True))
+        images = to_device(self._compress(self._randaugment(pixels, rows), drawn), device)
+        images = self._frame(images.permute(0, 3, 1, 2).float(), drawn, size)
+        return self._erase(self._blur(self._recolour(images, drawn), drawn), drawn)
+
+    @cached_property
+    def _policy(self) -> v2.RandAugment:
+        return v2.RandAugment(num_ops=2, magnitude=self.config.randaugment)
+
+    def _randaugment(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        if not self.config.randaugment:
+            return pixels
+        changed = []
+        with torch.random.fork_rng(devices=[]):
+            for picture, row in zip(pixels, rows, strict=True):
+                torch.default_generator.manual_seed(derive_seed(row.tobytes().hex()))
+                changed.append(self._policy(torch.from_numpy(picture).permute(2, 0, 1)).permute(1, 2, 0).numpy())
+        return np.stack(changed)
+
+    def _compress(self, pixels: np.ndarray, drawn: dict[str, np.ndarray]) -> np.ndarray:
+        """JPEG at a random quality. On the CPU even beside a GPU: nvjpeg would make every step wait for it."""
+        chosen = np.flatnonzero(drawn["is_jpeg"] < self.config.jpeg)
+        if not len(chosen):
+            return pixels
+        pixels = pixels.copy()
+        for place in chosen:
+            quality = round(_between(JPEG_QUALITY, float(drawn["jpeg"][place])))
+            pixels[place] = _through_jpeg(pixels[place], quality)
+        return pixels
+
+    def _frame(self, images: torch.Tensor, drawn: dict[str, np.ndarray], size: int) -> torch.Tensor:
+        """Crop or zoom out, mirror and turn, in one resampling; strong reductions from a halved copy, so that they do
+        not alias."""
+        theta, reduction = affine(self.config, drawn)
+        grid = affine_grid(
+            to_device(theta, images.device), [len(images), images.shape[1], size, size], align_corners=False
+        )
+        framed = grid_sample(images, grid, "bilinear", "reflection", align_corners=False)
+        strong = np.flatnonzero(reduction * images.shape[-1] / size > 1.5)
+        if len(strong):
+            places = to_device(strong, images.device)
+            framed[places] = grid_sample(
+                avg_pool2d(images[places], 2), grid[places], "bilinear", "reflection", align_corners=False
+            )
+        return framed
+
+    def _recolour(self, images: torch.Tensor, drawn: dict[str, np.ndarray]) -> torch.Tensor:
+        """Brightness, contrast (around the picture's mean grey) and saturation, as torchvision's ColorJitter."""
+        strength = self.config.color_jitter
+        grey_channels = images.shape[1] == 1
+        if not strength and (grey_channels or not self.config.grayscale):
+            return images
+        factors = {n: 1 + strength * (2 * drawn[n] - 1) for n in ("brightness", "contrast", "saturation")}
+        factors["saturation"] = np.where(drawn["is_grey"] < self.config.grayscale, 0, factors["saturation"])
+        brightness, contrast, saturation = (
+            to_device(value, images.device).view(-1, 1, 1, 1) for value in factors.values()
+        )  # fmt: skip
+        images = images * brightness
+        weights = torch.tensor([1.0] if grey_channels else LUMA, device=images.device).view(1, -1, 1, 1)
+        grey = (images * weights).sum(1, keepdim=True)
+        images = torch.lerp(grey, images, saturation) if not grey_channels else images
+        mean = grey.mean((2, 3), keepdim=True)
+        return torch.lerp(mean.expand_as(images), images, contrast).clamp_(0, 255)
+
+    def _blur(self, images: torch.Tensor, drawn: dict[str, np.ndarray]) -> torch.Tensor:
+        chosen = np.flatnonzero(drawn["is_blurred"] < self.config.blur)
+        if not len(chosen):
+            return images
+        places, size = to_device(chosen, images.device), images.shape[-1]
+        sigma = _between(BLUR_SIGMA, to_device(drawn["blur"][chosen], images.device)) * size / 224
+        radius = max(1, math.ceil(2 * BLUR_SIGMA[1] * size / 224))
+        offsets = torch.arange(-radius, radius + 1, device=images.device)
+        kernels = torch.softmax(-0.5 * (offsets / sigma[:, None]).square(), dim=1)  # (M, 2r+1), each sums to 1
+        channels = images.shape[1]
+        kernels = kernels.repeat_interleave(channels, 0)[:, None, :, None]
+        blurred = pad(images[places], [radius] * 4, mode="reflect").flatten(0, 1)[None]
+        groups = len(chosen) * channels
+        blurred = conv2d(conv2d(blurred, kernels, groups=groups), kernels.transpose(2, 3), groups=groups)
+        images[places] = blurred.view(len(chosen), channels, size, size)
+        return images
+
+    def _erase(self, images: torch.Tensor, drawn: dict[str, np.ndarray]) -> torch.Tensor:
+        """A square of one grey covers a part (Zhong et al. 2017). Slices of known places: nothing waits for a GPU."""
+        size = images.shape[-1]
+        for place in np.flatnonzero(drawn["is_erased"] < self.config.random_erasing):
+            row = {name: float(values[place]) for name, values in drawn.items()}
+            side = round(size * math.sqrt(_between(ERASED_AREA, row["erase_area"])))
+            x, y = (int(row[name] * (size - side + 1)) for name in ("erase_x", "erase_y"))
+            images[place, :, y : y + side, x : x + side] = 255 * row["erase_colour"]
+        return images
+
+
+def affine(config: AugmentConfig, drawn: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(theta (B, 2, 3) float32 from output to input coordinates in -1..1, reduction (B,): input per output length).
+
+    A crop keeps `crop_scale` to 1 of the area and lies within the frame; its aspect ratio varies by 18 %. A zoomed-out
+    picture (a share `zoom_out` of them) lies within the frame as a whole.
+    """
+    out = drawn["zooms_out"] < config.zoom_out
+    crop = np.sqrt(_between((config.crop_scale, 1.0), drawn["crop_area"]))
+    scale = np.where(out, ZOOM_OUT ** drawn["zoom"], crop)
+    stretch = ASPECT ** (drawn["aspect"] - 0.5) if config.crop_scale < 1 else np.ones_like(scale)
+    # The aspect ratio must neither push a crop over the border nor cut a zoomed-out picture.
+    stretch = np.clip(stretch, np.minimum(scale, 1 / scale), np.maximum(scale, 1 / scale))
+    wide, high = scale * stretch, scale / stretch
+    x, y = (np.abs(1 - side) * (2 * drawn[name] - 1) for side, name in ((wide, "crop_x"), (high, "crop_y")))
+    mirrored = np.where((drawn["flip"] < 0.5) & config.flip, -1, 1)
+    angle = np.deg2rad(config.rotation) * (2 * drawn["turn"] - 1)
+    cos, sin = np.cos(angle), np.sin(angle)
+    theta = np.stack(
+        [np.stack([wide * cos * mirrored, -wide * sin, x], 1), np.stack([high * sin * mirrored, high * cos, y], 1)], 1
+    )
+    return theta.astype(np.float32), scale
+
+
+def _through_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
+    """uint8 (S, S, C) -> the same."""
+    buffer = BytesIO()
+    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer)).reshape(picture.shape)
+
+
+def _between(bounds: tuple[float, float], share: Any) -> Any:
+    return bounds[0] + (bounds[1] - bounds[0]) * share
+
+
+class View:
+    """A fixed change of every picture, known by its number: 1 is the mirror image, from 2 on they are augmented."""
+
+    def __init__(self, number: int, augmentation: Augmentation) -> None:
+        self.number, self.augmentation = number, augmentation
+
+    def name(self, digest: str) -> str:
+        """What the table calls the view of a file: augmented ones depend on the settings as well."""
+        if self.number == 1:
+            return f"{digest}/mirror"
+        settings = hashlib.sha256(repr(self.augmentation.config).encode()).hexdigest()[:8]
+        return f"{digest}/{self.number}/{settings}"
+
+    def __call__(self, pixels: np.ndarray, digests: list[str]) -> np.ndarray:
+        """uint8 (B, S, S, C) -> the same; what is drawn depends on (number, file content)."""
+        if self.number == 1:
+            return np.ascontiguousarray(pixels[:, :, ::-1])
+        return self.augmentation.view(pixels, np.stack([row_for(self.number, digest) for digest in digests]))

@@ -1,0 +1,245 @@
+"""The end of a training: what the kept model's numbers mean, found on validation data, and the final bundle."""
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from spectacles.core.config import TrainConfig
+from spectacles.core.config_base import Goal, parse_goal
+from spectacles.core.errors import UserError
+from spectacles.core.progress import progress
+from spectacles.core.results import TrainReport
+from spectacles.data.pixel_cache import in_batches
+from spectacles.metrics import calibration, thresholds
+from spectacles.metrics.calibration import Calibration
+from spectacles.metrics.multilabel import all_right
+from spectacles.models import engines, ood
+from spectacles.models.bundle import ENGINE_FILE, BundleInfo, save_bundle
+from spectacles.models.classifier import Classifier, load_classifier
+from spectacles.models.ood import REFERENCES, WithLastMap
+from spectacles.training.batches import validation_scores
+from spectacles.training.history import Epoch, best_epoch
+from spectacles.training.trainer import Training
+
+NAMED = 10
+"""Labels that a sentence names."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a bundle says besides its weights, in sentences and in numbers too."""
+
+    info: BundleInfo
+    sentences: list[str]
+    numbers: dict[str, float | None]
+
+
+def check(config: TrainConfig, labels: np.ndarray, num_classes: int) -> Goal | None:
+    """What --threshold_for asks for, before anything is trained; `labels` are those of the validation images,
+    (N,) of classes, or (N, K) where an image has any number: these have thresholds in any case, for f1 by default.
+
+    Raises UserError for a threshold or a --sure that cannot be found on these data.
+    """
+    if config.sure is not None and len(labels) < (needed := thresholds.images_needed(config.sure)):
+        raise UserError(
+            f"--sure {config.sure:g} takes at least {needed} validation images to tell, and there are {len(labels)}: "
+            "give more images, a larger --val_fraction, or a lower --sure."
+        )
+    if labels.ndim == 2:
+        return parse_goal(config.threshold_for or "f1")
+    if config.threshold_for is None:
+        return None
+    goal = parse_goal(config.threshold_for)
+    if num_classes != 2:
+        raise UserError(f"--threshold_for {goal} is for two classes, and the data have {num_classes}: leave it out.")
+    if len(np.unique(labels)) < 2:
+        raise UserError(
+            f"--threshold_for {goal} needs validation images of both classes: give more images, or another --seed."
+        )
+    return goal
+
+
+def images(training: Training) -> int:
+    """How many are looked at in the end."""
+    return len(training.val.labels) + min(REFERENCES, len(training.train.labels))
+
+
+def finish(training: Training) -> TrainReport:
+    """Loads the kept bundle afresh, scores it once more, decides on validation data, and writes the final bundle."""
+    best, labels = best_epoch(training.history), training.val.labels
+    classifier, _, _ = load_classifier(training.bundle)
+    features, seen, seen_in_training = _look(training, classifier)
+    logits = engines.linear(classifier.head)(features)
+    if not np.isfinite(logits).all():
+        raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
+    known = ood.fit(seen_in_training, seen)
+    info = replace(training.info, metric_value=best.value, epoch=best.epoch, phase=best.phase)
+    decided = decide(training.config, info, logits, labels, known(seen) if known else None)
+    state = classifier.state_dict() | (known.tensors() if known else {})
+    model_id = save_bundle(training.bundle, decided.info, state)
+    if _engine_memory(training).is_file():  # evaluate, predict and the server need not measure again
+        shutil.copyfile(_engine_memory(training), training.bundle / ENGINE_FILE)
+    return _report(training, best, validation_scores(logits, labels)[training.config.metric], decided, model_id)
+
+
+def decide(
+    config: TrainConfig, info: BundleInfo, logits: np.ndarray, labels: np.ndarray, familiar: np.ndarray | None
+) -> Decided:
+    """Calibration, threshold and what is unsure, from validation logits (N, K), class indices (N,) or labels (N, K),
+    and familiarities (N,), each on top of the one before it."""
+    calibrated = calibration.fit(logits, labels)
+    info = replace(info, temperature=calibrated.temperature, class_scales=calibrated.scales,
+                   class_biases=calibrated.biases)  # fmt: skip
+    decided = Decided(info, [_about_calibration(calibrated, len(labels))], {"temperature": calibrated.temperature})
+    probabilities = calibrated.probabilities(logits)
+    goal = check(config, labels, len(info.classes))
+    if goal is not None:
+        with_thresholds = _with_label_thresholds if info.multi_label else _with_threshold
+        decided = with_thresholds(decided, goal, labels, probabilities)
+    if config.sure is not None:
+        decided = _with_confidence(decided, config.sure, labels, probabilities)
+    return _with_familiarity(decided, config.familiar, familiar)
+
+
+def _about_calibration(calibrated: Calibration, images: int) -> str:
+    if images < calibration.ENOUGH:
+        return f"probabilities are as they are: calibrating them takes at least {calibration.ENOUGH} validation images"
+    each = "label" if calibrated.multi_label else "class"
+    more = f", and a scale and a bias for each {each}" if calibrated.scales else ""
+    return f"probabilities are calibrated on validation data: temperature {calibrated.temperature:.3f}{more}"
+
+
+def _with_threshold(decided: Decided, goal: Goal, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
+    choice = thresholds.choose(goal, labels, probabilities[:, 1])
+    called = decided.info.classes[1]
+    sentence = (
+        f"called {called!r} from a probability of {choice.threshold:.4g} on, for {goal}: on validation data precision "
+        f"{choice.precision:.4f}, recall {choice.recall:.4f}, false positive rate {choice.false_positive_rate:.4f}"
+    )
+    if not choice.reached:
+        sentence += f"; no threshold reaches the precision of {goal.least:g}, this is the nearest"
+    numbers = {"threshold": choice.threshold, "threshold_precision": choice.precision,
+               "threshold_recall": choice.recall}  # fmt: skip
+    info = replace(decided.info, threshold=choice.threshold)
+    return Decided(info, [*decided.sentences, sentence], {**decided.numbers, **numbers})
+
+
+def _with_label_thresholds(decided: Decided, goal: Goal, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
+    choices = thresholds.choose_each(goal, labels, probabilities)
+    chosen = tuple(0.5 if choice is None else choice.threshold for choice in choices)
+    classes = decided.info.classes
+    own = [f"{name} {choice.threshold:.3g}" for name, choice in zip(classes, choices, strict=True) if choice]
+    sentence = f"labels have thresholds of their own, for {goal} on validation data: {', '.join(own[:NAMED]) or 'none'}"
+    sentence += f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
+    few = [name for name, choice in zip(classes, choices, strict=True) if choice is None]
+    if few:
+        sentence += (
+            f"; 0.5 for {', '.join(few[:NAMED])}{' and others' if len(few) > NAMED else ''}, which fewer than "
+            f"{thresholds.ENOUGH_EACH} validation images have or lack"
+        )
+    missed = [name for name, choice in zip(classes, choices, strict=True) if choice and not choice.reached]
+    if missed:
+        sentence += f"; no threshold reaches the precision of {goal.least:g} for {', '.join(missed[:NAMED])}"
+    info = replace(decided.info, label_thresholds=chosen)
+    return replace(decided, info=info, sentences=[*decided.sentences, sentence])
+
+
+def _with_confidence(decided: Decided, sure: float, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
+    correct = all_right(decided.info.decide(probabilities), labels)
+    confidences = decided.info.certainty(probabilities)
+    sure_from = thresholds.choose_confidence(correct, confidences, sure)
+    kept = confidences >= sure_from
+    coverage, accuracy = float(kept.mean()), float(correct[kept].mean()) if kept.any() else None
+    if accuracy is None:
+        sentence = (
+            f"--sure {sure:g} is out of reach: not even the most confident labels are right so often, all are unsure"
+        )
+    else:
+        sentence = (
+            f"--sure {sure:g}: {coverage:.1%} of the validation images get a label, and {accuracy:.1%} of these labels "
+            "are right"
+        )
+        sentence += f"; labels of a confidence below {sure_from:.4g} come out as unsure" if sure_from else ""
+    numbers = {"sure_coverage": coverage, "sure_accuracy": accuracy}
+    info = replace(decided.info, sure_from=sure_from)
+    return Decided(info, [*decided.sentences, sentence], {**decided.numbers, **numbers})
+
+
+def _with_familiarity(decided: Decided, share: float, familiar: np.ndarray | None) -> Decided:
+    if familiar is None:
+        sentence = f"what is familiar is not known: it takes {ood.ENOUGH} training and as many validation images"
+        return replace(decided, sentences=[*decided.sentences, sentence])
+    familiar_from = round(1 - share, 12)
+    strange = int((familiar < familiar_from).sum())
+    sentence = (
+        f"photos less like the training photos than {share:.1%} of the validation photos come out as unsure "
+        f"(unfamiliar): {strange} of these {len(familiar)} do"
+    )
+    numbers = {"unfamiliar": strange / len(familiar)}
+    info = replace(decided.info, familiar_from=familiar_from)
+    if share == 1:
+        sentence = "how familiar photos are is told and decides nothing (--familiar 1)"
+    return Decided(info, [*decided.sentences, sentence], {**decided.numbers, **numbers})
+
+
+def _look(training: Training, classifier: Classifier) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One pass of the fastest engine: features (V, D) and last maps (V, E) of the validation images, and last maps
+    (R, E) of at most REFERENCES training images, evenly spaced."""
+    config, preprocessing, count = training.config, training.info.preprocessing, images(training)
+    spaced = np.linspace(0, len(training.train.labels) - 1, count - len(training.val.labels)).round().astype(np.int64)
+    places = np.concatenate([training.val.positions, training.train.positions[spaced]])
+    # Later stages look at about as many images again. A time budget has no room for measuring.
+    expected = count if config.time_budget else 2 * count
+    _, run = engines.choose(
+        WithLastMap(classifier.backbone), preprocessing, training.settings.device, _engine_memory(training),
+        config.engine, images=expected,
+    )  # fmt: skip
+    batches = in_batches(places, config.batch_size)
+    pictures = progress(training.pixels.batches(batches), "last look", len(batches), unit="batch")
+    outputs = np.concatenate([run(pixels) for pixels in pictures])
+    features, maps = np.split(outputs, [training.info.feature_dim], axis=1)
+    validation = len(training.val.labels)
+    return np.ascontiguousarray(features[:validation]), maps[:validation], maps[validation:]
+
+
+def _engine_memory(training: Training) -> Path:
+    """Speed depends on the architecture and the size of its input, not on the weights."""
+    info = training.info
+    name = info.backbone.replace("/", "_").replace(":", "_")
+    size, channels = info.preprocessing.image_size, info.preprocessing.in_chans
+    return training.run_dir.cache / "engines" / f"{name}-{size}x{channels}.json"
+
+
+def _report(training: Training, best: Epoch, rescored: float, decided: Decided, model_id: str) -> TrainReport:
+    config, run_dir = training.config, training.run_dir
+    elapsed, folder = time.monotonic() - training.started, run_dir.folder("train")
+    summary = [
+        f"best {config.metric} {best.value:.4f} on validation data, epoch {best.epoch} ({best.phase}); "
+        f"read back from the bundle: {rescored:.4f}",
+        f"trained {len(training.history)} epochs in {elapsed:.0f} s",
+        *decided.sentences,
+        f"model {model_id} in {training.bundle}",
+        f"next: python evaluate.py --output_dir {run_dir.output_dir} --run_name {run_dir.name}",
+    ]
+    return TrainReport(
+        summary=summary,
+        metrics={
+            f"best_val_{config.metric}": best.value,
+            "rescored": rescored,
+            "best_epoch": float(best.epoch),
+            "train_seconds": round(elapsed, 1),
+            **decided.numbers,
+        },
+        artifacts=run_dir.relative(folder / "history.csv", folder / "curves.png", training.bundle),
+        backbone=config.backbone,
+        model_id=model_id,
+        metric=config.metric,
+        best_value=best.value,
+        best_epoch=best.epoch,
+        best_phase=best.phase,
+        epochs_run=len(training.history),
+        seconds=round(elapsed, 1),
+    )

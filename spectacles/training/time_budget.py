@@ -1,0 +1,159 @@
+"""What training will take on this machine, and what to spend where a time budget must be kept."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from spectacles.core.config import TrainConfig
+from spectacles.core.config_base import seconds
+from spectacles.core.wording import duration
+from spectacles.data.preprocessing import Preprocessing, decoded_batches
+from spectacles.models import backbones, bn_folding, freezing, recipes
+from spectacles.models.classifier import Classifier
+from spectacles.models.ood import REFERENCES
+from spectacles.models.recipes import Recipe
+from spectacles.training.batches import StepSettings, autocast
+
+CHOSEN = ("image_size", "unfreeze", "epochs", "fine_tune")
+"""What a time budget decides where the person did not."""
+SHARE = 0.9
+"""Of the budget that a plan may fill by the estimate: machines slow down."""
+OVERRUN = 1.1
+"""Times the budget that training may reach; an epoch that would go beyond is not begun."""
+PROBE_ONLY = Recipe(0.57, 0.4, 1)
+"""The head on features, whatever --fine_tune auto would say."""
+LADDER = (
+    PROBE_ONLY, Recipe(0.57, 0.4, 2), Recipe(0.57, 0.4, 3), Recipe(0.71, 0.4, 3), Recipe(0.71, 0.4, 4),
+    Recipe(0.71, 0.5, 5), Recipe(0.71, 0.5, 8), Recipe(0.86, 0.5, 8), Recipe(1.0, 0.5, 10), Recipe(1.0, 1.0, 10),
+    Recipe(1.0, 1.0, 20),
+)  # fmt: skip
+"""From the cheapest to the best: size of the pictures, depth, epochs."""
+OVERHEAD = 4.0
+"""Seconds that training takes whatever the data: building, fitting the head, saving."""
+DECODED = 48
+"""Files that are decoded to see how long one takes."""
+AUGMENTING = 1.15
+"""Times the arithmetic of a step that a step with augmentation takes."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds an image."""
+
+    training: float
+    inference: float
+
+
+def choose(
+    config: TrainConfig, train_images: int, val_images: int, build: Callable[[TrainConfig], Classifier],
+    decoding: float, device: torch.device,
+) -> tuple[TrainConfig, list[str]]:  # fmt: skip
+    """(the resolved config that makes the most of --time_budget, why in plain sentences).
+
+    `build` makes the network of a resolved config, which is measured here for some seconds; `decoding` is seconds a
+    file. Settings that the person gave stay; where even the cheapest plan does not fit, it is taken all the same, and
+    the reasons say so.
+    """
+    assert config.time_budget is not None
+    allowed, started = seconds(config.time_budget), time.monotonic()
+    plan, needed, reasons, known = None, 0.0, [], {}
+    for rung in LADDER:
+        candidate = _on(config, rung)
+        key = (candidate.image_size, candidate.unfreeze)
+        if key not in known:
+            known[key] = measure(candidate, build(candidate), device)
+        estimated = estimate(candidate, known[key], decoding, train_images, val_images) + time.monotonic() - started
+        fits = estimated <= SHARE * allowed
+        reasons.append(f"{_describe(candidate)}: about {duration(estimated)}{'' if fits else ', too long'}")
+        if plan is not None and not fits:
+            break
+        plan, needed = candidate, estimated
+        if not fits:
+            break
+    assert plan is not None
+    verdict = f"time budget {config.time_budget}: {_describe(plan)}, about {duration(needed)}"
+    if needed > SHARE * allowed:
+        verdict += "; that may be more than the budget, but nothing cheaper is worth having"
+    return plan, [*reasons, verdict]
+
+
+def _on(config: TrainConfig, rung: Recipe) -> TrainConfig:
+    """The config with the rung's choices wherever the person left one open."""
+    base = recipes.resolve(config, rung)
+    if rung is PROBE_ONLY and config.fine_tune == "auto" and base.head == "probe" and not base.no_pretrained:
+        return replace(base, fine_tune="never")
+    return base
+
+
+def _describe(config: TrainConfig) -> str:
+    if config.fine_tune == "never":
+        return f"{config.image_size} px, the head alone"
+    return f"{config.image_size} px, {config.epochs} epochs, unfreeze {config.unfreeze}"
+
+
+def estimate(config: TrainConfig, rates: Rates, decoding: float, train_images: int, val_images: int) -> float:
+    """Seconds that training will take, at `decoding` seconds a file."""
+    assert config.epochs is not None
+    images = train_images + val_images
+    total = OVERHEAD + images * (decoding + rates.inference)
+    if config.fine_tune != "never":
+        total += config.epochs * (train_images * rates.training * AUGMENTING + val_images * rates.inference)
+    return total + (val_images + min(REFERENCES, train_images)) * rates.inference
+
+
+def decoding_seconds(paths: Sequence[str], config: TrainConfig) -> float:
+    """A file, measured on some of them."""
+    size = config.image_size or backbones.native_size(config.backbone)
+    preprocessing = Preprocessing(size, config.resize, "bicubic", (0.5,), (0.5,), config.in_chans)
+    some = [Path(path) for path in paths[:: -(-len(paths) // DECODED)]]
+    started = time.perf_counter()
+    for _ in decoded_batches(some, preprocessing, len(some), config.num_workers):
+        pass
+    return (time.perf_counter() - started) / len(some)
+
+
+def measure(config: TrainConfig, classifier: Classifier, device: torch.device) -> Rates:
+    """Times a few small steps of a resolved config on a copy of `classifier`."""
+    assert config.image_size is not None and config.epochs is not None and config.unfreeze is not None
+    trial = copy.deepcopy(classifier).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    parts = freezing.stage_modules(trial)
+    shape = (min(16, config.batch_size), config.in_chans, config.image_size, config.image_size)
+    inputs = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
+    if config.batch_norm == "fold":
+        with suppress(ValueError):  # whether it is exact does not matter here
+            bn_folding.fold_batchnorm(trial.backbone, inputs[:1])
+    depth = freezing.depth(config.unfreeze, len(parts), config.epochs // 2, config.epochs)
+    freezing.freeze_below(trial, parts, depth)
+    trial.eval()  # timing must not move BatchNorm statistics
+    settings = StepSettings(config, device, trial.head.out_features, None)
+    return Rates(
+        training=_fastest(lambda: _step(trial, inputs, settings)) / len(inputs),
+        inference=_fastest(lambda: _look(trial, inputs)) / len(inputs),
+    )
+
+
+def _step(classifier: Classifier, inputs: torch.Tensor, settings: StepSettings) -> None:
+    with autocast(settings):
+        loss = classifier(inputs).float().square().mean()
+    loss.backward()
+    loss.detach().item()  # waits for the device
+
+
+@torch.inference_mode()
+def _look(classifier: Classifier, inputs: torch.Tensor) -> None:
+    classifier(inputs).sum().item()
+
+
+def _fastest(action: Callable[[], None], rounds: int = 3) -> float:
+    """Seconds of the fastest round; the first ones also allocate memory and choose kernels."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - started)
+    return min(times)

@@ -1,0 +1,284 @@
+"""From files, variables and flags to one frozen config, and from a mistake to one sentence."""
+
+import inspect
+import os
+import sys
+from collections import defaultdict
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+import run_pipeline
+from spectacles import cli
+from spectacles.core import config
+from spectacles.core.config import (
+    DatasetConfig,
+    ExploreConfig,
+    PipelineConfig,
+    PredictCommand,
+    PredictConfig,
+    TrainConfig,
+)
+from spectacles.core.config_base import help_texts, select, to_plain
+from spectacles.core.errors import UserError
+from spectacles.core.run_dir import STAGES, create_run, point_latest
+
+GROUPS = [
+    member
+    for member in vars(config).values()
+    if inspect.isclass(member) and is_dataclass(member) and member.__module__ == config.__name__
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("SPECTACLES"):
+            monkeypatch.delenv(name)
+
+
+def parse(*args: str, config_class: type = TrainConfig, defaults: dict[str, object] | None = None):
+    return cli.parse(config_class, args, "A description.", defaults)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str, config_class: type = TrainConfig) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        parse(*args, config_class=config_class)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_nothing_given_gives_the_defaults():
+    assert parse() == TrainConfig()
+
+
+def test_each_source_of_a_setting_beats_the_one_before(tmp_path, monkeypatch):
+    file = tmp_path / "settings.yaml"
+    file.write_text("batch_size: 34\n")
+    assert parse().batch_size == 32
+    defaults = {"batch_size": 33}
+    assert parse(defaults=defaults).batch_size == 33
+    assert parse("--config", str(file), defaults=defaults).batch_size == 34
+    monkeypatch.setenv("SPECTACLES_BATCH_SIZE", "35")
+    # fails until fixed: --config beats variables, and flags that stand before it
+    assert parse("--config", str(file), defaults=defaults).batch_size == 35
+    assert parse("--config", str(file), "--batch_size", "36", defaults=defaults).batch_size == 36
+    assert parse("--batch_size=36", "--config", str(file), defaults=defaults).batch_size == 36
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("weights", "w.pth", Path("w.pth")),
+        ("lr", "1e-4", 1e-4),
+        ("image_size", "64", 64),
+        ("in_chans", "1", 1),
+        ("resize", "crop", "crop"),
+        ("flip", "false", False),
+        ("no_pretrained", "true", True),
+        ("head_epochs", "0", 0),
+        ("run_name", "2024-01-01", "2024-01-01"),
+        ("run_name", "007", "007"),
+        ("backbone", "hf-hub:timm/x", "hf-hub:timm/x"),
+    ],
+)
+def test_a_setting_has_the_same_value_from_everywhere(tmp_path, monkeypatch, field, text, value):
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"{field}: {text!r}\n" if isinstance(value, str) else f"{field}: {text}\n")
+    switches = {"flip": ["--no_flip"], "no_pretrained": ["--no_pretrained"]}
+    by_flag = parse(*switches.get(field, [f"--{field}", text]))
+    by_file = parse("--config", str(file))
+    monkeypatch.setenv(f"SPECTACLES_{field.upper()}", text)
+    by_variable = parse()
+    for parsed in (by_flag, by_file, by_variable):
+        assert getattr(parsed, field) == value and type(getattr(parsed, field)) is type(value)
+    assert by_flag == by_file == by_variable
+
+
+def test_a_runs_saved_config_comes_back_as_it_was(tmp_path):
+    settings = TrainConfig(weights=Path("w.pth"), lr=1e-4, image_size=64, flip=False, resize="pad", run_name="x")
+    run = create_run(tmp_path, "x")
+    run.save_config("train", to_plain(settings))
+    where = ["--output_dir", str(tmp_path), "--run_name", "x"]
+    again = parse(*where, defaults=cli.run_defaults(where))
+    assert again == TrainConfig(**{**vars(settings), "output_dir": tmp_path, "run_name": "x"})
+
+
+def test_a_saved_config_of_other_stages_is_no_obstacle(tmp_path):
+    run = create_run(tmp_path, "x")
+    run.save_config("dataset", to_plain(DatasetConfig(val_fraction=0.3, seed=5)))
+    point_latest(run)
+    defaults = cli.run_defaults(["--output_dir", str(tmp_path)])
+    assert parse(config_class=ExploreConfig, defaults=defaults).seed == 5
+
+
+def test_the_defaults_come_from_the_run_that_the_config_file_names(tmp_path):
+    # fails until fixed: run_name and output_dir are looked for in flags and variables only, so `latest` is taken
+    for name, lr in (("mine", 0.5), ("latest-one", 0.25)):
+        create_run(tmp_path, name).save_config("train", {"lr": lr})
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"output_dir: {tmp_path}\nrun_name: mine\n")
+    args = ["--config", str(file)]
+    parsed = parse(*args, defaults=cli.run_defaults(args))
+    assert (parsed.run_name, parsed.lr) == ("mine", 0.5)
+
+
+def test_resuming_once_is_not_resuming_for_ever(tmp_path):
+    # fails until fixed: a later run on this folder would resume without being asked to
+    create_run(tmp_path, "x").save_config("train", to_plain(TrainConfig(resume=True)))
+    where = ["--output_dir", str(tmp_path), "--run_name", "x"]
+    assert parse(*where, defaults=cli.run_defaults(where)).resume is False
+
+
+def test_without_a_run_there_are_no_saved_settings(tmp_path):
+    assert cli.run_defaults(["--output_dir", str(tmp_path)]) == {}
+    assert cli.run_defaults(["--output_dir", str(tmp_path), "--run_name", "gone"]) == {}
+
+
+def test_a_new_pipeline_run_does_not_inherit_from_the_latest(tmp_path):
+    create_run(tmp_path, "x").save_config("train", {"lr": 0.5})
+    assert cli.run_defaults(["--output_dir", str(tmp_path)], reopen=False) == {}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--bach_size", "8"],
+        ["--batch", "8"],  # fails until fixed: abbreviations are taken
+        ["--epoch", "3"],
+        ["--val_fraction", "0.2"],
+        ["--batch_size", "many"],
+        ["--batch_size", "2.5"],
+        ["--batch_size"],
+        ["--resize", "stretch"],
+        ["--in_chans", "2"],
+        ["--scheduler", "linear"],
+        ["stray"],
+        ["--config", "missing.yaml"],
+    ],
+)
+def test_a_wrong_flag_is_an_error_that_names_it(capsys, flags):
+    assert flags[0].lstrip("-") in refused(capsys, *flags)
+
+
+@pytest.mark.parametrize("line", ["bach_size: 8", "batch_size: many", "val_fraction: 0.2", "train: {lr: 1}", "lr"])
+def test_a_wrong_line_in_a_config_file_is_an_error(tmp_path, capsys, line):
+    (tmp_path / "settings.yaml").write_text(line)
+    assert "error" in refused(capsys, "--config", str(tmp_path / "settings.yaml"))
+
+
+def test_a_wrong_value_in_a_variable_is_an_error(capsys, monkeypatch):
+    monkeypatch.setenv("SPECTACLES_BATCH_SIZE", "many")
+    assert "batch_size" in refused(capsys).lower()
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, PipelineConfig, DatasetConfig, PredictCommand])
+def test_the_printed_config_can_be_given_back(config_class, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        parse("--print_config", config_class=config_class)
+    assert stopped.value.code == 0
+    (tmp_path / "settings.yaml").write_text(capsys.readouterr().out)
+    assert parse("--config", str(tmp_path / "settings.yaml"), config_class=config_class) == config_class()
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
+def test_every_setting_has_a_help_text_and_a_default(group):
+    for field in fields(group):
+        assert len(help_texts(group)[field.name].split()) >= 3, field.name
+        assert field.default is not MISSING, field.name
+
+
+WIDER_IN_PREDICT = {
+    "engine": ["ComputeConfig", "PredictCommand"],  # a cluster too
+    "image_dir": ["ImageDirConfig", "PredictCommand"],  # an address too
+}
+
+
+def test_every_setting_is_declared_once():
+    declared = defaultdict(list)
+    for group in GROUPS:
+        for name in inspect.get_annotations(group):
+            declared[name].append(group.__name__)
+    assert {name: groups for name, groups in declared.items() if len(groups) > 1} == WIDER_IN_PREDICT
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
+def test_every_setting_is_a_flag_with_its_help(group, capsys):
+    parser = cli.build_parser(group, "A description.")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for field in fields(group):
+        assert f"--{field.name}" in text
+        assert help_texts(group)[field.name].split()[0] in text
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        TrainConfig().lr = 1.0
+
+
+def test_a_plain_config_is_ready_for_yaml():
+    plain = to_plain(PipelineConfig(train_csv=Path("x.csv"), stages="train"))
+    assert yaml.safe_load(yaml.safe_dump(plain)) == plain
+    assert plain["train_csv"] == "x.csv"
+
+
+def test_a_stage_gets_its_part_of_the_pipelines_config():
+    part = select(PipelineConfig(top_k=2, batch_size=7), PredictConfig)
+    assert part == PredictConfig(top_k=2, batch_size=7)
+
+
+@pytest.mark.parametrize(
+    ("text", "stages"),
+    [
+        ("all", list(STAGES)),
+        ("train", ["train"]),
+        ("explore,dataset", ["dataset", "explore"]),
+        (" train , evaluate,", ["train", "evaluate"]),
+    ],
+)
+def test_stages_are_chosen_by_name_and_run_in_order(text, stages):
+    assert run_pipeline.choose_stages(parse("--stages", text, config_class=PipelineConfig).stages) == stages
+
+
+@pytest.mark.parametrize("text", ["", ",", "exploit", "train;evaluate", "train,all"])
+def test_unknown_stages_are_the_users_mistake(text):
+    with pytest.raises(UserError, match="--stages"):
+        run_pipeline.choose_stages(text)
+
+
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as stopped, cli.exit_codes():
+        raise UserError("--lr 0 must be above 0.")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --lr 0 must be above 0.\n"
+
+
+def test_an_interrupt_is_exit_code_130(capsys):
+    with pytest.raises(SystemExit) as stopped, cli.exit_codes():
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_internal_error_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), cli.exit_codes():
+        raise ZeroDivisionError
+
+
+def test_a_stage_without_a_run_explains_itself(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--output_dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main("train", lambda *_: pytest.fail("must not run"), TrainConfig, "Train.")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no run yet")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("backbone", ["simple_cnn", "hf-hub:timm/some model", "a/b:c"])
+def test_a_new_runs_name_is_a_folder_name(tmp_path, backbone):
+    name = cli.new_name(TrainConfig(backbone=backbone))
+    assert create_run(tmp_path, name).path.parent == tmp_path

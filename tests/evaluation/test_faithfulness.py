@@ -1,0 +1,161 @@
+"""Maps on what a network looks at are called faithful, maps elsewhere are not."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from spectacles.evaluation import faithfulness
+from spectacles.evaluation.attribution import METHODS, blurred
+from spectacles.evaluation.faithfulness import HIGHLIGHTED, REGIONS, highlighted, judge, probability_drops, sentence
+from spectacles.metrics.calibration import Calibration
+from spectacles.models.classifier import Classifier
+
+SIZE, GRID, CORNER = 32, 8, 10
+
+
+class Corner(nn.Module):
+    """Looks at nothing but the detail in the upper left corner, (B, 1)."""
+
+    num_features = 1
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        seen = torch.zeros(1, 1, SIZE, SIZE)
+        seen[..., :CORNER, :CORNER] = 1
+        return nn.functional.avg_pool2d((images - blurred(images)).abs().mean(dim=1, keepdim=True) * seen, 4)
+
+    def forward_head(self, features: torch.Tensor) -> torch.Tensor:
+        return features.mean(dim=(2, 3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(images))
+
+
+@pytest.fixture
+def corner() -> Classifier:
+    """Class 1 where there is detail in the corner."""
+    classifier = Classifier(Corner(), 1, 2, dropout=0.5)
+    classifier.head.weight.data = torch.tensor([[-100.0], [100.0]])
+    classifier.head.bias.data = torch.tensor([3.0, -3.0])
+    return classifier.eval()
+
+
+def images(count: int = 12) -> torch.Tensor:
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def heat_at(row: int, column: int, count: int = 12) -> np.ndarray:
+    heat = np.zeros((count, GRID, GRID), dtype=np.float32)
+    heat[:, row : row + 3, column : column + 3] = 1
+    return heat
+
+
+def verdict(classifier: Classifier, heat: np.ndarray) -> dict[str, object]:
+    drops = probability_drops(classifier, images(), torch.ones(12, dtype=torch.int64), heat)
+    return judge(*drops, ["corner"] * 12)
+
+
+def test_maps_of_what_the_network_looks_at_are_faithful(corner: Classifier) -> None:
+    result = verdict(corner, heat_at(0, 0))
+    assert result["faithful"] is True
+    assert result["drop"] > 0.5 > result["random_drop"] + 0.2
+    assert result["share"] == 1 and result["interval"] == [1, 1]
+    assert sentence("gradcam", result).endswith("of 12 images (100 to 100): the maps show what matters")
+
+
+def test_maps_of_anything_else_are_not(corner: Classifier) -> None:
+    result = verdict(corner, heat_at(5, 5))
+    assert result["faithful"] is False
+    assert result["drop"] < result["random_drop"]
+    assert sentence("gradcam", result).endswith("the maps cannot be trusted")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_methods_find_the_corner(corner: Classifier, method: str) -> None:
+    heat = METHODS[method](corner, images(), torch.ones(12, dtype=torch.int64))
+    assert verdict(corner, heat)["faithful"] is True
+
+
+def test_maps_that_show_nothing_explain_nothing(corner: Classifier) -> None:
+    result = verdict(corner, np.zeros((12, GRID, GRID), dtype=np.float32))
+    assert (result["drop"], result["random_drop"], result["share"], result["faithful"]) == (0, 0, 0, False)
+
+
+def test_drops_are_what_hiding_the_pixels_costs(corner: Classifier) -> None:
+    photo, heat, temperature = images(1), heat_at(0, 0, 1), 2.5
+    drops, random_drops = probability_drops(corner, photo, torch.tensor([1]), heat, Calibration(temperature), seed=3)
+    mask = highlighted(heat, SIZE)[0].numpy()
+
+    def probability(hidden: np.ndarray) -> float:
+        changed = np.where(hidden, blurred(photo).numpy(), photo.numpy()).astype(np.float32)
+        logits = corner(torch.from_numpy(changed)).detach().double().numpy()[0] / temperature
+        return float(np.exp(logits[1]) / np.exp(logits).sum())
+
+    whole = probability(np.zeros_like(mask))
+    assert drops[0] == pytest.approx(whole - probability(mask), abs=1e-6)
+    everywhere = [
+        whole - probability(np.roll(mask, (down, right), (0, 1))) for down in range(SIZE) for right in range(SIZE)
+    ]
+    assert random_drops.shape == (1, REGIONS)
+    for drop in random_drops[0]:
+        assert np.abs(np.array(everywhere) - drop).min() < 1e-6
+    assert random_drops.std() > 0
+    again = probability_drops(corner, photo, torch.tensor([1]), heat, Calibration(temperature), seed=3)
+    np.testing.assert_array_equal(again[1], random_drops)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(16, 40))
+def test_highlighted_pixels_are_the_hottest_tenth(seed: int, cells: int, side: int) -> None:
+    heat = np.random.default_rng(seed).random((2, cells, cells), dtype=np.float32)
+    heat[1][heat[1] < 0.98] = 0
+    masks = highlighted(heat, side)
+    assert masks.shape == (2, side, side) and masks.dtype == torch.bool
+    count = round(HIGHLIGHTED * side**2)
+    assert masks[0].sum() == count and masks[1].sum() <= count
+    stretched = nn.functional.interpolate(torch.from_numpy(heat)[:, None], (side, side), mode="bilinear")[:, 0]
+    assert stretched[0][masks[0]].min() >= stretched[0][~masks[0]].max()
+    assert not masks[1][stretched[1] == 0].any()
+
+
+def test_judging() -> None:
+    drops = np.array([0.4, 0.2, 0.0, 0.6])
+    random_drops = np.array([[0.1, 0.3], [0.3, 0.3], [-0.1, -0.1], [0.6, 0.6]])
+    result = judge(drops, random_drops, ["a", "b", "a", "b"])
+    assert (result["images"], result["drop"], result["random_drop"]) == (4, 0.3, 0.25)
+    assert result["share"] == 0.5  # a tie does not count
+    assert result["interval"][0] < 0.5 < result["interval"][1]
+    assert result["classes"] == {
+        "a": {"images": 2, "drop": 0.2, "random_drop": 0.05, "share": 1.0},
+        "b": {"images": 2, "drop": 0.4, "random_drop": 0.45, "share": 0.0},
+    }
+    assert result["faithful"] is None and sentence("occlusion", result).endswith("too few to judge by")
+
+
+def test_without_images_nothing_is_said(corner: Classifier) -> None:
+    nothing = probability_drops(corner, images(0), torch.ones(0, dtype=torch.int64), heat_at(0, 0, 0))
+    result = judge(*nothing, [])
+    assert result == {
+        "images": 0, "drop": None, "random_drop": None, "share": None, "interval": None, "faithful": None,
+        "classes": {},
+    }  # fmt: skip
+    assert "nothing to check" in sentence("gradcam", result)
+
+
+def test_a_small_gain_in_many_images_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    drops, chance = rng.random(48), rng.random((48, REGIONS))
+    assert judge(drops, chance, ["a"] * 48)["faithful"] is False
+    assert judge(drops + 0.5, chance, ["a"] * 48)["faithful"] is True
+    assert faithfulness.ENOUGH <= faithfulness.IMAGES
+
+
+def test_of_several_labels_the_drop_is_that_of_the_sigmoid(corner: Classifier) -> None:
+    photo, heat = images(1), heat_at(0, 0, 1)
+    calibration = Calibration(2.0, (0.9, 1.1), (0.3, -0.2), multi_label=True)
+    drops, _ = probability_drops(corner, photo, torch.tensor([1]), heat, calibration)
+    hidden = torch.where(highlighted(heat, SIZE)[:, None], blurred(photo), photo)
+    logits = corner(torch.cat([photo, hidden])).detach().double().numpy()[:, 1]
+    whole, without = 1 / (1 + np.exp(-(1.1 * logits / 2.0 - 0.2)))
+    assert drops[0] == pytest.approx(whole - without, abs=1e-6)

@@ -1,0 +1,108 @@
+"""What is within reach: the same numbers as scikit-learn's, and a leak shows as a difference."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from spectacles.data.splits import stratified_split
+from spectacles.exploration.baseline import STRENGTHS, measure, sample_clusters, sentences
+
+
+def gaussians(count: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % classes
+    centres = rng.normal(size=(classes, 8))
+    return (centres[labels] + rng.normal(size=(count, 8))).astype(np.float32), labels
+
+
+def twins(pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nothing but its twin tells an image's label."""
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(pairs), 2)
+    return np.eye(pairs, dtype=np.float32)[clusters], rng.permutation(np.arange(pairs) % 2)[clusters], clusters
+
+
+def test_a_leak_is_what_a_naive_split_would_flatter_by():
+    features, labels, clusters = twins(80)
+    measured = measure(features, labels, clusters, seed=0)
+    assert measured["images"] == 160 and measured["groups"] == 80
+    assert measured["honest"]["accuracy"] < 0.65 < measured["naive"]["accuracy"]
+    assert measured["nearest_neighbour"]["naive"] == 1
+    assert measured["nearest_neighbour"]["honest"] < 0.65
+    difference = measured["differences"]["naive"]
+    assert difference["accuracy"] == pytest.approx(measured["naive"]["accuracy"] - measured["honest"]["accuracy"])
+    low, high = difference["interval"]
+    assert 0 < low < difference["accuracy"] < high
+    told = sentences(measured)
+    assert any("it would flatter by" in line for line in told)
+    assert json.loads(json.dumps(measured, allow_nan=False)) == measured
+
+
+def test_without_clusters_there_is_nothing_to_flatter():
+    features, labels = gaussians(120)
+    measured = measure(features, labels, np.arange(120), seed=0)
+    assert measured["honest"] == measured["naive"]
+    assert measured["differences"]["naive"] == {"accuracy": 0, "interval": [0, 0]}
+    assert len(sentences(measured)) == 1
+
+
+def test_clusters_that_do_not_tell_make_no_difference():
+    features, labels = gaussians(240)
+    clusters = np.random.default_rng(1).integers(0, 120, 240)
+    measured = measure(features, labels, clusters, seed=0)
+    low, high = measured["differences"]["naive"]["interval"]
+    assert low <= 0 <= high
+    assert any("no more than chance apart" in line for line in sentences(measured))
+
+
+def test_the_numbers_are_those_of_the_libraries():
+    features, labels = gaussians(90)
+    clusters = np.arange(90) // 3
+    measured = measure(features, labels, clusters, seed=4)
+    folds = PredefinedSplit(stratified_split(labels, clusters, [0.2] * 5, 4))
+    best = {}
+    for strength in STRENGTHS:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
+        probabilities = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
+        best[log_loss(labels, probabilities)] = (probabilities.argmax(axis=1) == labels).mean()
+    assert measured["honest"]["accuracy"] == pytest.approx(best[min(best)], abs=1e-6)
+    low, high = measured["honest"]["interval"]
+    assert low < measured["honest"]["accuracy"] < high
+    unit = features - features.mean(axis=0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    others = [np.flatnonzero(clusters != cluster) for cluster in clusters]
+    honest = [
+        KNeighborsClassifier(1, metric="cosine").fit(unit[rest], labels[rest]).predict(unit[[row]])[0] == labels[row]
+        for row, rest in enumerate(others)
+    ]
+    assert measured["nearest_neighbour"]["honest"] == pytest.approx(np.mean(honest), abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 0, 1], [0, 0, 0, 0, 1, 1]])
+def test_a_class_with_no_other_witness_counts_as_wrong(labels):
+    given_labels = np.array(labels)
+    features = np.random.default_rng(0).normal(size=(len(labels), 4)).astype(np.float32)
+    measured = measure(features, given_labels, given_labels, seed=0)
+    assert measured["honest"]["accuracy"] == measured["nearest_neighbour"]["honest"] == 0
+    assert sentences(measured)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.integers(1, 40), st.integers(0, 99))
+def test_samples_hold_whole_clusters(clusters, limit, seed):
+    values = np.array(clusters)
+    chosen = sample_clusters(values, limit, seed)
+    assert list(chosen) == sorted(set(chosen)) and len(chosen)
+    assert set(values[chosen]).isdisjoint(np.delete(values, chosen))
+    assert len(chosen) <= limit or len(set(values[chosen])) == 1
+    np.testing.assert_array_equal(chosen, sample_clusters(values, limit, seed))
+    if len(values) <= limit:
+        assert len(chosen) == len(values)

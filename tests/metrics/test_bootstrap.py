@@ -1,0 +1,172 @@
+"""Intervals against copies of images drawn one by one, scipy, and how often they hold the truth."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse, stats
+
+from spectacles.metrics import bootstrap, classification
+from spectacles.metrics.bootstrap import Scored
+
+
+def made(num_classes: int, images: int, clusters: int | None, seed: int = 0, threshold: float | None = None) -> Scored:
+    """Coarse probabilities, so that there are ties, that mostly favour the true class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(num_classes, size=images)
+    weights = rng.integers(0, 6, size=(images, num_classes)) + 0.01
+    weights[np.arange(images), labels] += rng.integers(0, 6, size=images)
+    probabilities = weights / weights.sum(axis=1, keepdims=True)
+    members = np.arange(images) if clusters is None else rng.integers(clusters, size=images) * 7
+    return Scored(labels, probabilities, classification.decide(probabilities, threshold), members)
+
+
+def assert_equal_to_copies(scored: Scored, resamples: int = 12) -> None:
+    """Every metric in every resample is the metric of the images, each copied as often as its cluster was drawn."""
+    drawn = bootstrap.intervals(scored, 3, resamples)
+    _, cluster = np.unique(scored.clusters, return_inverse=True)
+    weights = np.concatenate(list(bootstrap.draw(cluster.max() + 1, 3, resamples)), axis=1)
+    for number in range(resamples):
+        copies = np.repeat(np.arange(len(cluster)), weights[cluster, number].astype(int))
+        expected = classification.classification_metrics(
+            scored.labels[copies], scored.probabilities[copies], scored.predicted[copies], scored.num_classes
+        )
+        for name, values in drawn.items():
+            if expected[name] is None:
+                assert np.isnan(values[number]), name
+            else:
+                assert values[number] == pytest.approx(expected[name], abs=1e-12), name
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 5), st.integers(1, 50), st.sampled_from([1, 3, 20, None]), st.integers(0, 2**32 - 1))
+def test_a_resample_equals_its_copies(num_classes: int, images: int, clusters: int | None, seed: int) -> None:
+    assert_equal_to_copies(made(num_classes, images, clusters, seed, 0.3))
+
+
+def test_resamples_do_not_depend_on_how_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = made(3, 40, 15)
+    whole = bootstrap.intervals(scored, 1, 30)
+    monkeypatch.setattr(bootstrap, "BLOCK", 7 * 40)
+    for name, values in bootstrap.intervals(scored, 1, 30).items():
+        np.testing.assert_allclose(values, whole[name])
+
+
+def test_a_bound_gives_areas_fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = made(3, 60, None)
+    whole = bootstrap.intervals(scored, 1, 400)
+    monkeypatch.setattr(bootstrap, "MOST_ADDITIONS", 250 * scored.probabilities.size)
+    fewer = bootstrap.intervals(scored, 1, 400)
+    assert len(fewer["roc_auc"]) == len(fewer["pr_auc"]) == 250
+    np.testing.assert_allclose(fewer["roc_auc"], whole["roc_auc"][:250])
+    np.testing.assert_allclose(fewer["accuracy"], whole["accuracy"])
+    monkeypatch.setattr(bootstrap, "MOST_ADDITIONS", 0)
+    assert len(bootstrap.intervals(scored, 1, 400)["roc_auc"]) == bootstrap.FEWEST
+    assert len(bootstrap.intervals(scored, 1, 50)["roc_auc"]) == 50
+
+
+@pytest.mark.parametrize("name", ["log_loss", "macro_f1"])
+def test_intervals_equal_scipy(name: str) -> None:
+    scored = made(3, 200, None)
+
+    def statistic(places: np.ndarray) -> float:
+        value = classification.classification_metrics(
+            scored.labels[places], scored.probabilities[places], scored.predicted[places], 3
+        )[name]
+        assert value is not None
+        return value
+
+    reference = stats.bootstrap(
+        (np.arange(200),), statistic, n_resamples=1200, method="percentile", vectorized=False, rng=0
+    ).confidence_interval
+    low, high = bootstrap.of_metrics(scored, 0, 3000)[name]
+    width = reference.high - reference.low
+    assert (low, high) == pytest.approx(reference, abs=0.12 * width)
+
+
+def test_clusters_count_not_images() -> None:
+    one = made(2, 60, None)
+    many = Scored(*(np.repeat(each, 10, axis=0) for each in (one.labels, one.probabilities, one.predicted)),
+                  clusters=np.repeat(np.arange(60), 10))  # fmt: skip
+    alone, copied = bootstrap.of_metrics(one, 5, 800), bootstrap.of_metrics(many, 5, 800)
+    assert copied.keys() == alone.keys()
+    for name in alone.keys() - {"ece"}:
+        assert copied[name] == pytest.approx(alone[name])
+
+
+@pytest.mark.parametrize(("share", "units"), [(0, 1), (0, 30), (1, 1), (1, 500)])
+def test_unanimous_shares_get_the_exact_interval(share: int, units: int) -> None:
+    expected = stats.binomtest(share * units, units).proportion_ci(method="exact")
+    assert bootstrap.exact(share, units) == pytest.approx([expected.low, expected.high])
+    right = np.full(2 * units, bool(share))
+    clusters = np.repeat(np.arange(units), 2)
+    assert bootstrap.of_share(right, clusters, 0, 50) == pytest.approx([expected.low, expected.high])
+
+
+def test_a_model_without_errors_is_not_called_perfect() -> None:
+    labels = np.array([0, 1] * 20)
+    probabilities = np.eye(2)[labels] * 0.8 + 0.1
+    found = bootstrap.of_metrics(Scored(labels, probabilities, labels, np.arange(40)), 0, 200)
+    assert found["accuracy"] == pytest.approx([0.025 ** (1 / 40), 1])
+    rate = 1 - 0.025 ** (1 / 20)
+    assert found["false_negative_rate"] == pytest.approx([0, rate])
+    assert found["hter"] == pytest.approx([0, np.hypot(rate, rate) / 2])
+    assert found["balanced_accuracy"] == pytest.approx([1 - found["hter"][1], 1])
+    assert not {"roc_auc", "pr_auc", "macro_f1"} & found.keys()
+
+
+def test_a_rate_of_zero_counts_in_the_mean_of_both() -> None:
+    labels = np.array([0] * 200 + [1] * 10)
+    predicted = labels.copy()
+    predicted[:40] = 1
+    probabilities = np.eye(2)[predicted] * 0.8 + 0.1
+    scored = Scored(labels, probabilities, predicted, np.arange(210))
+    found = bootstrap.of_metrics(scored, 0, 1000)
+    naive = bootstrap.percentiles(bootstrap.intervals(scored, 0, 1000)["hter"])
+    assert found["false_negative_rate"] == pytest.approx(bootstrap.exact(0, 10))
+    assert naive[1] < 0.13 < found["hter"][1] < 0.3
+    assert found["hter"][0] == pytest.approx(naive[0], abs=0.01)
+    assert found["balanced_accuracy"] == pytest.approx([1 - found["hter"][1], 1 - found["hter"][0]])
+
+
+@pytest.mark.parametrize(("slope", "calibrated"), [(1.0, True), (2.5, False)])
+def test_the_interval_of_the_calibration_error_knows_that_chance_adds_to_it(slope: float, calibrated: bool) -> None:
+    held = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        logits = 2 * rng.normal(size=400)
+        labels = (rng.random(400) < 1 / (1 + np.exp(-logits))).astype(int)
+        positive = 1 / (1 + np.exp(-slope * logits))
+        probabilities = np.stack([1 - positive, positive], axis=1)
+        scored = Scored(labels, probabilities, classification.decide(probabilities, None), np.arange(400))
+        low, high = bootstrap.of_metrics(scored, 0, 200)["ece"]
+        assert low <= (classification.expected_calibration_error(labels, probabilities) or 0) <= high
+        held += low == 0
+    assert held >= 26 if calibrated else held == 0
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize("images", [1, 2, 30])
+def test_one_class_or_one_cluster_gives_numbers(num_classes: int, images: int) -> None:
+    labels = np.zeros(images, dtype=np.int64)
+    scored = made(num_classes, images, None)
+    one_class = Scored(labels, scored.probabilities, scored.predicted, scored.clusters)
+    one_cluster = Scored(scored.labels, scored.probabilities, scored.predicted, labels)
+    for each in (one_class, one_cluster):
+        found = bootstrap.of_metrics(each, 0, 50)
+        json.dumps(found, allow_nan=False)
+        assert all(low <= high for low, high in found.values())
+    assert bootstrap.of_metrics(one_cluster, 0, 50)["accuracy"] == [0.0, 1.0]
+    assert not {"roc_auc", "hter", "false_negative_rate"} & bootstrap.of_metrics(one_class, 0, 50).keys()
+
+
+def test_sums_follow_the_clusters() -> None:
+    values = sparse.csr_matrix(np.array([[1.0, 1, 1, 1], [0, 5, 0, 7]]))
+    sums = bootstrap.resampled_sums(values, np.array([3, 3, 9, 9]), 0, 100)
+    assert sums.shape == (2, 100)
+    assert (sums[0] == 4).all()  # two clusters of two are drawn each time
+    assert set(sums[1]) == {10, 12, 14}

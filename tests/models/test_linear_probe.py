@@ -1,0 +1,154 @@
+"""The head is scikit-learn's own logistic regression, written as one linear layer."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+from sklearn import metrics
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from spectacles.core.errors import UserError
+from spectacles.models import linear_probe
+from spectacles.models.linear_probe import ABSENT, STRENGTHS, fit_head
+
+Data = tuple[np.ndarray, np.ndarray]
+
+
+def gaussians(count: int, classes: int, spread: float = 3.0, seed: int = 0) -> Data:
+    """Features of very different scales, with the classes overlapping more the larger the spread."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    centres = np.random.default_rng(99).normal(size=(classes, 8))
+    features = (centres[labels] + spread * rng.normal(size=(count, 8))) * np.logspace(-2, 1, 8) + 5
+    return features.astype(np.float32), labels
+
+
+def scikit_learn(train: Data, strength: float, weights: np.ndarray | None = None) -> Pipeline:
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000, tol=1e-8))
+    features, labels = train
+    return model.fit(features.astype(np.float64), labels, logisticregression__sample_weight=weights)
+
+
+def assert_same_answers(head: linear_probe.Head, model: Pipeline, features: np.ndarray) -> None:
+    expected = model.predict_proba(features.astype(np.float64))
+    classes = model.named_steps["logisticregression"].classes_
+    np.testing.assert_allclose(softmax(head.logits(features), axis=1)[:, classes], expected, atol=2e-3)
+
+
+def one_strength(monkeypatch: pytest.MonkeyPatch, strength: float) -> None:
+    monkeypatch.setattr(linear_probe, "STRENGTHS", (strength,))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("strength", [1e-3, 1e-1, 1.0])
+def test_the_head_gives_scikit_learns_probabilities(classes, strength, monkeypatch):
+    one_strength(monkeypatch, strength)
+    train, val = gaussians(200, classes), gaussians(100, classes, seed=1)
+    head, model = fit_head(train, val, classes), scikit_learn(train, strength)
+    assert head.weight.shape == (classes, 8) and head.bias.shape == (classes,)
+    assert head.weight.dtype == head.bias.dtype == head.logits(val[0]).dtype == np.float32
+    assert head.strength == strength
+    assert_same_answers(head, model, val[0])
+    expected = metrics.log_loss(train[1], model.predict_proba(train[0]))
+    assert head.train_loss == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("absent", [0, 1, 3])
+@pytest.mark.parametrize("classes", [3, 4])
+def test_a_class_without_training_images_is_never_predicted(classes, absent, monkeypatch):
+    one_strength(monkeypatch, 0.1)
+    absent = min(absent, classes - 1)
+    features, labels = gaussians(200, classes)
+    present = labels != absent
+    train = features[present], labels[present]
+    head = fit_head(train, train, classes)
+    assert_same_answers(head, scikit_learn(train, 0.1), features)
+    probabilities = softmax(head.logits(features).astype(np.float64), axis=1)
+    assert probabilities[:, absent].max() < 1e-6
+    assert (head.weight[absent] == 0).all() and head.bias[absent] == ABSENT
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_weights_count_as_scikit_learn_counts_them(classes, monkeypatch):
+    one_strength(monkeypatch, 0.1)
+    train = gaussians(200, classes)
+    weights = np.random.default_rng(1).uniform(0.1, 3, classes)
+    head = fit_head(train, train, classes, weights)
+    assert_same_answers(head, scikit_learn(train, 0.1, weights[train[1]]), train[0])
+    unweighted = fit_head(train, train, classes)
+    assert not np.allclose(head.weight, unweighted.weight, rtol=0.05)
+
+
+@pytest.mark.parametrize(("spread", "classes"), [(0.3, 2), (1.0, 3), (3.0, 2), (3.0, 3), (8.0, 4), (30.0, 3)])
+def test_the_regularisation_is_the_one_that_suits_the_validation_data_best(spread, classes):
+    train, val = gaussians(120, classes, spread), gaussians(400, classes, spread, seed=1)
+    losses = [
+        metrics.log_loss(val[1], scikit_learn(train, strength).predict_proba(val[0].astype(np.float64)))
+        for strength in STRENGTHS
+    ]
+    assert fit_head(train, val, classes).strength == STRENGTHS[int(np.argmin(losses))]
+
+
+@pytest.mark.parametrize(
+    ("losses", "chosen", "fits"),
+    [
+        ([3.0, 2.0, 2.5, 1.0, 1.5, 1.6, 0.0], 3, 6),
+        ([3.0, 2.0, 2.5, 1.0, 1.5, 0.5, 0.4], 6, 7),
+        ([1.0, 1.0, 1.0, 0.5], 0, 3),
+    ],
+)
+def test_the_search_ends_when_validation_has_become_worse_twice(losses, chosen, fits, monkeypatch):
+    train, val = gaussians(60, 2), gaussians(20, 2, seed=1)
+    told = []
+
+    def scripted(logits: np.ndarray, labels: np.ndarray) -> float:
+        if len(labels) == 20:
+            told.append(losses[len(told)])
+        return told[-1] if len(labels) == 20 else 0.0
+
+    monkeypatch.setattr(linear_probe, "log_loss", scripted)
+    assert fit_head(train, val, 2).strength == STRENGTHS[chosen]
+    assert len(told) == fits
+
+
+def test_different_data_ask_for_different_regularisation():
+    chosen = {
+        fit_head(gaussians(120, 3, spread), gaussians(400, 3, spread, seed=1), 3).strength for spread in (0.3, 3, 30)
+    }
+    assert len(chosen) == 3
+
+
+def test_a_class_that_only_validation_knows_does_not_stop_the_search():
+    features, labels = gaussians(90, 3)
+    head = fit_head((features[labels < 2], labels[labels < 2]), (features, labels), 3)
+    assert np.isfinite(head.logits(features)).all()
+
+
+def test_features_that_never_change_are_ignored():
+    features, labels = gaussians(100, 2)
+    features[:, 3] = 7
+    head = fit_head((features, labels), (features, labels), 2)
+    assert np.isfinite(head.weight).all() and np.abs(head.weight[:, 3]).max() < 1e-6
+
+
+def test_training_images_of_one_class_are_the_users_mistake():
+    features, labels = gaussians(20, 2)
+    with pytest.raises(UserError, match="only one class"):
+        fit_head((features[labels == 1], labels[labels == 1]), (features, labels), 2)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(2, 6), st.floats(0.01, 300))
+def test_log_loss_is_scikit_learns(seed, count, classes, scale):
+    rng = np.random.default_rng(seed)
+    logits = (scale * rng.normal(size=(count, classes))).astype(np.float32)
+    labels = rng.integers(0, classes, count)
+    expected = -np.log(softmax(logits.astype(np.longdouble), axis=1))[np.arange(count), labels].mean()
+    assert linear_probe.log_loss(logits, labels) == pytest.approx(float(expected), rel=1e-6, abs=1e-9)
+    moderate = logits / max(1, np.abs(logits).max() / 10)
+    assert linear_probe.log_loss(moderate, labels) == pytest.approx(
+        metrics.log_loss(labels, softmax(moderate.astype(np.float64), axis=1), labels=range(classes)), rel=1e-6
+    )

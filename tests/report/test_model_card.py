@@ -1,0 +1,182 @@
+"""The card as a reader sees it, and what it costs to make a model."""
+
+import re
+import shutil
+from pathlib import Path
+
+import made_up_run
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up_run import CLASSES, EVIL, MadeUp
+from reading import cells, read, rows, section
+
+from spectacles import cli
+from spectacles.core import cost
+from spectacles.report import model_card
+from spectacles.report.model_card import Markdown, code, escape, table
+from spectacles.tracking import tracking
+
+SECTIONS = ["Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data",
+            "Quantitative analyses", "Ethical considerations", "Caveats and recommendations",
+            "What it cost"]  # fmt: skip
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> MadeUp:
+    return made_up_run.make(tmp_path)
+
+
+def write(run: MadeUp) -> str:
+    path = model_card.write(run.run_dir)
+    assert path == run.run_dir.path / "MODEL_CARD.md"
+    return path.read_text(encoding="utf-8")
+
+
+def test_every_section_is_there_and_filled(made: MadeUp) -> None:
+    card = write(made)
+    assert re.findall(r"^## (.*)$", card, re.M) == SECTIONS
+    assert len(re.findall(r"^# ", card, re.M)) == 1
+    for name in SECTIONS:
+        assert len(section(card, name).split()) > 10, name
+    assert "undefined" not in card.lower() and "None" not in card and "{{" not in card
+    assert not re.search(r"\n{3,}", card)
+
+
+def test_numbers_come_from_the_run(made: MadeUp) -> None:
+    card = write(made)
+    assert "57.1 % of 7 test images (95 % interval 20.0 to 90.0 %)" in read(card)
+    scores = rows(section(card, "Quantitative analyses"))
+    assert scores["accuracy"] == ["0.5714 (0.200 to 0.900)", "1.0000 (0.200 to 0.900)"]
+    assert scores["light: dark"] == ["40", "35.0 %", "30.0 to 50.0 %", ""]
+    assert scores[f"sex: {EVIL}"][-1] == "too few images"
+    assert scores["class-wise ECE"] == ["0.1000", "0.0500"]
+    assert scores["gaussian noise"] == ["90.0 %", "80.0 %", "70.0 %", "60.0 %", "50.0 %"]
+    assert rows(section(card, "Evaluation data"))["plain"] == ["5", "1", "5"]
+    details = section(card, "Model details")
+    assert "`0123456789abcdef`" in details and "from a probability of 0.250 on" in read(details)
+    assert "below a confidence of 0.875" in details and "fewer than 0.5 % of the validation photos" in details
+    assert "divided by 1.500" in details and "random weights" in details and "--bundle RUN/train/bundle" in details
+    training = section(card, "Training data")
+    assert "30 rows given = 26 used + 1 repaired + 3 refused" in training and f"`{'f' * 64}`" in training
+    assert "Labels suspected to be wrong: 9" in training
+    assert "90.0 % right on splits made so (85.0 to 94.0 %), and 97.0 % on naive ones" in section(
+        card, "Evaluation data"
+    )
+    assert rows(section(card, "What it cost"))["train"] == ["12 s", "not measured"]
+
+
+def test_the_licence_is_stated_or_said_to_be_missing(made: MadeUp) -> None:
+    assert "Licence: not stated: --data_licence says it" in read(write(made))
+    made.write_config(data_licence="CC BY-NC 4.0 *for research*")
+    assert "Licence: CC BY-NC 4.0 *for research*" in read(write(made))
+
+
+def test_hostile_names_stay_text(made: MadeUp) -> None:
+    card = write(made)
+    shown = " ".join(CLASSES[1].split())
+    assert shown in read(card)
+    assert rows(section(card, "Evaluation data"))[shown] == ["4", "4", "4"]
+    outside_code = re.sub(r"`[^`\n]*`", "", re.sub(r"```.*?```", "", card, flags=re.S))
+    assert not re.search(r"(?<!\\)[<*]", outside_code)
+    widths = [len(cells(line)) for line in card.splitlines() if line.startswith("| :---")]
+    assert min(widths) > 1
+
+
+def test_what_is_published_is_logged_and_the_report_links_to_the_card(
+    made: MadeUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[Path] = []
+    monkeypatch.setattr(tracking, "log_artifact", logged.append)
+    cli.publish(made.run_dir)
+    assert logged == [made.run_dir.model_card, made.run_dir.report]
+    assert 'href="MODEL_CARD.md"' in made.run_dir.report.read_text(encoding="utf-8")
+    shutil.rmtree(made.run_dir.path / "train")
+    cli.publish(made.run_dir)
+    assert logged[2:] == [made.run_dir.report]
+    assert "MODEL_CARD.md" not in made.run_dir.report.read_text(encoding="utf-8")
+
+
+def test_without_a_model_there_is_no_card(made: MadeUp) -> None:
+    write(made)
+    made.run_dir.begin("dataset")
+    assert model_card.write(made.run_dir) is None
+    assert not made.run_dir.model_card.exists()
+
+
+@pytest.mark.parametrize("missing", ["evaluate", "explore", "error_analysis", "config.yaml", "train/cost.json",
+                                     "evaluate/slices.json", "evaluate/robustness.json"])  # fmt: skip
+def test_what_was_not_measured_is_said(made: MadeUp, missing: str) -> None:
+    path = made.run_dir.path / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    card = write(made)
+    said = {"evaluate": "It has not been evaluated", "error_analysis": "Labels have not been checked",
+            "evaluate/slices.json": "No groups were scored", "config.yaml": "not stated",
+            "evaluate/robustness.json": "has not been measured"}  # fmt: skip
+    assert said.get(missing, "Intended use") in card
+
+
+def test_a_data_set_that_was_indexed_anew_is_not_taken_for_the_training_data(made: MadeUp) -> None:
+    assert "indexed anew" not in write(made)
+    made.result("dataset", classes=list(CLASSES), fingerprint="e" * 64, label_column="label", unlabelled=0,
+                counts={"train": dict.fromkeys(CLASSES, 1)},
+                ledger={"rows": 2, "used": 2, "repaired": 0, "refused": 0, "repairs": {}, "refusals": {}})  # fmt: skip
+    assert "indexed anew since" in write(made)
+
+
+@given(st.text())
+def test_escaped_text_reads_as_it_was_on_one_line(text: str) -> None:
+    escaped = escape(text)
+    assert read(escaped) == " ".join(text.split())
+    assert "\n" not in escaped
+    assert escape(Markdown(escaped)) == escaped
+
+
+@given(st.lists(st.lists(st.text(), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_no_text_breaks_a_table(lines: list[list[str]]) -> None:
+    written = table(("a", "b", "c"), lines).splitlines()
+    assert len(written) == 2 + len(lines)
+    for line in written:
+        assert len(re.findall(r"(?:\\.|[^|\\])+", line.strip("|"))) == 3
+
+
+@given(st.text(min_size=1))
+def test_a_code_span_ends_where_its_text_ends(text: str) -> None:
+    span, content = code(text), " ".join(text.split())
+    fence = re.match(r"`+", span)
+    assert fence is not None
+    assert fence[0] not in re.findall(r"`+", content)
+    assert span.startswith(fence[0]) and span.endswith(fence[0])
+
+
+def counter(powercap: Path, zone: str, name: str, microjoules: int) -> None:
+    folder = powercap / zone
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in (("name", name), ("energy_uj", microjoules), ("max_energy_range_uj", 10**12)):
+        (folder / file).write_text(f"{content}\n", encoding="ascii")
+
+
+def test_energy_is_the_sum_over_packages_and_counters_may_go_round_once(tmp_path: Path) -> None:
+    counter(tmp_path, "intel-rapl:0", "package-0", 5_000_000)
+    counter(tmp_path, "intel-rapl:0:0", "core", 1)
+    counter(tmp_path, "intel-rapl:1", "package-1", 10**12 - 1_000_000)
+    meter = cost.start(tmp_path)
+    counter(tmp_path, "intel-rapl:0", "package-0", 7_500_000)
+    counter(tmp_path, "intel-rapl:0:0", "core", 900_000_000)
+    counter(tmp_path, "intel-rapl:1", "package-1", 500_000)
+    spent = cost.since(meter)
+    assert spent["joules"] == pytest.approx(2.5 + 1.5)
+    assert 0 <= spent["seconds"] < 60
+
+
+def test_energy_that_cannot_be_known_is_not_invented(tmp_path: Path) -> None:
+    assert cost.since(cost.start(tmp_path / "none"))["joules"] is None
+    counter(tmp_path, "intel-rapl:0", "package-0", 5)
+    meter = cost.start(tmp_path)
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    assert cost.since(meter)["joules"] is None
+    counter(tmp_path, "intel-rapl:0", "package-0", 5)
+    (tmp_path / "intel-rapl:0" / "max_energy_range_uj").write_text("0", encoding="ascii")
+    assert cost.since(cost.start(tmp_path))["joules"] is None  # may have gone round any number of times
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("no number", encoding="ascii")
+    assert cost.since(cost.start(tmp_path))["joules"] is None

@@ -1,0 +1,123 @@
+"""Files are decoded in processes that can die of them."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from multiprocessing import Pipe
+
+import numpy as np
+import pytest
+from pictures import encoded, noise, odd_files, png_header
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from spectacles.data.preprocessing import Preprocessing, decode_one
+from spectacles.server import decoders
+from spectacles.server.decoders import Decoders, Died
+
+SQUARE = Preprocessing(32, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3)
+MAX_PIXELS = 25_000_000
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Decoders]:
+    with Decoders(1, MAX_PIXELS) as started:
+        started.warm(SQUARE)
+        yield started
+
+
+@pytest.mark.parametrize("name", odd_files())
+def test_every_file_fares_as_it_does_in_this_process(pool: Decoders, name: str) -> None:
+    content = odd_files()[name]
+    there, here = pool(content, SQUARE), decode_one(content, SQUARE, MAX_PIXELS)
+    assert (there.repairs, there.reason) == (here.repairs, here.reason)
+    assert (there.pixels is None) == (here.pixels is None)
+    np.testing.assert_array_equal(there.pixels, here.pixels)
+
+
+def test_another_preprocessing_is_another_shape(pool: Decoders) -> None:
+    small = pool(encoded(noise(1)), SQUARE.at(20)).pixels
+    assert small is not None and small.shape == (20, 20, 3)
+
+
+def test_a_bomb_is_refused(pool: Decoders) -> None:
+    assert "is more than 25 million" in pool(png_header(6000, 6000), SQUARE).reason
+    for side in (10_000, 30_000):  # Pillow's own warning, which is an error there, and its error
+        assert pool(png_header(side, side), SQUARE).reason == "too many pixels"
+
+
+def test_a_process_that_dies_is_replaced(pool: Decoders) -> None:
+    [decoder] = pool._all
+    before = decoder.process.pid
+    decoder.process.kill()
+    assert pool(encoded(noise(1)), SQUARE).reason == decoders.TOO_LARGE
+    assert decoder.process.pid != before
+    assert pool(encoded(noise(1)), SQUARE).reason == ""
+
+
+def test_several_come_back_in_their_order(pool: Decoders) -> None:
+    contents = [encoded(noise(1)), b"rubbish", encoded(noise(2)), png_header(6000, 6000)]
+    found = pool.together(contents, SQUARE)
+    for there, content in zip(found, contents, strict=True):
+        here = decode_one(content, SQUARE, MAX_PIXELS)
+        assert (there.repairs, there.reason) == (here.repairs, here.reason)
+        np.testing.assert_array_equal(there.pixels, here.pixels)
+
+
+@pytest.mark.parametrize("size", [16, 224, 2048])
+def test_as_many_as_there_is_room_for(pool: Decoders, size: int) -> None:
+    most = pool.most_together(SQUARE.at(size))
+    assert most >= 1 and most * 3 * size**2 <= decoders.MOST_BYTES
+    found = pool.together([encoded(noise(1))] * most, SQUARE.at(size))
+    assert all(each.pixels is not None for each in found)
+
+
+def test_of_several_none_is_blamed_for_a_process_that_dies(pool: Decoders) -> None:
+    [decoder] = pool._all
+    decoder.process.kill()
+    contents = [encoded(noise(1)), encoded(noise(2))]
+    with pytest.raises(Died):
+        pool.together(contents, SQUARE)
+    assert [pool(content, SQUARE).reason for content in contents] == ["", ""]
+
+
+def test_several_that_take_too_long_are_given_back(pool: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "TOGETHER_SECONDS", 0.0)
+    with pytest.raises(Died):
+        pool.together([encoded(noise(1, 2000, 2000))] * 2, SQUARE)
+    assert pool(encoded(noise(1)), SQUARE).reason == ""
+
+
+@pytest.mark.parametrize("said", [b"no json", b"[]", b"7", b'[["a"]]', b'[[["a"], "b", "c"]]', b"[[7, null]]"])
+def test_a_process_that_says_nonsense_is_replaced(pool: Decoders, said: bytes) -> None:
+    [decoder] = pool._all
+    before = decoder.process.pid
+    decoder.connection.close()
+    decoder.connection, taken_over = Pipe()
+    taken_over.send_bytes(said)
+    assert pool(encoded(noise(1)), SQUARE).reason == decoders.TOO_LARGE
+    assert decoder.process.pid != before
+    assert pool(encoded(noise(1)), SQUARE).reason == ""
+
+
+def test_what_takes_too_long_is_killed(pool: Decoders) -> None:
+    [decoder] = pool._all
+    before = decoder.process.pid
+    with pytest.raises(Died, match=decoders.TOO_SLOW):
+        decoder([encoded(noise(1, 2000, 2000))], SQUARE, seconds=0.0)
+    assert decoder.process.pid != before
+    assert pool(encoded(noise(1)), SQUARE).reason == ""
+
+
+def test_memory_is_capped() -> None:
+    buffer = BytesIO()
+    Image.new("L", (4900, 5000)).convert("F").save(buffer, "TIFF", compression="tiff_lzw")
+    with Decoders(1, MAX_PIXELS, memory=64 << 20) as small:
+        found = small(buffer.getvalue(), SQUARE)
+        assert found.pixels is None and ("MemoryError" in found.reason or found.reason == decoders.TOO_LARGE)
+        assert small(encoded(noise(1)), SQUARE).reason == ""
+
+
+def test_a_comment_that_unfolds_is_refused(pool: Decoders) -> None:
+    chunks = PngInfo()
+    chunks.add_text("Comment", "x" * (2 * decoders.MOST_TEXT), zip=True)
+    assert pool(encoded(noise(1), pnginfo=chunks), SQUARE).reason

@@ -1,0 +1,153 @@
+"""The form reader: whatever a client may send as a form comes out as it was meant, or is refused in words."""
+
+import asyncio
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import Request
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.datastructures import UploadFile
+from starlette.types import Message
+
+from spectacles.server import forms
+from spectacles.server.auth import Refused
+from spectacles.server.forms import Form
+from spectacles.server.limits import MAX_FILES
+
+ADVICE = "Send a photo."
+MULTIPART = "multipart/form-data; boundary=b"
+PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\nphoto\r\n'
+
+
+def request_of(body: bytes, content_type: str, cuts: list[int]) -> Request:
+    """The body arrives in pieces."""
+    edges = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
+    pieces = [body[start:end] for start, end in pairwise(edges)]
+    messages = iter([*({"type": "http.request", "body": piece, "more_body": True} for piece in pieces),
+                     {"type": "http.request", "body": b"", "more_body": False}])  # fmt: skip
+
+    async def receive() -> Message:
+        return next(messages)
+
+    return Request({"type": "http", "headers": [(b"content-type", content_type.encode())]}, receive)
+
+
+def read(
+    body: bytes, content_type: str = MULTIPART, cuts: list[int] | None = None, names: tuple[str, ...] = ()
+) -> Form:
+    return asyncio.run(forms.read(request_of(body, content_type, cuts or []), ADVICE, **dict.fromkeys(names, "")))
+
+
+def refusal(*args: Any, **options: Any) -> tuple[int, str]:
+    with pytest.raises(Refused) as refused:
+        read(*args, **options)
+    return refused.value.status_code, refused.value.detail
+
+
+NAMES = ("url", "label")
+# Line ends: a browser makes \r\n of all of them before it sends a field.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=40)
+
+
+@given(
+    contents=st.lists(st.binary(max_size=200) | st.just(b"\r\n--b--\r\n"), min_size=1, max_size=MAX_FILES),
+    fields=st.dictionaries(st.sampled_from(NAMES), TEXT),
+    cuts=st.lists(st.integers(0, 5000), max_size=8),
+)
+def test_what_a_client_sends_comes_out(contents: list[bytes], fields: dict[str, str], cuts: list[int]) -> None:
+    sent = httpx2.Request("POST", "http://a", data=fields, files=[("file", ("ä.jpg", each)) for each in contents])
+    content_type, body = sent.headers["content-type"], sent.read()
+    assert read(body, content_type, cuts, NAMES) == Form(contents, dict.fromkeys(NAMES, "") | fields)
+
+    async def of_starlette() -> tuple[list[bytes], dict[str, str]]:
+        async with request_of(body, content_type, []).form() as form:
+            files = [await each.read() for each in form.getlist("file") if isinstance(each, UploadFile)]
+            return files, {name: value for name, value in form.items() if isinstance(value, str)}
+
+    assert asyncio.run(of_starlette()) == (contents, fields)
+
+
+@given(
+    fields=st.dictionaries(st.sampled_from(NAMES), TEXT.filter(bool)), cuts=st.lists(st.integers(0, 500), max_size=3)
+)
+def test_a_form_without_files_may_be_url_encoded(fields: dict[str, str], cuts: list[int]) -> None:
+    sent = httpx2.Request("POST", "http://a", data=fields)
+    assert (
+        read(sent.read(), "application/x-www-form-urlencoded", cuts, NAMES).fields == dict.fromkeys(NAMES, "") | fields
+    )
+
+
+def test_of_two_values_none_is_ignored() -> None:
+    twice = b'--b\r\nContent-Disposition: form-data; name="url"\r\n\r\nu\r\n' * 2 + b"--b--\r\n"
+    for status, detail in (
+        refusal(twice, names=("url",)),
+        refusal(b"url=u&url=", "application/x-www-form-urlencoded", names=("url",)),
+    ):
+        assert status == 400 and "'url' comes twice" in detail
+
+
+@given(
+    body=st.binary(max_size=300) | st.binary(max_size=100).map(lambda tail: PART + tail), cuts=st.lists(st.integers())
+)
+def test_rubbish_is_refused_or_read_but_never_fails(body: bytes, cuts: list[int]) -> None:
+    for content_type in (MULTIPART, "application/x-www-form-urlencoded", "image/jpeg", "multipart/form-data", ""):
+        with suppress(Refused):
+            read(body, content_type, cuts)
+
+
+@given(end=st.integers(0, len(PART) + 3))
+def test_a_body_that_ends_in_the_middle_is_no_form(end: int) -> None:
+    assert read(PART + b"--b--\r\n") == Form([b"photo"])
+    status, detail = refusal((PART + b"--b--\r\n")[:end])
+    assert status == 400 and ADVICE in detail
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        b'form-data; name="file"; filename="h\xe4nde.jpg"',
+        b'form-data; name="file"; filename="h\xc3\xa4nde.jpg"',
+        b"form-data; name=file; filename=haende.jpg",
+        b"form-data; name=\"file\"; filename*=utf-8''h%C3%A4nde.jpg",
+        b'form-data; name="file"; filename=""',
+        b'form-data; filename="a;\\"b.jpg"; name="file"',
+    ],
+)
+def test_a_file_is_one_however_its_name_is_written(disposition: bytes) -> None:
+    for header in (b"Content-Disposition: ", b"content-disposition:"):
+        body = b"--b\r\n" + header + disposition + b"\r\nContent-Type: image/jpeg\r\n\r\nphoto\r\n--b--\r\n"
+        assert read(body).files == [b"photo"]
+
+
+def test_a_field_that_nobody_reads_is_named() -> None:
+    wrong = PART + b'--b\r\nContent-Disposition: form-data; name="methd"\r\n\r\nocclusion\r\n--b--\r\n'
+    assert refusal(wrong, names=("method",)) == (
+        422,
+        "The field 'methd' is none of file, method, or is no file. " + ADVICE,
+    )
+    no_file = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nphoto.jpg\r\n--b--\r\n'
+    assert refusal(no_file)[0] == 422
+
+
+def test_a_photo_in_a_field_of_another_name_is_told_where_it_belongs() -> None:
+    header = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
+    for content in (b"small", b"p" * (forms.MOST_FIELD_BYTES + 1)):
+        status, detail = refusal(header + content + b"\r\n--b--\r\n")
+        assert status in (400, 422) and "'photo'" in detail and ADVICE in detail
+
+
+def test_more_than_a_form_may_hold_is_refused() -> None:
+    assert len(read(PART * MAX_FILES + b"--b--\r\n").files) == MAX_FILES
+    assert refusal(PART * (MAX_FILES + 1) + b"--b--\r\n")[0] == 413
+    long = b'--b\r\nContent-Disposition: form-data; name="url"\r\n\r\n%s\r\n--b--\r\n'
+    assert read(long % b"u", names=("url",)).fields["url"] == "u"
+    assert refusal(long % (b"u" * (forms.MOST_FIELD_BYTES + 1)), names=("url",))[0] == 400
+    many = b"".join(b'--b\r\nContent-Disposition: form-data; name="f%d"\r\n\r\nx\r\n' % number for number in range(9))
+    assert refusal(many + b"--b--\r\n")[0] == 400
+    assert refusal(b"&".join(b"f%d=1" % number for number in range(9)), "application/x-www-form-urlencoded")[0] == 400
+    headers = b"--b\r\n" + b"X: y\r\n" * 100 + b"\r\n--b--\r\n"
+    assert refusal(headers)[0] == 400

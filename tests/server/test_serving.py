@@ -1,0 +1,473 @@
+"""The server as a whole: keys, limits, exchange of the model, metrics, and what it keeps to itself."""
+
+import asyncio
+import json
+import re
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+from pictures import encoded, exif, noise
+from served import serve
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.server import ServerState
+
+import api
+from spectacles.models.bundle import load_bundle, save_bundle
+from spectacles.server import auth, limits, urls
+from spectacles.server.auth import Refused
+from spectacles.server.limits import BodyLimit
+from spectacles.server.serve import ImpatientProtocol
+
+PHOTO = encoded(noise(1), "JPEG")
+KEY = "a-secret-that-nobody-guesses"
+KEYS = f"alice:{auth.digest(KEY)}"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture(scope="module")
+def bundle_dir(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle("cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def locked(bundle_dir: Path) -> Iterator[TestClient]:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_API_KEYS=KEYS) as client:
+        yield client
+
+
+def send(client: TestClient, *contents: bytes, **options: Any) -> Any:
+    return client.post("/predict", files=[("file", ("a.jpg", content)) for content in contents], **options)
+
+
+def counted(client: TestClient, series: str, **options: Any) -> float:
+    lines = client.get("/metrics", **options).text.splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(series + " "))
+
+
+@pytest.mark.parametrize("path", ["/model", "/metrics", "/docs", "/openapi.json", "/nowhere"])
+def test_with_keys_nothing_is_told_without_one(locked: TestClient, path: str) -> None:
+    refused = locked.get(path)
+    assert refused.status_code == 401 and "Authorization: Bearer" in refused.json()["detail"]
+    assert locked.get(path, headers=BEARER).status_code == (404 if path == "/nowhere" else 200)
+
+
+def test_with_keys_photos_are_taken_from_their_holders(locked: TestClient) -> None:
+    assert send(locked, PHOTO).status_code == 401
+    assert send(locked, PHOTO, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert send(locked, PHOTO, headers=BEARER).status_code == 200
+    assert send(locked, PHOTO, headers={"X-API-Key": KEY}).status_code == 200
+    assert send(locked, PHOTO, params={"key": KEY}).status_code == 401
+
+
+def test_health_and_the_page_need_no_key(locked: TestClient) -> None:
+    for path in ("/health/live", "/health/ready", "/"):
+        assert locked.get(path).status_code == 200
+
+
+def test_another_host_name_is_refused(locked: TestClient) -> None:
+    refused = locked.get("/", headers={"Host": "evil.example"})
+    assert refused.status_code == 400 and "SPECTACLES_ALLOWED_HOSTS" in refused.json()["detail"]
+    assert locked.get("/health/ready", headers={"Host": "10.1.2.3:8000"}).status_code == 200, "as a balancer asks"
+
+
+def test_without_keys_nobody_administrates(bundle_dir: Path) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
+        assert client.post("/admin/reload").status_code == 403
+
+
+def test_the_model_is_exchanged_and_a_broken_one_is_not_taken(bundle_dir: Path, tmp_path: Path) -> None:
+    own = tmp_path / "bundle"
+    shutil.copytree(bundle_dir, own)
+    with serve(SPECTACLES_BUNDLE=str(own), SPECTACLES_API_KEYS=KEYS) as client:
+        first = send(client, PHOTO, headers=BEARER).json()
+        info, state, _ = load_bundle(bundle_dir)
+        save_bundle(own, info, {name: value + 0.01 for name, value in state.items()})
+        second_id = client.post("/admin/reload", headers=BEARER).json()["model_id"]
+        second = send(client, PHOTO, headers=BEARER).json()
+        assert second["model_id"] == second_id == client.get("/model", headers=BEARER).json()["model_id"]
+        assert second_id != first["model_id"] and second["probabilities"] != first["probabilities"]
+        (own / "bundle.json").write_text("{")
+        refused = client.post("/admin/reload", headers=BEARER)
+        assert refused.status_code == 409 and "The old model goes on" in refused.json()["detail"]
+        assert send(client, PHOTO, headers=BEARER).json()["model_id"] == second_id
+        for outcome in ("done", "failed"):
+            assert counted(client, f'spectacles_swaps_total{{outcome="{outcome}"}}', headers=BEARER) == 1
+
+
+def test_metrics_count_what_happened(bundle_dir: Path) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
+        labels = [answer["label"] for answer in send(client, PHOTO, PHOTO).json()["predictions"]]
+        send(client, b"text")
+        client.post("/predict")
+        client.get("/nowhere/at/all")
+        client.get("/model", headers={"Host": "evil.example"})
+        assert counted(client, f'spectacles_predictions_total{{label="{labels[0]}"}}') == 2
+        assert counted(client, 'spectacles_refusals_total{reason="image"}') == 1
+        assert counted(client, 'spectacles_refusals_total{reason="bad_request"}') == 1
+        assert counted(client, 'spectacles_refusals_total{reason="host"}') == 1
+        assert counted(client, 'spectacles_requests_total{route="/predict",status="200"}') == 1
+        assert counted(client, 'spectacles_requests_total{route="other",status="404"}') == 1
+        assert counted(client, 'spectacles_stage_seconds_count{stage="decoding"}') == 3
+        assert counted(client, "spectacles_batch_images_count") == 2
+        assert counted(client, "spectacles_queue_images") == 0
+
+
+def test_a_full_server_says_when_to_come_back(bundle_dir: Path) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_QUEUE="2") as client:
+        refused = send(client, *[PHOTO] * 3)
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+        assert "come back" in refused.json()["detail"]
+        assert send(client, *[PHOTO] * 2).status_code == 200
+        assert counted(client, 'spectacles_refusals_total{reason="queue_full"}') == 1
+
+
+def test_a_client_has_its_rate(bundle_dir: Path) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_RATE="0.01") as client:
+        assert send(client, PHOTO).status_code == 200
+        refused = send(client, PHOTO)
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 10
+
+
+def test_urls_are_fetched_only_where_that_is_switched_on(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urls, "fetch", lambda url: PHOTO if url == "https://a.example/1.jpg" else b"")
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
+        refused = client.post("/predict", data={"url": "https://a.example/1.jpg"})
+        assert refused.status_code == 422 and "fetches no photos" in refused.json()["detail"]
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_ALLOW_URLS="1") as client:
+        answer = client.post("/predict", data={"url": "https://a.example/1.jpg"}).json()
+        assert answer["label"] == send(client, PHOTO).json()["label"]
+        both = client.post("/predict", data={"url": "https://a.example/1.jpg"}, files={"file": PHOTO})
+        assert both.status_code == 422
+
+
+def test_a_private_url_is_refused(bundle_dir: Path) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_ALLOW_URLS="1") as client:
+        refused = client.post("/predict", data={"url": "http://127.0.0.1:80/"})
+        assert refused.status_code == 422 and "not on the public network" in refused.json()["detail"]
+
+
+def test_other_sites_ask_only_where_they_are_named(bundle_dir: Path) -> None:
+    preflight = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST",
+                 "Access-Control-Request-Headers": "authorization"}  # fmt: skip
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_API_KEYS=KEYS,
+               SPECTACLES_CORS_ORIGINS="https://app.example") as client:  # fmt: skip
+        allowed = client.options("/predict", headers=preflight)
+        assert allowed.headers["access-control-allow-origin"] == "https://app.example"
+        other = client.options("/predict", headers=preflight | {"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+        answer = send(client, PHOTO, headers=BEARER | {"Origin": "https://app.example"})
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
+        assert "access-control-allow-origin" not in client.options("/predict", headers=preflight).headers
+
+
+def test_draining_is_said_and_work_is_still_done(bundle_dir: Path) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
+        api.drain()
+        assert client.get("/health/ready").status_code == 503
+        assert client.get("/health/live").status_code == 200
+        answer = send(client, PHOTO)
+        assert answer.status_code == 200 and answer.headers["connection"] == "close"
+
+
+def test_nothing_about_a_person_is_told(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = exif(1)
+    place[0x8825] = {1: "N", 2: (48.858412, 0.0, 0.0)}
+    place[0x010E] = "canary-description"
+    photo = encoded(noise(1), "JPEG", exif=place)
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_API_KEYS=KEYS) as client:
+        responses = [
+            client.post("/predict", files={"file": (f"canary-name{number}.jpg", content)}, headers=BEARER)
+            for number, content in enumerate([photo, photo[:300], b"canary-text"])
+        ]
+        responses += [
+            client.post("/explain", files={"file": ("canary-name.jpg", photo)}, headers=BEARER),
+            client.get("/metrics", headers=BEARER), client.get("/canary-path", headers=BEARER),
+        ]  # fmt: skip
+    told = capsys.readouterr().out + "".join(response.text + str(response.headers) for response in responses)
+    for secret in ("canary", KEY, auth.digest(KEY), "48.858412", "testclient"):
+        assert secret not in told
+
+
+def test_an_error_of_ours_is_a_500_without_its_text(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("canary inside")
+
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
+        monkeypatch.setattr(api.answers, "answer", fail)
+        failed = send(client, PHOTO)
+    assert failed.status_code == 500 and "canary" not in failed.text and failed.json()["detail"]
+
+
+async def _through_the_limit(receive: Receive, headers: list[tuple[bytes, bytes]] | None = None) -> bytes:
+    """What an app behind BodyLimit reads."""
+    read = b""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal read
+        while True:
+            message = await receive()
+            read += message.get("body", b"")
+            if not message.get("more_body"):
+                return
+
+    async def ignore(message: Message) -> None:
+        pass
+
+    limit = BodyLimit(app)
+    try:
+        await limit({"type": "http", "headers": headers or []}, receive, ignore)
+    finally:
+        assert limit.held == 0
+    return read
+
+
+def chunks(*sizes: int) -> Receive:
+    messages = [{"type": "http.request", "body": bytes(size), "more_body": True} for size in sizes]
+    rest = iter([*messages, {"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive() -> Message:
+        return next(rest)
+
+    return receive
+
+
+def test_bodies_are_counted_while_they_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_BODY_BYTES", 100)
+    assert len(asyncio.run(_through_the_limit(chunks(40, 60)))) == 100
+    with pytest.raises(Refused) as refused:
+        asyncio.run(_through_the_limit(chunks(40, 61, 1)))
+    assert refused.value.status_code == 413
+    with pytest.raises(Refused):
+        asyncio.run(_through_the_limit(chunks(), [(b"content-length", b"101")]))
+
+
+def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_BODIES_BYTES", 50)
+    with pytest.raises(Refused) as refused:
+        asyncio.run(_through_the_limit(chunks(40, 20)))
+    assert refused.value.status_code == 503 and refused.value.reason == "memory"
+
+
+def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.01)
+
+    async def never() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with pytest.raises(Refused) as refused:
+        asyncio.run(_through_the_limit(never))
+    assert refused.value.status_code == 408
+
+
+@asynccontextmanager
+async def listening(app: Any, server_state: ServerState | None = None, **state: Any) -> AsyncIterator[tuple[str, int]]:
+    """The address of a socket behind which our protocol speaks to an app."""
+    config, server_state = uvicorn.Config(app, lifespan="off"), server_state or ServerState()
+    config.load()
+    loop, faults = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, fault: faults.append(fault))
+    server = await loop.create_server(lambda: ImpatientProtocol(config, server_state, state), "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()
+        while server_state.connections:
+            await asyncio.sleep(0)
+    assert faults == []
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
+def test_headers_that_do_not_arrive_are_given_up(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr("spectacles.server.serve.HEADER_SECONDS", 0.01)
+
+    async def connect() -> bytes:
+        async with listening(_tell_path) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(sent)
+            answer = await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            await writer.wait_closed()
+            return answer
+
+    assert asyncio.run(connect()) == b""
+
+
+def test_the_log_is_lines_of_json(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
+        send(client, PHOTO)
+        client.get("/model", headers={"Host": "evil.example"})
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events] == ["ready", "inference", "refused"]
+    assert events[2]["reason"] == "host" and events[2]["request_id"]
+
+
+async def _tell_path(scope: Scope, receive: Receive, send: Send) -> None:
+    body = scope["path"].encode() + b" admitted" * scope["state"].get("admitted", False)
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05])
+def test_a_photo_without_room_is_refused_at_the_door_and_the_connection_goes_on(after: float) -> None:
+    busy = iter([7, 0])
+    service = SimpleNamespace(
+        busy_for=lambda large: next(busy), refuse_after=lambda: after, admitted=0, uploading=0, draining=False
+    )
+    post = b"POST /predict?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto"
+    get = b"GET /model HTTP/1.1\r\nHost: a\r\n\r\n"
+
+    async def ask() -> list[bytes]:
+        async with listening(_tell_path, service=service) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            answers = []
+            for request in (post, get, post):
+                writer.write(request)
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+                length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+                answers.append(head + await reader.readexactly(length))
+            writer.close()
+            await writer.wait_closed()
+            return answers
+
+    refused, told, admitted = asyncio.run(ask())
+    assert refused.startswith(b"HTTP/1.1 503") and b"Retry-After: 7\r\n" in refused and b"come back" in refused
+    assert told.endswith(b"/model"), "other questions are answered"
+    assert admitted.endswith(b"/predict admitted") and service.admitted == 1
+
+
+def test_a_server_that_ends_keeps_no_connection_for_those_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spectacles.server.serve.LINGER_SECONDS", 0.05)
+    service = SimpleNamespace(
+        busy_for=lambda large: 7, refuse_after=lambda: 0.0, admitted=0, uploading=0, draining=True
+    )
+
+    async def ask() -> bytes:
+        async with listening(_tell_path, service=service) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto")
+            answer = await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            return answer
+
+    answer = asyncio.run(ask())
+    assert answer.startswith(b"HTTP/1.1 503") and b"Connection: close\r\n" in answer
+
+
+def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spectacles.server.serve.MOST_CONNECTIONS", 1)
+
+    async def connect() -> bytes:
+        async with listening(_tell_path) as address:
+            _, first = await asyncio.open_connection(*address)
+            first.write(b"GET / HTTP/1.1\r\n")
+            await first.drain()
+            reader, second = await asyncio.open_connection(*address)
+            try:
+                return await asyncio.wait_for(reader.read(), 20)
+            except ConnectionResetError:
+                return b""
+            finally:
+                for writer in (first, second):
+                    writer.transport.abort()
+
+    assert asyncio.run(connect()) == b""
+
+
+def test_a_large_photo_without_room_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spectacles.server.serve.LINGER_SECONDS", 0.05)
+    service = SimpleNamespace(
+        busy_for=lambda large: 7, refuse_after=lambda: 0.01, admitted=0, uploading=0, draining=False
+    )
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"
+
+    async def ask() -> bytes:
+        async with listening(_tell_path, service=service) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(head + bytes(1000))
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+            with suppress(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), 20)  # until the server has closed it
+            writer.transport.abort()
+            return answer
+
+    answer = asyncio.run(ask())
+    assert answer.startswith(b"HTTP/1.1 503") and b"Retry-After: 7" in answer and b"Connection: close" in answer
+
+
+def test_what_was_asked_first_is_answered_first_and_an_end_does_not_wait_for_a_refusal() -> None:
+    busy = [7, 0, 9]
+    service = SimpleNamespace(
+        busy_for=lambda large: busy.pop(0), refuse_after=lambda: 3600.0, admitted=0, uploading=0, draining=False
+    )
+    post = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto"
+
+    async def ask() -> bytes:
+        server = ServerState()
+        async with listening(_tell_path, server, service=service) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(post + post)
+            answers = await asyncio.wait_for(reader.readuntil(b"/predict admitted"), 20)
+            writer.write(post)
+            [connection] = server.connections
+            while busy:
+                await asyncio.sleep(0)
+            connection.shutdown()
+            answers += await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            return answers
+
+    answers = asyncio.run(ask())
+    assert re.findall(rb"HTTP/1.1 \d+|Retry-After: \d+", answers) == [
+        b"HTTP/1.1 503", b"Retry-After: 7", b"HTTP/1.1 200", b"HTTP/1.1 503", b"Retry-After: 9"
+    ]  # fmt: skip
+
+
+def test_bodies_that_do_not_arrive_keep_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spectacles.server.serve.EXPECTED_SECONDS", 0.01)
+    service = SimpleNamespace(busy_for=lambda large: 0, admitted=0, uploading=0, draining=False)
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+    seen = []
+
+    async def wait_for_body(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append((service.admitted, service.uploading))
+        while service.uploading:  # until its time is over
+            await asyncio.sleep(0)
+        while (await receive()).get("more_body"):
+            pass
+        seen.append((service.admitted, service.uploading))
+        await _tell_path(scope, receive, send)
+
+    async def ask() -> None:
+        async with listening(wait_for_body, service=service) as address:
+            for length in (5, 1_000_000):
+                reader, writer = await asyncio.open_connection(*address)
+                writer.write(head % length)
+                while not seen or len(seen) % 2 == 0:
+                    await asyncio.sleep(0)
+                writer.write(bytes(length))
+                await asyncio.wait_for(reader.readuntil(b"admitted"), 20)
+                writer.close()
+
+    asyncio.run(ask())
+    small, large = seen[:2], seen[2:]
+    assert small == [(0, 0), (1, 0)] and large == [(1, 1), (2, 0)]
+
+
+def test_a_flood_waits_for_its_refusals(bundle_dir: Path) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
+        service = api.app.state.service
+        service.batcher.seconds_an_image = 0.1
+        waits = [service.refuse_after() for _ in range(11)]
+    assert waits[0] == 0 and waits == sorted(waits)
+    # Ten refusals for each photo that could be answered: 10 ms each.
+    assert waits[10] == pytest.approx(0.1, abs=0.02)
+    assert client

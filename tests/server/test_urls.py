@@ -1,0 +1,176 @@
+"""A photo by its URL: public addresses only, in every notation, after every redirect, whatever a resolver answers."""
+
+import ipaddress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spectacles.server import limits, urls
+from spectacles.server.auth import Refused
+
+PRIVATE = ["127.0.0.1", "127.255.0.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
+           "0.0.0.0", "255.255.255.255", "224.0.0.1", "198.18.0.1", "192.0.2.4", "240.0.0.1", "::", "::1", "fe80::1",
+           "fe80::1%eth0", "fc00::1", "fd12::9", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::",
+           "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2001:db8::1"]  # fmt: skip
+PUBLIC = ["93.184.216.34", "8.8.8.8", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_no_private_address_is_public(address: str) -> None:
+    assert not urls.is_public(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses_are(address: str) -> None:
+    assert urls.is_public(address)
+
+
+@given(st.ip_addresses(v=4, network="127.0.0.0/8") | st.ip_addresses(v=4, network="10.0.0.0/8"))
+def test_private_addresses_stay_private_inside_others(address: ipaddress.IPv4Address) -> None:
+    assert not urls.is_public(f"::ffff:{address}")
+    assert not urls.is_public(str(ipaddress.IPv6Address(int(ipaddress.IPv6Address("64:ff9b::")) | int(address))))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1/a.jpg", "http://localhost/a.jpg", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/",
+     "http://127.1/", "http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://169.254.169.254/latest/meta-data/"],
+)  # fmt: skip
+def test_this_machine_and_its_network_are_refused_in_any_notation(url: str) -> None:
+    refused = refusal(url)
+    assert refused.status_code == 422 and refused.detail in (
+        "The address is refused: it is not on the public network.", "The address is refused: its name is unknown."
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("ftp://example.org/a.jpg", "no http or https"), ("file:///etc/passwd", "no http or https"), ("a.jpg", "no http"),
+     ("http://", "no http"), ("http://user:word@example.org/", "a name or a password"), ("//example.org", "no http"),
+     ("http://example.org:22/", "only the ports"), ("http://example.org:99999/", "cannot be read"),
+     ("http://[::1/", "cannot be read"), ("gopher://example.org", "no http")],
+)  # fmt: skip
+def test_other_addresses_are_refused(url: str, said: str) -> None:
+    assert said in refusal(url, resolver=lambda host, port: ["93.184.216.34"]).detail
+
+
+def refusal(url: str, **options: object) -> Refused:
+    with pytest.raises(Refused) as caught:
+        urls.fetch(url, **options)  # type: ignore[arg-type]
+    return caught.value
+
+
+@pytest.mark.parametrize("addresses", [[], ["10.0.0.1"], ["93.184.216.34", "127.0.0.1"]])
+def test_one_private_address_is_enough_to_refuse(addresses: list[str]) -> None:
+    assert "not on the public network" in refusal("http://a.example/", resolver=lambda host, port: addresses).detail
+
+
+@contextmanager
+def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[int]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, object]]:
+    """Options of `fetch` under which a port of this machine stands for port 80 of a public one."""
+
+    def allow(port: int) -> dict[str, object]:
+        monkeypatch.setitem(urls.PORTS, "http", port)
+        return {"resolver": lambda host, _: ["127.0.0.1"], "public": lambda address: address == "127.0.0.1"}
+
+    return allow
+
+
+def send(handler: BaseHTTPRequestHandler, status: int, body: bytes = b"", **headers: str) -> None:
+    handler.send_response(status)
+    for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def test_a_public_photo_is_fetched_under_its_own_name(here: Callable[[int], dict[str, object]]) -> None:
+    asked = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.append((handler.headers["Host"].split(":")[0], handler.path))
+        send(handler, 200, b"photo")
+
+    with serving(answer) as port:
+        assert urls.fetch("http://photos.example/a.jpg?size=1", **here(port)) == b"photo"
+    assert asked == [("photos.example", "/a.jpg?size=1")]
+
+
+def test_a_resolver_that_changes_its_mind_is_asked_once(here: Callable[[int], dict[str, object]]) -> None:
+    answers = iter([["127.0.0.1"], ["10.9.9.9"]])
+    with serving(lambda handler: send(handler, 200, b"photo")) as port:
+        options = here(port) | {"resolver": lambda host, _: next(answers)}
+        assert urls.fetch("http://rebind.example/", **options) == b"photo"
+    assert next(answers) == ["10.9.9.9"]
+
+
+def test_every_redirect_is_checked(here: Callable[[int], dict[str, object]]) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        send(handler, 302, Location="http://inside.example/secret")
+
+    with serving(answer) as port:
+        options = here(port) | {"resolver": lambda host, _: ["10.0.0.1" if host == "inside.example" else "127.0.0.1"]}
+        assert "not on the public network" in refusal("http://photos.example/", **options).detail
+
+
+def test_redirects_end(here: Callable[[int], dict[str, object]]) -> None:
+    with serving(lambda handler: send(handler, 302, Location="/again")) as port:
+        assert "more than 3 redirects" in refusal("http://photos.example/", **here(port)).detail
+
+
+def test_an_error_there_is_told(here: Callable[[int], dict[str, object]]) -> None:
+    with serving(lambda handler: send(handler, 404)) as port:
+        assert "answers 404" in refusal("http://photos.example/", **here(port)).detail
+
+
+def test_size_is_capped_while_it_arrives(
+    here: Callable[[int], dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(urls, "MAX_BODY_BYTES", 1 << 18)
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            while True:
+                handler.wfile.write(bytes(1 << 16))
+        except OSError:
+            pass
+
+    assert limits.MAX_BODY_BYTES > 1 << 18
+    with serving(endless) as port:
+        assert "larger than" in refusal("http://photos.example/", **here(port)).detail
+
+
+def test_time_is_capped(here: Callable[[int], dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urls, "SECONDS", 0.2)
+    gone = threading.Event()
+    with serving(lambda handler: gone.wait(10) and None) as port:
+        refused = refusal("http://photos.example/", **here(port))
+        gone.set()
+    assert "TimeoutError" in refused.detail or "takes longer" in refused.detail

@@ -1,0 +1,254 @@
+"""Gradient descent step by step: the arithmetic, pieces, wrong numbers, and going on in the middle."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from spectacles.core.config import TrainConfig
+from spectacles.core.errors import UserError
+from spectacles.training import train_loop
+from spectacles.training.batches import StepSettings
+from spectacles.training.train_loop import NotFinite, Position
+
+CPU = torch.device("cpu")
+
+
+def settings_for(num_classes: int = 7, weights: list[float] | None = None, **config: object) -> StepSettings:
+    on_device = None if weights is None else torch.tensor(weights)
+    return StepSettings(TrainConfig(device="cpu", **config), CPU, num_classes, on_device)
+
+
+def batches_of(seed: int, *sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(size, 4, generator=generator), torch.randint(0, 3, (size,), generator=generator)) for size in sizes
+    ]
+
+
+def train_epoch(
+    network: nn.Module,
+    batches: list[tuple[torch.Tensor, torch.Tensor]],
+    settings: StepSettings,
+    epoch: int = 1,
+    rate: float = 1.0,
+) -> float:
+    """With plain gradient descent at a base rate of 0.1."""
+    optimizer = torch.optim.SGD([{"params": list(network.parameters()), "lr": 9.9, "base_lr": 0.1}])
+    scaler = torch.amp.GradScaler(enabled=False)
+    return train_loop.train_epoch(
+        network, batches, settings, optimizer, scaler, lambda step: rate / (step + 1), epoch,
+        [len(labels) for _, labels in batches],
+        Position(pieces=settings.config.accumulate), after_step=lambda: None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, [1.0, 0.25, 3.0]])
+def test_an_epoch_is_gradient_descent_on_the_cross_entropy(clip, smoothing, weights):
+    torch.manual_seed(0)
+    network = nn.Linear(4, 3)
+    weight, bias = (tensor.detach().clone().double() for tensor in network.parameters())
+    batches = batches_of(1, 8, 8, 3)
+    settings = settings_for(3, weights, clip_grad_norm=clip, label_smoothing=smoothing)
+    loss = train_epoch(network, batches, settings)
+
+    total = 0.0
+    class_weights = torch.tensor(weights or [1.0] * 3).double()
+    for step, (inputs, labels) in enumerate(batches):
+        inputs = inputs.double()
+        probabilities = torch.softmax(inputs @ weight.T + bias, dim=1)
+        hot = nn.functional.one_hot(labels, 3).double()
+        scale = 1 / class_weights[labels].sum()
+        targets = ((1 - smoothing) * hot + smoothing / 3) * class_weights
+        total += float(-(targets * probabilities.log()).sum() * scale) * len(inputs)
+        gradient = (targets.sum(1, keepdim=True) * probabilities - targets) * scale
+        by_weight, by_bias = gradient.T @ inputs, gradient.sum(0)
+        norm = float(torch.cat([by_weight.flatten(), by_bias]).norm())
+        shrink = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
+        weight = weight - 0.1 / (step + 1) * shrink * by_weight
+        bias = bias - 0.1 / (step + 1) * shrink * by_bias
+    np.testing.assert_allclose(network.weight.detach(), weight, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(network.bias.detach(), bias, rtol=1e-4, atol=1e-6)
+    assert loss == pytest.approx(total / 19, rel=1e-5)
+
+
+def test_dropout_is_a_function_of_seed_and_epoch():
+    def loss(seed: int, epoch: int) -> float:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))
+        torch.rand(seed + epoch)  # where the generator stands must not matter
+        return train_epoch(network, batches_of(1, 8, 8), settings_for(3, seed=seed), epoch)
+
+    assert loss(0, 1) == loss(0, 1)
+    assert len({loss(0, 1), loss(0, 2), loss(1, 1)}) == 3
+
+
+@pytest.mark.parametrize("flags", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
+def test_pictures_are_mixed_by_seed_epoch_and_step_and_a_lone_one_is_left_alone(flags):
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 3, (size,), generator=generator))
+        for size in (4, 4, 3)
+    ]
+    kept = [inputs.clone() for inputs, _ in batches]
+
+    class Recorder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.seen = nn.Linear(3 * 64, 3), []
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.seen.append(images.clone())
+            return self.layer(images.flatten(1))
+
+    def seen(seed: int, epoch: int) -> list[torch.Tensor]:
+        network, fresh = Recorder(), [(image.clone(), label) for image, (_, label) in zip(kept, batches, strict=True)]
+        train_epoch(network, fresh, settings_for(3, seed=seed, **flags), epoch)
+        return network.seen
+
+    first = seen(0, 1)
+    assert all(torch.equal(one, other) for one, other in zip(first, seen(0, 1), strict=True))
+    assert torch.equal(first[2], kept[2])
+    changed = [not torch.equal(one, other) for one, other in zip(first[:2], kept[:2], strict=True)]
+    assert any(changed)
+    assert not all(torch.equal(one, other) for one, other in zip(first, seen(0, 2), strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(first, seen(1, 1), strict=True))
+
+
+def test_frozen_parameters_and_their_gradients_stay_out_of_it():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    network[0].requires_grad_(False)
+    before = network[0].weight.clone()
+    train_epoch(network, batches_of(1, 8), settings_for(3))
+    assert torch.equal(network[0].weight, before) and network[0].weight.grad is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_changes_no_weights(value):
+    network = nn.Linear(4, 3)
+    nn.init.constant_(network.bias, value)
+    before = network.weight.clone()
+    with pytest.raises(NotFinite, match="the loss became"):
+        train_epoch(network, batches_of(1, 4), settings_for(3))
+    assert torch.equal(network.weight, before)
+
+
+class Steep(torch.autograd.Function):
+    """x, with a gradient that overflows."""
+
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("inf")
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_gradients_that_are_not_finite_change_no_weights(clip):
+    class Network(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return Steep.apply(super().forward(inputs))
+
+    network = Network(4, 3)
+    before = network.weight.clone()
+    with pytest.raises(NotFinite, match="the gradients are not finite"):
+        train_epoch(network, batches_of(1, 4), settings_for(3, clip_grad_norm=clip))
+    assert torch.equal(network.weight, before)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, [1.0, 0.25, 3.0]])
+@given(pieces=st.integers(2, 9))
+def test_a_batch_in_pieces_teaches_the_same(weights, smoothing, pieces):
+    def learnt(accumulate: int) -> tuple[list[torch.Tensor], float]:
+        torch.manual_seed(0)
+        network = nn.Linear(4, 3)
+        settings = settings_for(3, weights, label_smoothing=smoothing, accumulate=accumulate)
+        loss = train_epoch(network, batches_of(1, 8, 8, 3), settings)
+        return [parameter.detach() for parameter in network.parameters()], loss
+
+    (whole, loss), (parted, parted_loss) = learnt(1), learnt(pieces)
+    for one, other in zip(whole, parted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert parted_loss == pytest.approx(loss, rel=1e-5)
+
+
+def out_of_memory(kind: str) -> Exception:
+    if kind == "cuda":
+        return torch.OutOfMemoryError("CUDA out of memory.")
+    return RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+
+class Small(nn.Linear):
+    """There is memory for so many pictures at once, from the given call on."""
+
+    def __init__(self, room: int, kind: str, since: int = 0) -> None:
+        torch.manual_seed(0)
+        super().__init__(4, 3)
+        self.room, self.kind, self.since, self.sizes = room, kind, since, []
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(inputs))
+        if len(inputs) > self.room and len(self.sizes) > self.since:
+            raise out_of_memory(self.kind)
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_a_first_batch_that_does_not_fit_is_computed_in_halves(kind, caplog):
+    caplog.set_level("INFO", "spectacles")
+    small, whole = Small(2, kind), Small(99, kind)
+    for network in (small, whole):
+        train_epoch(network, batches_of(1, 8, 8), settings_for(3))
+    assert small.sizes == [8, 4, *[2] * 8], "the second batch is not tried whole again"
+    torch.testing.assert_close(small.weight, whole.weight)
+    assert "computed in 4 pieces" in caplog.text
+
+
+@pytest.mark.parametrize(("room", "since"), [(0, 0), (7, 1)])
+def test_where_halves_do_not_help_or_come_too_late_the_remedy_is_said(room, since):
+    with pytest.raises(UserError, match=r"out of memory: .* --accumulate"):
+        train_epoch(Small(room, "cuda", since), batches_of(1, 8, 8), settings_for(3))
+
+
+@pytest.mark.parametrize("stop", range(1, 5))
+def test_an_epoch_goes_on_after_any_step_as_if_it_had_not_stopped(stop):
+    settings = settings_for(3, mixup=0.0, dropout=0.5)
+    batches = batches_of(1, 8, 8, 8, 8, 3)
+
+    class Stop(Exception):
+        pass
+
+    def begin() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))
+        return network, torch.optim.AdamW([{"params": list(network.parameters()), "lr": 9.9, "base_lr": 0.1}])
+
+    def go(network: nn.Module, optimizer: torch.optim.Optimizer, position: Position, last: int) -> float:
+        def after_step() -> None:
+            if position.step == last:
+                raise Stop
+
+        scaler = torch.amp.GradScaler(enabled=False)
+        return train_loop.train_epoch(network, batches[position.step :], settings, optimizer, scaler,
+                                   lambda step: 1 / (step + 1), 1, [8, 8, 8, 8, 3], position, after_step)  # fmt: skip
+
+    whole, optimizer = begin()
+    expected = go(whole, optimizer, Position(), 99)
+    network, optimizer = begin()
+    position = Position()
+    with pytest.raises(Stop):
+        go(network, optimizer, position, stop)
+    torch.rand(7)  # where the generator stands must not matter
+    assert go(network, optimizer, Position(**asdict(position)), 99) == expected
+    for one, other in zip(whole.parameters(), network.parameters(), strict=True):
+        assert torch.equal(one, other)
