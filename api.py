@@ -16,18 +16,18 @@ from spectacles import __version__, cli
 from spectacles.core.config_base import EXPLANATIONS
 from spectacles.core.errors import UserError
 from spectacles.server import auth, forms, handlers, limits, middleware, schemas, service, settings, telemetry
-from spectacles.server.auth import Refused
+from spectacles.server.auth import Rejected
 from spectacles.server.schemas import (
     DENIED,
     EXPLAINED,
     METRICS,
     NOT_READY,
-    REFUSALS,
+    REJECTIONS,
     Explanation,
     ModelCard,
     PredictionList,
     Problem,
-    RefusedImage,
+    RejectedImage,
     SinglePrediction,
     Status,
     Swapped,
@@ -86,15 +86,17 @@ def openapi() -> dict[str, Any]:
 app.openapi = openapi  # type: ignore[method-assign]
 
 
-@app.exception_handler(Refused)
-async def tell_refusal(request: Request, refused: Refused) -> JSONResponse:
-    return middleware.refuse(request.state.service, request.state.request_id, refused)
+@app.exception_handler(Rejected)
+async def tell_rejection(request: Request, rejected: Rejected) -> JSONResponse:
+    return middleware.reject(request.state.service, request.state.request_id, rejected)
 
 
 PREDICT_FORM = forms.described(limits.MAX_FILES, url={"description": "A photo's address, instead of files."})
 
 
-@app.post("/predict", response_model=SinglePrediction | PredictionList, responses=REFUSALS, openapi_extra=PREDICT_FORM)
+@app.post(
+    "/predict", response_model=SinglePrediction | PredictionList, responses=REJECTIONS, openapi_extra=PREDICT_FORM
+)
 async def predict(request: Request) -> Response:
     """One file: its label and probabilities, or a 4xx with the reason. Several files: a list of those, in order."""
     serving: Service = request.state.service
@@ -112,8 +114,8 @@ async def predict(request: Request) -> Response:
     if len(outcomes) > 1:
         return _json({"predictions": outcomes, **envelope})
     [outcome] = outcomes
-    if isinstance(outcome, RefusedImage):
-        return _refusal(outcome)
+    if isinstance(outcome, RejectedImage):
+        return _rejection(outcome)
     return _json(vars(outcome) | envelope)
 
 
@@ -122,7 +124,7 @@ def _json(answer: dict[str, Any]) -> Response:
     return Response(to_json(answer, inf_nan_mode="null"), media_type="application/json")
 
 
-def _refusal(outcome: RefusedImage) -> Response:
+def _rejection(outcome: RejectedImage) -> Response:
     return JSONResponse({"detail": outcome.error}, outcome.status)
 
 
@@ -142,7 +144,7 @@ EXPLAIN_FORM = forms.described(
 )  # fmt: skip
 
 
-@app.post("/explain", responses=EXPLAINED | REFUSALS, response_class=Response, openapi_extra=EXPLAIN_FORM)
+@app.post("/explain", responses=EXPLAINED | REJECTIONS, response_class=Response, openapi_extra=EXPLAIN_FORM)
 async def explain(request: Request) -> Response:
     """What in a photo speaks for a class: a PNG of the square that the model sees of it, the hottest spots red.
 
@@ -151,7 +153,7 @@ async def explain(request: Request) -> Response:
     classes = serving.ready_batcher().model.info.classes
     if request.query_params:
         detail = "Send method, label and format as form fields, like the file: -F method=occlusion"
-        raise Refused(422, "bad_request", detail)
+        raise Rejected(422, "bad_request", detail)
     form = await forms.read(
         request, handlers.how_to_ask("/explain"), method=EXPLANATIONS[0], label="", format=FORMATS[0]
     )
@@ -160,17 +162,17 @@ async def explain(request: Request) -> Response:
     label = form.fields["label"]
     if label and label not in classes:
         detail = f"label {label[:40]!r} is none of the model's classes; GET /model lists them."
-        raise Refused(422, "bad_request", detail)
+        raise Rejected(422, "bad_request", detail)
     started = time.perf_counter()
     [content] = await handlers.contents(request, serving, form, 1)
     [found] = await handlers.unless_gone(request, handlers.predict(serving, [content]))
     outcome = schemas.answer(found.prediction, found.model.info)
-    refused = isinstance(outcome, RefusedImage)
-    facts, picture = ({}, b"") if refused else await handlers.explanation(serving, content, found, method, label)
+    rejected = isinstance(outcome, RejectedImage)
+    facts, picture = ({}, b"") if rejected else await handlers.explanation(serving, content, found, method, label)
     milliseconds = round((time.perf_counter() - started) * 1000, 1)
     schemas.log_image(request.state.request_id, milliseconds, len(content), outcome)
-    if isinstance(outcome, RefusedImage):
-        return _refusal(outcome)
+    if isinstance(outcome, RejectedImage):
+        return _rejection(outcome)
     answer = Explanation(method=method, **facts, model_id=found.model.model_id, milliseconds=milliseconds,
                          request_id=request.state.request_id)  # fmt: skip
     headers = schemas.explanation_headers(answer)

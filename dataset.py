@@ -48,10 +48,10 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
         frame, reviewed_run = label_corrections.apply(frame, config.label_fixes, rows.multi_label)
         notes.append(label_corrections.summarise(frame["review"]))
     index = check_files(frame, config)
-    refuse_contradictions(index)
+    reject_contradictions(index)
     classes = _classes(index, rows)
     notes += _constant_labels(index, classes) if rows.multi_label else []
-    used = index[index["status"] != "refused"]
+    used = index[index["status"] != "rejected"]
     pairs = find_duplicates(used, backbone, config, run_dir)
     cluster = duplicates.clusters(len(used), [pairs[["a", "b"]].to_numpy(), duplicates.links(used["group"])])
     pairs[["a", "b"]] = used.index.to_numpy()[pairs[["a", "b"]].to_numpy()]
@@ -112,40 +112,40 @@ def check_files(frame: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
     facts = look_at_all(paths, config.num_workers or cpu_count())
     facts.insert(0, "path", paths)
     index = frame.merge(facts, on="path", how="left", validate="many_to_one")
-    index.loc[index["path"] == "", ["status", "reason"]] = ["refused", "its path is not UTF-8 text: rename it"]
-    index.loc[index["file"] == "", ["status", "reason"]] = ["refused", "no file name"]
+    index.loc[index["path"] == "", ["status", "reason"]] = ["rejected", "its path is not UTF-8 text: rename it"]
+    index.loc[index["file"] == "", ["status", "reason"]] = ["rejected", "no file name"]
     unlabelled = (index["source"] == "train") & (index["label"] == "") & (index["given_split"] != "test")
-    _refuse(index, unlabelled, "no label")
+    _reject(index, unlabelled, "no label")
     removed = index["review"] == label_corrections.REMOVED
-    _refuse(index, removed, label_corrections.REMOVED)
-    changed = (index["review"] != "") & (index["status"] != "refused")
+    _reject(index, removed, label_corrections.REMOVED)
+    changed = (index["review"] != "") & (index["status"] != "rejected")
     reasons = index.loc[changed, "reason"]
     index.loc[changed, "reason"] = reasons.where(reasons == "", reasons + "; ") + index.loc[changed, "review"]
-    index.loc[changed, "status"] = "repaired"
+    index.loc[changed, "status"] = "converted"
     return index.drop(columns="review").assign(split="", cluster=-1)
 
 
-def refuse_contradictions(index: pd.DataFrame) -> None:
+def reject_contradictions(index: pd.DataFrame) -> None:
     """A file listed again is counted once; listed under two labels it cannot be used at all. In place."""
-    labelled = index[(index["source"] == "train") & (index["status"] != "refused")]
+    labelled = index[(index["source"] == "train") & (index["status"] != "rejected")]
     labels = labelled.groupby("path")["label"].nunique()
     contradictory = index["path"].isin(labels.index[labels > 1]) & (index["source"] == "train")
-    _refuse(index, contradictory, "listed with different labels")
-    alive = index["status"] != "refused"
+    _reject(index, contradictory, "listed with different labels")
+    alive = index["status"] != "rejected"
     # Test rows may repeat a file: each row of a submission wants its answer.
     training = alive & (index["source"] == "train")
     repeated = training & index[training].duplicated("path").reindex(index.index, fill_value=False)
-    _refuse(index, repeated, "listed more than once")
+    _reject(index, repeated, "listed more than once")
 
 
-def _refuse(index: pd.DataFrame, rows: "pd.Series[bool]", reason: str) -> None:
-    fresh = rows & (index["status"] != "refused")
-    index.loc[fresh, ["status", "reason"]] = ["refused", reason]
+def _reject(index: pd.DataFrame, rows: "pd.Series[bool]", reason: str) -> None:
+    fresh = rows & (index["status"] != "rejected")
+    index.loc[fresh, ["status", "reason"]] = ["rejected", reason]
 
 
 def _classes(index: pd.DataFrame, rows: Rows) -> list[str]:
-    """Class names in natural order; test rows with another label are refused, in place."""
-    texts = index.loc[(index["status"] != "refused") & (index["given_split"] != "test"), "label"].unique()
+    """Class names in natural order; test rows with another label are rejected, in place."""
+    texts = index.loc[(index["status"] != "rejected") & (index["given_split"] != "test"), "label"].unique()
     classes = label_sets.names(texts) if rows.multi_label else natural_sort([label for label in texts if label])
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no usable labelled image"
@@ -157,13 +157,13 @@ def _classes(index: pd.DataFrame, rows: Rows) -> list[str]:
         known = {text for text in index["label"].unique() if set(label_sets.parts(text)) <= set(classes)}
     else:
         known = {"", *classes}
-    _refuse(index, ~index["label"].isin(known), "its label does not occur in the training data")
+    _reject(index, ~index["label"].isin(known), "its label does not occur in the training data")
     return classes
 
 
 def _constant_labels(index: pd.DataFrame, classes: list[str]) -> list[str]:
     """Labels that every training image has: there is nothing to learn about them."""
-    texts = index.loc[(index["status"] != "refused") & (index["source"] == "train"), "label"]
+    texts = index.loc[(index["status"] != "rejected") & (index["source"] == "train"), "label"]
     counts = label_sets.count(texts, classes, multi_label=True)
     return [f"every training image has the label {name!r}" for name in classes if counts[name] == len(texts)]
 
@@ -224,17 +224,17 @@ def _report(
     unlabelled = int(((index["split"] == "test") & (index["label"] == "")).sum())
     sizes = ", ".join(f"{split} {count}" for split, count in images.items())
     summary = [
-        f"{ledger.rows} rows = {ledger.used} used + {ledger.repaired} repaired + {ledger.refused} refused",
+        f"{ledger.rows} rows = {ledger.used} used + {ledger.converted} converted + {ledger.rejected} rejected",
         f"{'labels, any number an image' if rows.multi_label else 'classes'}: {', '.join(classes[:20])}"
         f"{' ...' if len(classes) > 20 else ''} (column {rows.label_column!r})",
         f"images: {sizes}" + (f", unlabelled test {unlabelled}" if unlabelled else ""),
         *label_sets.rare(counts, rows.multi_label),
         *leakage.summarise(pairs, issues),
-        *(f"refused {count}: {reason}" for reason, count in ledger.refusals.items()),
+        *(f"rejected {count}: {reason}" for reason, count in ledger.rejections.items()),
         *notes,
     ]
     metrics = {f"images_{split}": float(count) for split, count in images.items()}
-    metrics |= {"rows": float(ledger.rows), "refused": float(ledger.refused), "duplicate_pairs": float(len(pairs))}
+    metrics |= {"rows": float(ledger.rows), "rejected": float(ledger.rejected), "duplicate_pairs": float(len(pairs))}
     metrics["crossing_pairs"] = float(pairs["crosses_border"].sum())
     return DatasetReport(
         summary=summary,
@@ -253,15 +253,15 @@ def _report(
 
 
 def _ledger(index: pd.DataFrame) -> Ledger:
-    reasons = {status: Counter(index.loc[index["status"] == status, "reason"]) for status in ("repaired", "refused")}
+    reasons = {status: Counter(index.loc[index["status"] == status, "reason"]) for status in ("converted", "rejected")}
     status = index["status"].value_counts()
     return Ledger(
         rows=len(index),
         used=int(status.get("used", 0)),
-        repaired=int(status.get("repaired", 0)),
-        refused=int(status.get("refused", 0)),
-        repairs=dict(reasons["repaired"].most_common()),
-        refusals=dict(reasons["refused"].most_common()),
+        converted=int(status.get("converted", 0)),
+        rejected=int(status.get("rejected", 0)),
+        conversions=dict(reasons["converted"].most_common()),
+        rejections=dict(reasons["rejected"].most_common()),
     )
 
 
@@ -282,7 +282,7 @@ def _check_fractions(config: DatasetConfig) -> None:
 
 
 def load_index(run_dir: RunDir) -> pd.DataFrame:
-    """Every row given, refused ones too. Text columns hold '' where nothing is known."""
+    """Every row given, rejected ones too. Text columns hold '' where nothing is known."""
     run_dir.load_result("dataset", DatasetReport)
     return _read(run_dir.index)
 

@@ -153,7 +153,7 @@ def _score(table: pd.DataFrame, split: str, info: BundleInfo, config: EvaluateCo
     known = scoring.intervals_of(scored, config.seed, config.bootstrap_resamples)
     values = {
         "images": len(part),
-        "refused": int(((table["split"] == split) & (table["status"] != "predicted")).sum()),
+        "rejected": int(((table["split"] == split) & (table["status"] != "predicted")).sum()),
         **scoring.metrics_of(scored),
         "accuracy_interval": known["accuracy"],
         "intervals": known,
@@ -256,9 +256,9 @@ def _report(
 ) -> EvaluateReport:
     values, folder = scores[headline], run_dir.folder("evaluate")
     summary = [*_told(values, headline), *_told_of(found), *_cautions(values, headline)]
-    refused = int((table["status"] != "predicted").sum())
-    if refused:
-        summary.append(f"{refused} files have become unreadable since they were indexed: see {run_dir.predictions}")
+    rejected = int((table["status"] != "predicted").sum())
+    if rejected:
+        summary.append(f"{rejected} files have become unreadable since they were indexed: see {run_dir.predictions}")
     numbers: dict[str, float | None] = {}
     for split, each in scores.items():
         scalar = {name: value for name, value in each.items() if value is None or isinstance(value, int | float)}

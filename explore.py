@@ -40,7 +40,7 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
     """Writes charts, tables, galleries, reachable.json, warnings.txt and suggestions.txt into explore/."""
     data = run_dir.load_result("dataset", DatasetReport)
     index, pairs = dataset.load_index(run_dir), load_pairs(run_dir)
-    used = index[index["status"] != "refused"].reset_index(drop=True)
+    used = index[index["status"] != "rejected"].reset_index(drop=True)
     labelled = used[(used["label"] != "") & (used["split"] != "test")]
     features, left_out = frozen_features(used, config, run_dir)
     odd, unlike = find_outliers(used), unlike_others(used, features, config.seed)

@@ -1,6 +1,6 @@
 """Files, folders, globs, addresses or a table -> labels with confidence; without arguments the run's test data.
 
-`python predict.py photo.jpg` prints one line. Every input gets a row, refused ones with the reason.
+`python predict.py photo.jpg` prints one line. Every input gets a row, rejected ones with the reason.
 """
 
 import csv
@@ -132,22 +132,24 @@ def _open_submission(
 
 
 def _report(fates: Counter[str], written: list[Path], model_id: str) -> PredictReport:
-    """`fates`: how many were refused, and how many have each verdict."""
-    rows, refused = fates.total(), fates["refused"]
+    """`fates`: how many were rejected, and how many have each verdict."""
+    rows, rejected = fates.total(), fates["rejected"]
     return PredictReport(
         summary=_summary(fates, model_id, written),
-        metrics={name: float(value) for name, value in {"rows": rows, "refused": refused, **_doubtful(fates)}.items()},
+        metrics={
+            name: float(value) for name, value in {"rows": rows, "rejected": rejected, **_doubtful(fates)}.items()
+        },
         artifacts=[f"predict/{path.name}" for path in written],
         rows=rows,
-        predicted=rows - refused,
-        refused=refused,
+        predicted=rows - rejected,
+        rejected=rejected,
         output=str(written[0]),
     )
 
 
 def _summary(fates: Counter[str], model_id: str, written: Sequence[Path | str]) -> list[str]:
-    rows, refused, doubtful = fates.total(), fates["refused"], _doubtful(fates)
-    summary = [f"{rows} rows = {rows - refused} predicted + {refused} refused, by model {model_id}"]
+    rows, rejected, doubtful = fates.total(), fates["rejected"], _doubtful(fates)
+    summary = [f"{rows} rows = {rows - rejected} predicted + {rejected} rejected, by model {model_id}"]
     if any(doubtful.values()):
         summary.append(
             f"{sum(doubtful.values())} of the predicted are called {UNSURE}: {doubtful['unsure']} too uncertain, "
@@ -216,7 +218,7 @@ def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
     output = _new_folder(config) / "predictions.csv"
     [(outcome, overlay)] = explained(predictor.predict([locate(inputs.paths[0])], 1), inputs, predictor, config, output)
     if outcome.reason:
-        raise UserError(f"{inputs.names[0]} was refused: {outcome.reason}.")
+        raise UserError(f"{inputs.names[0]} was rejected: {outcome.reason}.")
     ranked = prediction_rows.ranked(outcome, predictor.info, max(1, config.top_k))
     doubt = {"unsure": "unsure, perhaps ", "unfamiliar": "unsure, unlike the training photos; if anything "}
     guesses = ", ".join(f"{label} ({probability:.1%})" for label, probability in ranked)

@@ -52,7 +52,7 @@ TABLE = {
 def run(config: PipelineConfig) -> RunDir:
     """Runs the chosen stages in order on one run folder; with --resume, only those that are not finished."""
     chosen = choose_stages(config.stages)
-    distributed.refuse("run_pipeline.py")
+    distributed.reject("run_pipeline.py")
     cli.check_device(config)
     before = _run_before(config)
     run_dir = _open(config, chosen)
@@ -61,7 +61,7 @@ def run(config: PipelineConfig) -> RunDir:
     # Whole and at once: a stage that a crash keeps from starting is resumed with its settings too.
     settings = run_dir.load_config()
     run_dir.write_config({**settings, **to_plain(config)})
-    with _settings_restored_if_refused(run_dir, settings), tracking.parent_run(run_dir, before):
+    with _settings_restored_if_rejected(run_dir, settings), tracking.parent_run(run_dir, before):
         tracking.log_params(to_plain(config))
         for stage in chosen:
             if config.resume and run_dir.done(stage):
@@ -80,8 +80,8 @@ def run(config: PipelineConfig) -> RunDir:
 
 
 @contextmanager
-def _settings_restored_if_refused(run_dir: RunDir, settings: dict[str, Any]) -> Iterator[None]:
-    """What a resumed run refused must not be what it is resumed with next."""
+def _settings_restored_if_rejected(run_dir: RunDir, settings: dict[str, Any]) -> Iterator[None]:
+    """What a resumed run rejected must not be what it is resumed with next."""
     try:
         yield
     except UserError:

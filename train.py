@@ -52,7 +52,7 @@ def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
             training = prepare(config, run_dir, device)
             stack.enter_context(training.pixels)
             _train(training)
-        if not distributed.first():
+        if not distributed.is_main_process():
             raise SystemExit(0)  # what is left is for one
         return finalize.finish(training)
 
@@ -61,7 +61,7 @@ def _train(training: Training) -> None:
     config, run_dir = training.config, training.run_dir
     if config.resume:
         training.resume()
-    if distributed.first():
+    if distributed.is_main_process():
         if not config.resume:
             checkpoint.discard(training.folder)
         checkpoint.remember(training.folder, training.rows)
@@ -78,7 +78,7 @@ def _train(training: Training) -> None:
         epoch_log.explain_interruption(training.history, run_dir)
         raise
     finally:
-        if distributed.first():
+        if distributed.is_main_process():
             epoch_log.save(training.history, config.metric, run_dir.folder("train"))
 
 
@@ -87,7 +87,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     started = time.monotonic()
     data = run_dir.load_result("dataset", DatasetReport)
     rows = dataset.load_split(run_dir, "train", "val")
-    file_index.refuse_changed(rows)
+    file_index.reject_changed(rows)
     labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
     places = {split: np.flatnonzero(rows["split"] == split) for split in ("train", "val")}
     finalize.check(config, labels[places["val"]], len(data.classes))
@@ -97,7 +97,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     torch.manual_seed(derive_seed(config.seed, "weights"))
     classifier, preprocessing = model.build(config, len(data.classes))
     classifier.to(device, memory_format=torch.channels_last)
-    kept_bytes = int(config.pixel_cache_gb * 2**30 / distributed.here()) if config.galleries else 0
+    kept_bytes = int(config.pixel_cache_gb * 2**30 / distributed.local_world_size()) if config.galleries else 0
     pixels = Pixels(rows, preprocessing, run_dir.cache / "pixels", kept_bytes, config.num_workers)
     train, val = (Examples(pixels, places[split], labels[places[split]]) for split in ("train", "val"))
     weights = balanced_weights(train.labels, len(data.classes)) if config.class_weights == "balanced" else None
@@ -124,7 +124,7 @@ def _plan(
     kept, reasons = run_dir.folder("train") / "plan.json", []
     if config.time_budget is None:
         plan = recipes.resolve(config)
-    elif not distributed.first():
+    elif not distributed.is_main_process():
         plan = recipes.resolve(config)  # until the first has told its own
     elif config.resume and kept.is_file():
         before = json.loads(kept.read_text(encoding="utf-8"))
@@ -138,27 +138,27 @@ def _plan(
         plan, reasons = time_budget.choose(
             config, data.images["train"], data.images["val"], untrained, decoding, device
         )
-    if distributed.first():
+    if distributed.is_main_process():
         write_json(kept, to_plain(plan))
     for line in reasons:
         log.info("  %s", line)
     chosen = {name: value for name, value in to_plain(plan).items() if name in time_budget.CHOSEN}
-    return recipes.resolve(replace(config, **distributed.from_first(chosen, device)))
+    return recipes.resolve(replace(config, **distributed.broadcast_object(chosen, device)))
 
 
 def _check_processes(config: TrainConfig) -> None:
     """Raises UserError for what several processes cannot share."""
-    if distributed.count() == 1:
+    if distributed.world_size() == 1:
         return
     if config.batch_norm == "train" or config.cached_views:
         raise UserError(
             "several processes cannot share --batch_norm train (which --no_pretrained implies) nor --cached_views: "
             "leave them out, or train in one process."
         )
-    if config.batch_size < 2 * distributed.count():
+    if config.batch_size < 2 * distributed.world_size():
         raise UserError(
-            f"--batch_size {config.batch_size} is for all {distributed.count()} processes together: use at least "
-            f"{2 * distributed.count()}."
+            f"--batch_size {config.batch_size} is for all {distributed.world_size()} processes together: use at least "
+            f"{2 * distributed.world_size()}."
         )
 
 

@@ -1,8 +1,8 @@
 """What does the server lose when it is attacked, overloaded, stopped and given other models? Nothing, it should be.
 
 `python -m benchmarks.attack --bundle outputs/<run>/train/bundle --photo photo.jpg --output_dir FOLDER [--odd FOLDER]`
-Each row: what was tried how often, answered (200), refused (4xx, 503), failed (any other 5xx), and lost: a request that
-was sent whole on a connection that the server took, and got no answer at all. `--odd` is a folder of strange files.
+Each row: what was tried how often, answered (200), rejected (4xx, 503), failed (any other 5xx), and lost: a request
+that was sent whole on a connection that the server took, and got no answer at all. `--odd` is a folder of strange files.
 """
 
 import argparse
@@ -42,11 +42,11 @@ class Row:
         self.statuses[reply.status] += 1
 
     def as_dict(self) -> dict[str, Any]:
-        refused = sum(count for status, count in self.statuses.items() if 400 <= status < 500 or status == 503)
+        rejected = sum(count for status, count in self.statuses.items() if 400 <= status < 500 or status == 503)
         answered, lost = self.statuses[200], self.statuses[0]
-        failed = self.statuses.total() - answered - refused - lost - self.statuses[-1]
+        failed = self.statuses.total() - answered - rejected - lost - self.statuses[-1]
         return {"attack": self.attack, "tried": self.statuses.total() + self.unfinished, "answered": answered,
-                "refused": refused, "failed": failed, "lost": lost, "note": self.note}  # fmt: skip
+                "rejected": rejected, "failed": failed, "lost": lost, "note": self.note}  # fmt: skip
 
 
 Attack = Callable[[Server, bytes, argparse.Namespace], Awaitable[Row]]
@@ -137,7 +137,7 @@ async def aborted_clients(server: Server, photo: bytes, args: argparse.Namespace
 
 
 async def overload(server: Server, photo: bytes, args: argparse.Namespace) -> Row:
-    """So many clients that come back at once when they are refused: ten times what there is room for."""
+    """So many clients that come back at once when they are rejected: ten times what there is room for."""
     row, request = Row(f"{FLOOD} clients for {args.seconds} s, ten times the room there is"), photo_request(photo)
 
     def endless() -> Iterator[bytes]:
@@ -147,8 +147,8 @@ async def overload(server: Server, photo: bytes, args: argparse.Namespace) -> Ro
     calm = await in_parallel(endless(), Row(""), 64, time.monotonic() + args.seconds)
     replies = await in_parallel(endless(), row, FLOOD, time.monotonic() + args.seconds)
     share = good(replies) / max(1, good(calm))
-    refused = [reply for reply in replies if reply.status == 503]
-    row.note = f"goodput {share:.0%} of that with 64 clients; refusals p50 {percentile(refused, 0.5):.0f} ms"
+    rejected = [reply for reply in replies if reply.status == 503]
+    row.note = f"goodput {share:.0%} of that with 64 clients; rejections p50 {percentile(rejected, 0.5):.0f} ms"
     return row
 
 

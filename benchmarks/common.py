@@ -134,7 +134,7 @@ def asked(splits: Path, image_size: int | None, device: str, flags: list[str]) -
 def write_result(
     args: argparse.Namespace, name: str, table: pd.DataFrame, values: dict[str, Any], flags: list[str] | None = None
 ) -> None:
-    """`values` go on top of what is known of every competitor; NaN is refused."""
+    """`values` go on top of what is known of every competitor; NaN is rejected."""
     sizes = table["split"].value_counts()
     result = {
         "name": name,

@@ -30,7 +30,7 @@ from spectacles.training import checkpoint
 NAME = "run"
 FLAGS = (
     "--stages", "dataset,train", "--image_size", "32", "--batch_size", "8", "--epochs", "3", "--device", "cpu",
-    "--engine", "torch", "--fine_tune", "always", "--ema", "0.9", "--mixup", "0.2", "--accumulate", "2",
+    "--engine", "torch", "--fine_tune", "always", "--ema", "0.9", "--mixup", "0.2", "--grad_accum_steps", "2",
     "--checkpoint_every", "0", "--run_name", NAME,
 )  # fmt: skip
 IMAGES = 60

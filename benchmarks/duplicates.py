@@ -20,7 +20,7 @@ from spectacles.core.device import cpu_count, prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.data import duplicates, folders
 from spectacles.data.file_index import look_at_all
-from spectacles.data.images import SUFFIXES, ImageRefused, decode
+from spectacles.data.images import SUFFIXES, ImageRejected, decode
 from spectacles.data.similarity import cosines, prepare_features, similar_pairs
 from spectacles.models import feature_cache
 
@@ -91,8 +91,8 @@ def plant(photos: Sequence[str], folder: Path, rng: np.random.Generator) -> pd.D
     for number, photo in enumerate(photos):
         try:
             image = decode(Path(photo)).image
-        except ImageRefused:
-            continue  # such an original is refused as well
+        except ImageRejected:
+            continue  # such an original is rejected as well
         for kind, change in COPIES.items():
             path = folder / f"{number}-{len(rows)}.jpg"
             change(image, rng).save(path, quality=40 if kind == "JPEG quality 40" else QUALITY)
@@ -101,11 +101,11 @@ def plant(photos: Sequence[str], folder: Path, rng: np.random.Generator) -> pd.D
 
 
 def measure(photos: Sequence[str], planted: pd.DataFrame, args: argparse.Namespace, folder: Path) -> pd.DataFrame:
-    """Originals (kind '') and copies, with hashes and features; refused files are left out."""
+    """Originals (kind '') and copies, with hashes and features; rejected files are left out."""
     originals = pd.DataFrame({"path": photos, "kind": "", "original": photos})
     table = pd.concat([originals, planted], ignore_index=True)
     facts = look_at_all(table["path"].tolist(), cpu_count())
-    table = pd.concat([table, facts[["sha256", "phash", "phash_mirrored"]]], axis=1)[facts["status"] != "refused"]
+    table = pd.concat([table, facts[["sha256", "phash", "phash_mirrored"]]], axis=1)[facts["status"] != "rejected"]
     config = DatasetConfig(backbone=args.backbone, weights=args.weights, image_size=args.image_size)
     backbone, preprocessing = feature_cache.load(config)
     device = prepare_device(resolve_device(args.device))

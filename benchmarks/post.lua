@@ -14,7 +14,7 @@ function init(arguments)
   file:close()
   pause = tonumber(arguments[3])
   if pause == 0 then delay = nil end -- calling it takes time
-  answered, refused, failed = 0, 0, 0
+  answered, rejected, failed = 0, 0, 0
 end
 
 function delay()
@@ -23,18 +23,18 @@ end
 
 function response(status)
   if status == 200 then answered = answered + 1
-  elseif status == 503 or status == 429 then refused = refused + 1
+  elseif status == 503 or status == 429 then rejected = rejected + 1
   else failed = failed + 1 end
 end
 
 function done(summary, latency)
-  local total = { answered = 0, refused = 0, failed = 0 }
+  local total = { answered = 0, rejected = 0, failed = 0 }
   for _, thread in ipairs(threads) do
     for name in pairs(total) do total[name] = total[name] + thread:get(name) end
   end
   local errors = summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout
   io.write(string.format(
-    '\nresult {"answered": %d, "refused": %d, "failed": %d, "errors": %d, "seconds": %.3f, "p50": %.2f, "p95": %.2f, "p99": %.2f}\n',
-    total.answered, total.refused, total.failed, errors, summary.duration / 1e6,
+    '\nresult {"answered": %d, "rejected": %d, "failed": %d, "errors": %d, "seconds": %.3f, "p50": %.2f, "p95": %.2f, "p99": %.2f}\n',
+    total.answered, total.rejected, total.failed, errors, summary.duration / 1e6,
     latency:percentile(50) / 1e3, latency:percentile(95) / 1e3, latency:percentile(99) / 1e3))
 end

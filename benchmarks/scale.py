@@ -146,7 +146,7 @@ def write_table(run_dir: RunDir, rows: int, chunk: int = 100_000) -> None:
         }
         part = pd.DataFrame(values)[dataset.SPLIT_COLUMNS]
         part.to_csv(run_dir.splits, mode="a", header=start == 0, index=False)
-    ledger = Ledger(rows=rows, used=rows, repaired=0, refused=0, repairs={}, refusals={})
+    ledger = Ledger(rows=rows, used=rows, converted=0, rejected=0, conversions={}, rejections={})
     report = DatasetReport(
         summary=[], metrics={}, artifacts=[], classes=CLASSES, multi_label=False, ledger=ledger, counts={},
         images={}, unlabelled=0, fingerprint="", label_column="label", id_column="id",

@@ -4,7 +4,7 @@
 Load comes from wrk (Debian: apt-get install wrk) at 1, 8 and 64 clients, each of which sends its next photo when the
 last one is answered. Ours then gets ten times the clients that it has room for: once they send ten times the requests
 that it can answer, once as many as they can. A second kind of photo is made of the first one: 12 megapixels. Prints
-requests/s, milliseconds (p50, p95, p99), refusals, cores that wrk itself took, and memory, and writes serving.json.
+requests/s, milliseconds (p50, p95, p99), rejections, cores that wrk itself took, and memory, and writes serving.json.
 """
 
 import argparse
@@ -167,7 +167,7 @@ def measure(
         "server": candidate.name, "photos": name, "clients": clients, "pause_ms": pause,
         "requests_per_second": found["answered"] / found["seconds"],
         **{key: found[key] for key in ("p50", "p95", "p99")},
-        "refused_per_second": found["refused"] / found["seconds"], "failed": found["failed"] + found["errors"],
+        "rejected_per_second": found["rejected"] / found["seconds"], "failed": found["failed"] + found["errors"],
         "load_cores": found["cores"], "memory_mb": server.memory(),
     }  # fmt: skip
 

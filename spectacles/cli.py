@@ -47,12 +47,12 @@ def main(stage: str, run: Run, config_class: type[RunConfig], description: str) 
         config = parse(config_class, args, description, run_defaults(args, reopen=stage != "dataset"))
         check_device(config)
         if stage != "train":
-            distributed.refuse(f"{stage}.py")
+            distributed.reject(f"{stage}.py")
         run_dir = open_run(config, makes_run=stage == "dataset")
         if getattr(config, "resume", False) and run_dir.done(stage):
             log.info("[%s] already finished in %s; without --resume it starts anew", stage, run_dir.path)
             return
-        if distributed.first():
+        if distributed.is_main_process():
             run_alone(stage, run, config, run_dir)
         else:
             log.setLevel(logging.WARNING)
@@ -215,7 +215,7 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
         try:
             result = run(config, run_dir)
         except UserError:
-            run_dir.write_config(before)  # what was refused must not become the next command's default
+            run_dir.write_config(before)  # what was rejected must not become the next command's default
             raise
         for line in result.summary:
             log.info("  %s", line)

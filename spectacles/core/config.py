@@ -186,7 +186,7 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     """balanced: weight classes inversely to their frequency; having one of several labels, by how rare it is."""
     clip_grad_norm: float = 1.0
     """Largest gradient norm; 0 switches clipping off."""
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     """Pieces that each batch is computed in, for a small memory; the network learns from the whole batch at once. More
     are taken by themselves where the first batch does not fit."""
     ema: float = 0.0
@@ -196,7 +196,7 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     threshold_for: str | None = None
     """What the decision threshold is chosen for on validation data: f1, hter, balanced_accuracy, precision:0.95,
     recall:0.99 or cost:FP=1,FN=5. Of two classes (default: the most probable), or of each of several labels (f1)."""
-    sure: float | None = None
+    target_accuracy: float | None = None
     """Accuracy that labels must have, such as 0.99: those less certain than that takes on validation data come out as
     unsure. Default: every label is given."""
     familiar: float = 0.995
@@ -222,9 +222,9 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
             raise UserError(f"--mixup and --cutmix pair images: --batch_size {self.batch_size} must be even.")
         if self.unfreeze is not None and not re.fullmatch(r"all|progressive|last:[1-9]\d*", self.unfreeze):
             raise UserError(f"--unfreeze {self.unfreeze!r} is unknown: use all, progressive or last:N, such as last:3.")
-        if self.batch_norm == "train" and 2 * self.accumulate > self.batch_size:
+        if self.batch_norm == "train" and 2 * self.grad_accum_steps > self.batch_size:
             raise UserError(
-                f"--accumulate {self.accumulate} leaves BatchNorm less than two images of --batch_size "
+                f"--grad_accum_steps {self.grad_accum_steps} leaves BatchNorm less than two images of --batch_size "
                 f"{self.batch_size}: use fewer pieces."
             )
         if self.time_budget is not None:
@@ -277,7 +277,7 @@ class PredictConfig(RunConfig, ComputeConfig, ExplainConfig):
     top_k: int = 1
     """Labels listed for each image, most probable first."""
     format: Literal["csv", "jsonl", "txt"] = "csv"
-    """txt: one label a line, in input order; refused files give an empty line."""
+    """txt: one label a line, in input order; rejected files give an empty line."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -43,7 +43,7 @@ def resolve_device(name: str) -> torch.device:
 
 def prepare_device(device: torch.device) -> torch.device:
     """Budgets the threads and keeps freed memory; call once before the first tensor of a process. Returns `device`."""
-    torch.set_num_threads(max(1, cpu_count() // distributed.here()))
+    torch.set_num_threads(max(1, cpu_count() // distributed.local_world_size()))
     if device.type == "cpu":
         keep_freed_memory()
         share_cores()

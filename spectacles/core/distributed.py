@@ -25,26 +25,26 @@ FAREWELL = "another process of this training has ended: its own words say why. S
 
 
 def rank() -> int:
-    return int(os.environ["RANK"]) if count() > 1 else 0
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
-def count() -> int:
+def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in os.environ else 1
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """The one that writes and speaks."""
     return rank() == 0
 
 
-def here() -> int:
+def local_world_size() -> int:
     """How many of them share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if count() > 1 else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
-def refuse(what: str) -> None:
+def reject(what: str) -> None:
     """Raises UserError where several processes run `what`, which is for one."""
-    if count() > 1:
+    if world_size() > 1:
         raise UserError(
             f"{what} runs in one process, only train.py in several: run_pipeline.py --stages dataset,explore, then "
             "torchrun ... train.py, then run_pipeline.py --resume."
@@ -55,7 +55,7 @@ def own_device(device: torch.device) -> torch.device:
     """Each process of a machine has a GPU of its own."""
     import torch
 
-    if count() > 1 and device.type == "cuda":
+    if world_size() > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     return device
@@ -64,7 +64,7 @@ def own_device(device: torch.device) -> torch.device:
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Raises UserError where one of the others ends before its time."""
-    if count() == 1:
+    if world_size() == 1:
         yield
         return
     import torch.distributed as dist
@@ -80,18 +80,18 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def share(indices: np.ndarray) -> np.ndarray:
+def shard_batch(indices: np.ndarray) -> np.ndarray:
     """This process's part of a batch: pictures in pairs from both ends, so that mixing a part with its own reverse
     mixes the same pictures as in the whole batch."""
-    if count() == 1:
+    if world_size() == 1:
         return indices
     pairs, odd = divmod(len(indices), 2)
-    own = np.arange(pairs)[rank() :: count()]
-    middle = [pairs] * (odd and first())
+    own = np.arange(pairs)[rank() :: world_size()]
+    middle = [pairs] * (odd and is_main_process())
     return indices[np.concatenate([own, middle, len(indices) - 1 - own[::-1]]).astype(np.int64)]
 
 
-def sum_up(gradients: Sequence[torch.Tensor], numbers: Sequence[float]) -> list[float]:
+def all_reduce_sum(gradients: Sequence[torch.Tensor], numbers: Sequence[float]) -> list[float]:
     """Adds up over all processes, the gradients in place."""
     import torch
     import torch.distributed as dist
@@ -107,35 +107,35 @@ def sum_up(gradients: Sequence[torch.Tensor], numbers: Sequence[float]) -> list[
 
 
 def gather(rows: np.ndarray, total: int, device: torch.device) -> np.ndarray:
-    """(n, K) float32 of each process, which has every `count()`-th of `total` rows -> (total, K), in order."""
-    if count() == 1:
+    """(n, K) float32 of each process, which has every `world_size()`-th of `total` rows -> (total, K), in order."""
+    if world_size() == 1:
         return rows
     import torch
     import torch.distributed as dist
 
-    longest = -(-total // count())
+    longest = -(-total // world_size())
     own = torch.zeros((longest, rows.shape[1]), dtype=torch.float32, device=device)
     own[: len(rows)] = torch.from_numpy(rows)
-    parts = [torch.empty_like(own) for _ in range(count())]
+    parts = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(parts, own)
     whole = np.empty((total, rows.shape[1]), dtype=np.float32)
     for number, part in enumerate(parts):
-        whole[number :: count()] = part.cpu().numpy()[: len(whole[number :: count()])]
+        whole[number :: world_size()] = part.cpu().numpy()[: len(whole[number :: world_size()])]
     return whole
 
 
-def from_first(value: Any, device: torch.device) -> Any:
+def broadcast_object(value: Any, device: torch.device) -> Any:
     """What the first process says, JSON-ready; the others' `value` does not matter."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     import torch
     import torch.distributed as dist
 
-    content = json.dumps(value if first() else None).encode()
+    content = json.dumps(value if is_main_process() else None).encode()
     size = torch.tensor([len(content)], device=device)
     dist.broadcast(size, 0)
     told = torch.zeros(int(size), dtype=torch.uint8, device=device)
-    if first():
+    if is_main_process():
         told.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     dist.broadcast(told, 0)
     return json.loads(bytes(told.cpu().numpy()))
@@ -143,7 +143,7 @@ def from_first(value: Any, device: torch.device) -> Any:
 
 def copy_from_first(tensors: Sequence[torch.Tensor]) -> None:
     """In place."""
-    if count() > 1:
+    if world_size() > 1:
         import torch.distributed as dist
 
         for tensor in tensors:

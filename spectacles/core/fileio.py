@@ -121,5 +121,5 @@ def write_csv(path: Path, table: "pd.DataFrame") -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Strict JSON: NaN and infinities are refused (ValueError), so every reader can read it."""
+    """Strict JSON: NaN and infinities are rejected (ValueError), so every reader can read it."""
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -25,14 +25,14 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Ledger:
-    """rows = used + repaired + refused, always."""
+    """rows = used + converted + rejected, always."""
 
     rows: int
     used: int
-    repaired: int
-    refused: int
-    repairs: dict[str, int]
-    refusals: dict[str, int]
+    converted: int
+    rejected: int
+    conversions: dict[str, int]
+    rejections: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -94,7 +94,7 @@ class ErrorReport(Report):
 class PredictReport(Report):
     rows: int
     predicted: int
-    refused: int
+    rejected: int
     output: str
 
 

@@ -16,7 +16,7 @@ from scipy.fft import dctn
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
 from spectacles.core.wording import count_of
-from spectacles.data.images import ImageRefused, decode, read_file
+from spectacles.data.images import ImageRejected, decode, read_file
 
 MEASURE_SIZE = 256
 """Brightness, contrast and blur are measured on grey copies of at most this side, so that sizes compare."""
@@ -34,12 +34,12 @@ COLOURS = ("red", "green", "blue", "border_red", "border_green", "border_blue", 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What one look at a file tells. A refused file has a reason and zeros."""
+    """What one look at a file tells. A rejected file has a reason and zeros."""
 
     status: str
-    """used, repaired or refused."""
+    """used, converted or rejected."""
     reason: str
-    """How it was repaired, or why it was refused."""
+    """How it was converted, or why it was rejected."""
     sha256: str = ""
     phash: str = ""
     """64-bit DCT hash in hex (Zauner 2010), insensitive to size, compression and slight changes of light."""
@@ -80,13 +80,13 @@ def look_at(path: Path) -> FileFacts:
         modified = _modified(path)  # before reading: what is written meanwhile is then newer
         content = read_file(path)
         decoded = decode(content, least_side=2 * MEASURE_SIZE)
-    except ImageRefused as error:
-        return FileFacts("refused", str(error))
+    except ImageRejected as error:
+        return FileFacts("rejected", str(error))
     grey = decoded.image.convert("L")
     phash, phash_mirrored = _hashes(grey)
     return FileFacts(
-        status="repaired" if decoded.repairs else "used",
-        reason="; ".join(decoded.repairs),
+        status="converted" if decoded.conversions else "used",
+        reason="; ".join(decoded.conversions),
         sha256=hashlib.sha256(content).hexdigest(),
         phash=phash,
         phash_mirrored=phash_mirrored,
@@ -137,12 +137,12 @@ def _change(path: str, digest: str, size: int, modified: int) -> str:
         return "is gone"
     except OSError as error:
         return f"cannot be read any more ({error.strerror})"
-    except ImageRefused as error:
+    except ImageRejected as error:
         return f"cannot be read any more ({error})"
     return CHANGED
 
 
-def refuse_changed(rows: pd.DataFrame) -> None:
+def reject_changed(rows: pd.DataFrame) -> None:
     """To be called before anything is computed of indexed files: what is cached of them would be used for what is
     there now. See `changes`. Raises UserError that names three of the files."""
     found = changes(rows)

@@ -23,7 +23,7 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def files_below(folder: Path, skip: Set[Path] = frozenset()) -> list[Path]:
-    """All files below, hidden ones aside, whatever they are: what is no picture is refused by name later, and so are
+    """All files below, hidden ones aside, whatever they are: what is no picture is rejected by name later, and so are
     links to nowhere. Folders of `skip` are left out.
 
     Links to folders are followed after all real folders, and every folder is listed once, so that loops end. Raises

@@ -1,4 +1,4 @@
-"""The only place where a file becomes pixels. Files are hostile: capped, allow-listed, refused with a reason."""
+"""The only place where a file becomes pixels. Files are hostile: capped, allow-listed, rejected with a reason."""
 
 import stat
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from PIL import Image
 from spectacles.data.remote_files import RemoteFile
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""Told by content; MPO, which many phones write, opens as JPEG. What else Pillow knows is refused: fewer holes."""
+"""Told by content; MPO, which many phones write, opens as JPEG. What else Pillow knows is rejected: fewer holes."""
 
 UNKNOWN_FORMAT = "not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF)"
 
@@ -46,7 +46,7 @@ UPRIGHT = {
 Source = Path | RemoteFile | bytes
 
 
-class ImageRefused(Exception):
+class ImageRejected(Exception):
     """The file is no picture that we read; the message is the reason, without the file's name."""
 
 
@@ -60,7 +60,7 @@ class DecodedImage:
     format: str
     mode: str
     """Pillow's mode as stored, before any conversion."""
-    repairs: tuple[str, ...]
+    conversions: tuple[str, ...]
     """What had to be decided to get there, in words; empty for an ordinary picture."""
 
 
@@ -73,54 +73,54 @@ class _Source(BytesIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if not self.reads_left:
-            raise ImageRefused(TOO_MANY_PARTS)
+            raise ImageRejected(TOO_MANY_PARTS)
         self.reads_left -= 1
         return super().read(size)
 
 
 def decode(source: Source, max_pixels: int = MAX_PIXELS, least_side: int | None = None) -> DecodedImage:
-    """The first frame as upright 8-bit RGB. Raises ImageRefused, and nothing else, for whatever the file holds.
+    """The first frame as upright 8-bit RGB. Raises ImageRejected, and nothing else, for whatever the file holds.
 
     With `least_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where both sides stay at least so long: a photo
     of 12 megapixels in a fifth of the time.
     """
     content = source if isinstance(source, bytes) else read_file(source)
     if not content:
-        raise ImageRefused("empty file")
+        raise ImageRejected("empty file")
     if len(content) > MAX_BYTES:
-        raise ImageRefused(f"larger than {MAX_BYTES >> 20} MiB")
+        raise ImageRejected(f"larger than {MAX_BYTES >> 20} MiB")
     try:
         return _decode(content, max_pixels, least_side)
-    except ImageRefused:
+    except ImageRejected:
         raise
     except Exception as error:  # hostile bytes make Pillow's decoders raise almost anything, down to ZeroDivisionError
-        raise ImageRefused(_reason(error)) from error
+        raise ImageRejected(_reason(error)) from error
 
 
 def read_file(path: Path | RemoteFile) -> bytes:
-    """At most MAX_BYTES + 1 bytes, so that a huge file costs no memory. Raises ImageRefused, or UserError where a store
-    does not answer."""
+    """At most MAX_BYTES + 1 bytes, so that a huge file costs no memory. Raises ImageRejected, or UserError where a
+    store does not answer."""
     try:
         if isinstance(path, RemoteFile):
             return path.read(MAX_BYTES + 1)
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
-            raise ImageRefused("no file but a device, a pipe or a socket")  # opening one may wait for ever
+            raise ImageRejected("no file but a device, a pipe or a socket")  # opening one may wait for ever
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ImageRefused("file not found") from None
+        raise ImageRejected("file not found") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ImageRefused(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        raise ImageRejected(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _decode(content: bytes, max_pixels: int, least_side: int | None) -> DecodedImage:
     if content.startswith(b"\x89PNG") and content.count(b"iCCP") > MOST_PROFILES:
-        raise ImageRefused(TOO_MANY_PARTS)
+        raise ImageRejected(TOO_MANY_PARTS)
     with Image.open(_Source(content), formats=FORMATS) as opened:
         if opened.width * opened.height > max_pixels:
-            raise ImageRefused(f"{opened.width} x {opened.height} pixels is more than {max_pixels / 1e6:g} million")
+            raise ImageRejected(f"{opened.width} x {opened.height} pixels is more than {max_pixels / 1e6:g} million")
         frames = getattr(opened, "n_frames", 1)
-        repairs = [f"first of {frames} frames"] if frames > 1 and opened.format != "MPO" else []
+        conversions = [f"first of {frames} frames"] if frames > 1 and opened.format != "MPO" else []
         opened.seek(0)
         turned = _orientation(opened)  # before load(): Pillow turns a TIFF itself and forgets the tag
         stored = opened.size
@@ -128,15 +128,15 @@ def _decode(content: bytes, max_pixels: int, least_side: int | None) -> DecodedI
         opened.load()
         image_format, mode = opened.format or "", opened.mode
         rgb, conversion = to_rgb(opened)
-        repairs += [conversion] if conversion else []
+        conversions += [conversion] if conversion else []
         orientation = _orientation(opened)
         if orientation in UPRIGHT:
             rgb = rgb.transpose(UPRIGHT[orientation])
         if orientation in UPRIGHT or turned in UPRIGHT:
-            repairs.append("EXIF orientation applied")
+            conversions.append("EXIF orientation applied")
         sideways = orientation in UPRIGHT and orientation >= 5
         width, height = (stored[::-1] if sideways else stored) if drafted else rgb.size
-    return DecodedImage(rgb, width, height, image_format, mode, tuple(repairs))
+    return DecodedImage(rgb, width, height, image_format, mode, tuple(conversions))
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:

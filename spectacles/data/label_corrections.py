@@ -102,7 +102,7 @@ COPY = "label_fixes.csv"
 
 def read(path: Path) -> pd.DataFrame:
     """COLUMNS as text, in the order of the decisions; several reviews may follow each other. Raises UserError for a
-    file of another form, which dataset would refuse as well, but later."""
+    file of another form, which dataset would reject as well, but later."""
     table = read_table(path)
     require(table, path, COLUMNS, "--label_fixes")
     for number, (file, _, fixed, decision, run) in enumerate(table[COLUMNS].itertuples(index=False), start=1):

@@ -1,4 +1,4 @@
-"""What is wrong with the rows and their splits, as lists and sentences: refused, repaired, doubled, torn apart."""
+"""What is wrong with the rows and their splits, as lists and sentences: rejected, converted, doubled, torn apart."""
 
 import numpy as np
 import pandas as pd
@@ -42,11 +42,11 @@ def list_issues(index: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     detail = detail.where(~doubles["crosses_border"], detail + " (" + doubles["split_b"] + ")")
     doubles = doubles.assign(kind=kind, detail=detail)
     crosses = doubles["crosses_border"]
-    refused, repaired = (
+    rejected, converted = (
         index[index["status"] == status].assign(kind=status).rename(columns={"reason": "detail"})
-        for status in ("refused", "repaired")
+        for status in ("rejected", "converted")
     )
-    parts = (doubles[crosses], torn, refused, doubles[~crosses], repaired)
+    parts = (doubles[crosses], torn, rejected, doubles[~crosses], converted)
     return pd.concat([part[["file", "kind", "detail"]] for part in parts], ignore_index=True)
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import allocate, temporary_prefix
-from spectacles.data.images import ImageRefused, read_file
+from spectacles.data.images import ImageRejected, read_file
 from spectacles.data.preprocessing import Decoded, Preprocessing, decode_one
 
 log = logging.getLogger("spectacles")
@@ -141,7 +141,7 @@ def decode_unchanged(path: Path, digest: str, preprocessing: Preprocessing) -> D
     """Another content under this hash would stay wrong in every later run. Raises UserError."""
     try:
         content = read_file(path)
-    except ImageRefused as error:
+    except ImageRejected as error:
         raise _changed(str(path), f"cannot be read any more ({error})") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise _changed(str(path), "has changed since it was indexed")

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
-from spectacles.data.images import MAX_PIXELS, ImageRefused, Source, decode
+from spectacles.data.images import MAX_PIXELS, ImageRejected, Source, decode
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -107,7 +107,7 @@ class Decoded:
     name: str
     pixels: np.ndarray | None
     """uint8 (S, S, C)."""
-    repairs: tuple[str, ...]
+    conversions: tuple[str, ...]
     reason: str
 
 
@@ -115,9 +115,9 @@ def decode_one(source: Source, preprocessing: Preprocessing, max_pixels: int = M
     name = "" if isinstance(source, bytes) else str(source)
     try:
         decoded = decode(source, max_pixels, preprocessing.least_side)
-    except ImageRefused as error:
+    except ImageRejected as error:
         return Decoded(name, None, (), str(error))
-    return Decoded(name, preprocessing.pixels(decoded.image), decoded.repairs, "")
+    return Decoded(name, preprocessing.pixels(decoded.image), decoded.conversions, "")
 
 
 def decoded_batches(

@@ -42,7 +42,7 @@ def read_rows(config: DatasetConfig) -> Rows:
     if config.train_csv is not None:
         train, label_columns, id_column = _read_table(config, config.train_csv, _image_dir(config), "train")
     elif config.image_dir is not None:
-        _refuse_column_flags(config)
+        _reject_column_flags(config)
         train, label_columns, id_column = _read_folder(config.image_dir), ["label"], ""
     else:
         raise UserError("no training data: give --train_csv FILE (with --image_dir), or --image_dir FOLDER alone.")
@@ -66,7 +66,7 @@ def slice_names(config: DatasetConfig) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _refuse_column_flags(config: DatasetConfig) -> None:
+def _reject_column_flags(config: DatasetConfig) -> None:
     flags = ("label_column", "multi_label", "group_column", "split_column", "file_column", "filename_template",
              "slice_columns")  # fmt: skip
     for flag in flags:
@@ -181,7 +181,7 @@ def _read_folder(folder: Path) -> pd.DataFrame:
 
 def _read_test_folder(folder: Path, labels: set[str]) -> pd.DataFrame:
     names = subfolders(folder)
-    if labels & set(names):  # a class that training does not know is refused row by row, not guessed
+    if labels & set(names):  # a class that training does not know is rejected row by row, not guessed
         paths = _strays(folder, {folder / name for name in names})
         rows = _class_folders(folder, folder, "test")
     else:
@@ -204,13 +204,13 @@ def _class_folders(folder: Path, root: Path, split: str) -> list[tuple[Path, str
 
 def _strays(folder: Path, classes: set[Path]) -> list[Path]:
     """Pictures beside the folders of the classes, and links that should lead to such a folder and lead nowhere:
-    unlabelled test data, or refused, but never dropped."""
+    unlabelled test data, or rejected, but never dropped."""
     paths = files_below(folder, skip=classes)
     return [path for path in paths if path.suffix.lower() in SUFFIXES or not os.path.exists(path)]
 
 
 def _folder_frame(rows: list[tuple[Path, str, str, str]], source: str) -> pd.DataFrame:
-    """A path that is no text cannot be written down and is '': its file is refused."""
+    """A path that is no text cannot be written down and is '': its file is rejected."""
     paths = [str(path.absolute()) for path, *_ in rows]
     texts = [[path if is_text(path) else "", *map(as_text, rest)] for path, (_, *rest) in zip(paths, rows, strict=True)]
     frame = pd.DataFrame(texts, columns=["path", "file", "label", "given_split"])

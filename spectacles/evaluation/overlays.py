@@ -11,7 +11,7 @@ from PIL import Image
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path
 from spectacles.data import label_sets
-from spectacles.data.images import MAX_PIXELS, ImageRefused, Source, decode
+from spectacles.data.images import MAX_PIXELS, ImageRejected, Source, decode
 from spectacles.data.preprocessing import Preprocessing, to_picture
 from spectacles.data.remote_files import locate
 from spectacles.evaluation.attribution import REMEDY, explain
@@ -26,7 +26,7 @@ FOLDER = "explanations"
 
 
 def view(source: Source, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
-    """The model's input (S, S, C) and the same cut of the photo for people (V, V, 3), uint8. Raises ImageRefused."""
+    """The model's input (S, S, C) and the same cut of the photo for people (V, V, 3), uint8. Raises ImageRejected."""
     image = decode(source, max_pixels, preprocessing.least_side).image
     return preprocessing.pixels(image), to_picture(for_people(preprocessing).pixels(image))
 
@@ -39,8 +39,8 @@ def for_people(preprocessing: Preprocessing) -> Preprocessing:
 def write_overlays(
     outcomes: Iterable[Prediction], names: Sequence[str], predictor: Predictor, methods: Sequence[str], folder: Path
 ) -> Iterator[tuple[Prediction, str]]:
-    """Passes the outcome of each of `names` on, with the file in `folder` (its name, '' for a refused image) that shows
-    what speaks for its label, the methods side by side. Constant memory. Raises UserError."""
+    """Passes the outcome of each of `names` on, with the file in `folder` (its name, '' for a rejected image) that
+    shows what speaks for its label, the methods side by side. Constant memory. Raises UserError."""
     numbered = zip(range(1, len(names) + 1), names, outcomes, strict=True)
     while chunk := list(islice(numbered, predictor.batch_size)):
         read = {number: found for number, _, outcome in chunk if (found := _reread(outcome, predictor))}
@@ -63,7 +63,7 @@ def _reread(outcome: Prediction, predictor: Predictor) -> tuple[np.ndarray, np.n
     """The pixels once more, as predictions do not carry them; None where there are none (any more)."""
     try:
         return None if outcome.reason else view(locate(outcome.path), predictor.info.preprocessing)
-    except ImageRefused:
+    except ImageRejected:
         return None
 
 

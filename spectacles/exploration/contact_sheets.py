@@ -18,7 +18,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
 from spectacles.core.wording import count_of, noun_of, plural
 from spectacles.data import label_sets
-from spectacles.data.images import ImageRefused, decode
+from spectacles.data.images import ImageRejected, decode
 from spectacles.data.tables import NONE
 from spectacles.exploration.outliers import UNLIKE, UNLIKE_Z
 from spectacles.exploration.shortcuts import Shortcut
@@ -152,7 +152,7 @@ def thumbnail(path: str) -> Image.Image:
     """RGB, as large as galleries show it. Raises UserError where a file is gone or changed since it was checked."""
     try:
         image = decode(Path(path)).image
-    except ImageRefused as error:
+    except ImageRejected as error:
         raise UserError(f"{path}: {error}, but dataset.py could read it: run dataset.py again.") from error
     image.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
     return image

@@ -63,17 +63,17 @@ def record(
 
 def status(outcome: Prediction) -> str:
     if outcome.reason:
-        return f"refused: {outcome.reason}"
-    return f"repaired: {'; '.join(outcome.repairs)}" if outcome.repairs else "predicted"
+        return f"rejected: {outcome.reason}"
+    return f"converted: {'; '.join(outcome.conversions)}" if outcome.conversions else "predicted"
 
 
 def fate(outcome: Prediction) -> str:
-    """refused, unsure, unfamiliar or ''."""
-    return "refused" if outcome.reason else outcome.verdict
+    """rejected, unsure, unfamiliar or ''."""
+    return "rejected" if outcome.reason else outcome.verdict
 
 
 def ranked(outcome: Prediction, info: BundleInfo, top_k: int) -> list[tuple[str, float]]:
-    """(label, probability), the decision first, then by probability; empty for a refused file."""
+    """(label, probability), the decision first, then by probability; empty for a rejected file."""
     order = np.argsort(-np.asarray(outcome.probabilities), kind="stable")
     by_rank = [(info.classes[index], outcome.probabilities[index]) for index in order]
     decided = [(outcome.label, outcome.confidence)] if by_rank else []
@@ -94,7 +94,7 @@ def predict_rows(predictor: Predictor, rows: pd.DataFrame, num_workers: int | No
     table["predicted"] = [p.label for p in outcomes_list]
     table["confidence"] = [p.confidence for p in outcomes_list]
     table["correct"] = table["predicted"] == table["label"]
-    table["status"] = ["refused: " + p.reason if p.reason else "predicted" for p in outcomes_list]
+    table["status"] = ["rejected: " + p.reason if p.reason else "predicted" for p in outcomes_list]
     table["familiarity"] = np.array([p.familiarity for p in outcomes_list], dtype=np.float64)
     table["verdict"] = [p.verdict for p in outcomes_list]
     missing = (float("nan"),) * len(classes)

@@ -16,7 +16,7 @@ from spectacles.metrics.thresholds import Verdict
 from spectacles.models import engines, ood
 from spectacles.models.bundle import ENGINE_FILE, load_bundle
 from spectacles.models.classifier import build_classifier
-from spectacles.models.ood import WithLastMap
+from spectacles.models.ood import FeaturesAndLastMap
 
 UNSURE = "unsure"
 """Stands in the place of a label wherever the verdict is not ''."""
@@ -24,29 +24,29 @@ UNSURE = "unsure"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One file's outcome. A refused file has a reason, and neither label nor numbers."""
+    """One file's outcome. A rejected file has a reason, and neither label nor numbers."""
 
     path: str
     label: str
     """The best guess, whatever the verdict; any number of labels as `label_sets.join` writes them."""
     confidence: float
-    """Probability of `label`, 0..1 (calibrated), of several that of the least certain; 0 for a refused file."""
+    """Probability of `label`, 0..1 (calibrated), of several that of the least certain; 0 for a rejected file."""
     probabilities: tuple[float, ...]
-    """In the order of the bundle's classes; empty for a refused file."""
-    repairs: tuple[str, ...]
+    """In the order of the bundle's classes; empty for a rejected file."""
+    conversions: tuple[str, ...]
     reason: str
-    """Why the file was refused; empty otherwise."""
+    """Why the file was rejected; empty otherwise."""
     logits: tuple[float, ...] = ()
     """As the network gives them, in the order of the classes."""
     familiarity: float | None = None
     """The share of the validation photos that are less like the training photos, 0..1; None where the bundle cannot
     tell."""
     verdict: Verdict = ""
-    """'', 'unsure' (its confidence is too low for --sure) or 'unfamiliar' (unlike the training photos)."""
+    """'', 'unsure' (its confidence is too low for --target_accuracy) or 'unfamiliar' (unlike the training photos)."""
 
     @property
     def answer(self) -> str:
-        """What people are told: the label, or that it is unsure; '' for a refused file."""
+        """What people are told: the label, or that it is unsure; '' for a rejected file."""
         return UNSURE if self.verdict else self.label
 
 
@@ -67,7 +67,7 @@ class Predictor:
         self.familiarity = ood.from_state(state)
         self.device, self.batch_size = device, batch_size
         self._head = engines.linear(self.classifier.head)
-        network = WithLastMap(self.classifier.backbone)
+        network = FeaturesAndLastMap(self.classifier.backbone)
         self.engine, self._run = engines.choose(
             network, self.info.preprocessing, device, bundle / ENGINE_FILE, engine, self._difference, images=images
         )
@@ -100,7 +100,7 @@ class Predictor:
             yield from self.predict_batch(batch)
 
     def predict_batch(self, batch: Sequence[Decoded]) -> list[Prediction]:
-        """One prediction an item; those without pixels are refused."""
+        """One prediction an item; those without pixels are rejected."""
         readable = [item for item in batch if item.pixels is not None]
         decided = iter(self._decide(readable) if readable else [])
         return [
@@ -121,12 +121,12 @@ class Predictor:
                 label=labels[row],
                 confidence=confidence[row],
                 probabilities=tuple(probabilities[row].tolist()),
-                repairs=item.repairs,
+                conversions=item.conversions,
                 reason="",
                 logits=tuple(logits[row].tolist()),
                 familiarity=familiar[row],
                 verdict=thresholds.verdict(
-                    confidence[row], self.info.sure_from, familiar[row], self.info.familiar_from
+                    confidence[row], self.info.confidence_threshold, familiar[row], self.info.familiar_from
                 ),
             )
             for row, item in enumerate(items)

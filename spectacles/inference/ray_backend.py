@@ -71,7 +71,7 @@ class Worker:
         try:
             if self.work.shards.begin(part := int(item["part"])) <= TRIES:
                 self._predict(part, item)
-        except UserError as error:  # a store that does not answer; photos that cannot be read are refused
+        except UserError as error:  # a store that does not answer; photos that cannot be read are rejected
             return {"failure": str(error).rstrip(".")}
         except OSError as error:  # of the folder
             return {"failure": f"{error.filename or self.work.shards.folder}: {error.strerror or error}"}

@@ -54,7 +54,7 @@ class Shards:
         return f"{self.folder.rstrip('/')}/{name}"
 
     def write(self, part: int, rows: Sequence[Sequence[Cell]], fates: Counter[str]) -> None:
-        """`fates`: how many were refused, and how many have each verdict. Raises OSError."""
+        """`fates`: how many were rejected, and how many have each verdict. Raises OSError."""
         types = {name: pa.string() if kind == "text" else pa.float64() for name, kind in self.columns.items()}
         note = json.dumps({"plan": self.digest(), "fates": fates})
         schema = pa.schema(types.items(), metadata={NOTE: note})

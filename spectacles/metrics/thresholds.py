@@ -124,17 +124,19 @@ def certainty(probabilities: Floats, decided: Ints) -> Float64s:
     return certain
 
 
-def verdict(confidence: float, sure_from: float | None, familiar: float | None, familiar_from: float) -> Verdict:
+def verdict(
+    confidence: float, confidence_threshold: float | None, familiar: float | None, familiar_from: float
+) -> Verdict:
     """'unfamiliar', else 'unsure', else ''. What was never measured (None) speaks against nothing."""
     if familiar is not None and familiar < familiar_from:
         return "unfamiliar"
-    return "unsure" if sure_from is not None and confidence < sure_from else ""
+    return "unsure" if confidence_threshold is not None and confidence < confidence_threshold else ""
 
 
 def images_needed(accuracy: float) -> int:
     """Validation images without which no label can be called sure of this accuracy. Raises UserError for 1."""
     if accuracy >= 1:
-        raise UserError("--sure 1 is more than any number of images can tell: use less, such as 0.99.")
+        raise UserError("--target_accuracy 1 is more than any number of images can tell: use less, such as 0.99.")
     return math.ceil(1 / (1 - accuracy) - 1e-9) - 1
 
 

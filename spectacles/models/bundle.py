@@ -58,7 +58,7 @@ class BundleInfo:
     """More than two classes: logits are multiplied by them after the temperature; none where that is not better."""
     class_biases: tuple[float, ...] = ()
     """Added to the scaled logits."""
-    sure_from: float | None = None
+    confidence_threshold: float | None = None
     """Confidence, the probability of the label, below which it is unsure. None: every label is given."""
     familiar_from: float = 0.0
     """Familiarity (`familiarity.Familiarity`) below which a photo is unfamiliar. 0: none is."""

@@ -22,7 +22,7 @@ PREFIX = "familiarity."
 """Of its tensors in the bundle's file of weights."""
 
 
-class WithLastMap(nn.Module):
+class FeaturesAndLastMap(nn.Module):
     """images (B, C, S, S) -> (B, D + E): the backbone's features (D) and, beside them, its last feature map, averaged
     over the image (E); where it has none that timm knows of, the features again.
 

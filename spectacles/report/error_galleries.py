@@ -11,7 +11,7 @@ from PIL import Image
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
 from spectacles.data import label_sets
-from spectacles.data.images import ImageRefused, decode
+from spectacles.data.images import ImageRejected, decode
 from spectacles.report.image_grid import THUMBNAIL, image_grid
 
 
@@ -85,7 +85,7 @@ def photo(path: str, least_side: int) -> Image.Image:
     """For people to look at; JPEGs no larger than it takes. Raises UserError for a file that was readable once."""
     try:
         return decode(Path(path), least_side=least_side).image
-    except ImageRefused as error:
+    except ImageRejected as error:
         raise UserError(
             f"{path} was readable when it was evaluated and is not any more ({error}): restore it."
         ) from error

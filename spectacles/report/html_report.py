@@ -49,7 +49,7 @@ HEADLINES = (
     ("top_5_accuracy", "top-5 accuracy"),
 )
 CALIBRATION = ("log_loss", "brier", "ece", "classwise_ece")
-IN_TABLES = r"warning: |suggestion: |refused \d+: |\d+ rows = \d+ used"
+IN_TABLES = r"warning: |suggestion: |rejected \d+: |\d+ rows = \d+ used"
 """Closing lines that the page has a place of its own for."""
 FEW_CLASSES = 6
 """Up to here the confusion matrix stands beside the metrics, beyond it below them."""
@@ -261,13 +261,13 @@ def _predicted_ledger(run_dir: RunDir, found: Findings) -> Json | None:
     status = run_summary.read_csv(path, ("status",)).get("status", pd.Series(dtype=str))
     reasons = {
         kind: Counter(status[status.str.startswith(f"{kind}: ")].str.removeprefix(f"{kind}: "))
-        for kind in ("repaired", "refused")
+        for kind in ("converted", "rejected")
     }
     counts = {kind: sum(each.values()) for kind, each in reasons.items()}
     return {
         "rows": len(status),
         "used": len(status) - sum(counts.values()),
         **counts,
-        "repairs": dict(reasons["repaired"].most_common()),
-        "refusals": dict(reasons["refused"].most_common()),
+        "conversions": dict(reasons["converted"].most_common()),
+        "rejections": dict(reasons["rejected"].most_common()),
     }

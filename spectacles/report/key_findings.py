@@ -34,7 +34,7 @@ def find(findings: Findings) -> list[Highlight]:
         ("error_analysis", unfaithful(findings.faithfulness)),
         ("duplicates", _leaks(findings)),
         ("abstention", abstention(findings.scored, findings.multi_label)),
-        ("dataset", _refused(findings)),
+        ("dataset", _rejected(findings)),
     ]
     return [Highlight(text, section) for section, text in found if text]
 
@@ -85,15 +85,21 @@ def limits(bundle: Json) -> list[str]:
     """By which numbers of bundle.json an image gets its label, or none; empty without a bundle."""
     if not bundle:
         return []
-    threshold, sure_from, familiar_from = (bundle.get(key) for key in ("threshold", "sure_from", "familiar_from"))
+    threshold, confidence_threshold, familiar_from = (
+        bundle.get(key) for key in ("threshold", "confidence_threshold", "familiar_from")
+    )
     if bundle.get("multi_label"):
         lines = [_label_limits(bundle["classes"], bundle["label_thresholds"])]
     elif threshold is not None:
         lines = [f"The label is {bundle['classes'][1]} from a probability of {threshold:.3f} on."]
     else:
         lines = ["The label is the most probable class."]
-    if sure_from:
-        lines.append("No label is sure enough." if sure_from > 1 else f"Unsure: below a confidence of {sure_from:.3f}.")
+    if confidence_threshold:
+        lines.append(
+            "No label is sure enough."
+            if confidence_threshold > 1
+            else f"Unsure: below a confidence of {confidence_threshold:.3f}."
+        )
     if familiar_from:
         lines.append(
             f"Unfamiliar: fewer than {percent(familiar_from)} of the validation photos are as unlike those trained on."
@@ -156,8 +162,8 @@ def _leaks(findings: Findings) -> str:
     return f"{count_of(crossing, 'pair')} of duplicates across a split's border: the score may be optimistic."
 
 
-def _refused(findings: Findings) -> str:
+def _rejected(findings: Findings) -> str:
     ledger = findings.results.get("dataset", {}).get("ledger", {})
-    if not ledger.get("refused"):
+    if not ledger.get("rejected"):
         return ""
-    return f"{ledger['refused']:,} of {count_of(ledger['rows'], 'row')} could not be used."
+    return f"{ledger['rejected']:,} of {count_of(ledger['rows'], 'row')} could not be used."

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from spectacles.core.device import cpu_count
-from spectacles.data.images import ImageRefused, decode
+from spectacles.data.images import ImageRejected, decode
 
 SIDE = 128
 """Pixels of the longer side."""
@@ -40,7 +40,7 @@ def to_uri(image: Image.Image, quality: int) -> str:
 def _thumbnail(path: str) -> Thumbnail:
     try:
         image = decode(Path(path), least_side=SIDE).image
-    except ImageRefused as error:
+    except ImageRejected as error:
         return Thumbnail("", str(error))
     image.thumbnail((SIDE, SIDE), reducing_gap=2.0)
     return Thumbnail(to_uri(image, quality=72), "")

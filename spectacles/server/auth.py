@@ -21,7 +21,7 @@ BURST_SECONDS = 2.0
 """Of its rate that a client may use at once."""
 
 
-class Refused(HTTPException):
+class Rejected(HTTPException):
     """`reason` is one of a fixed set of words, for metrics; `detail` is for a person."""
 
     def __init__(self, status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
@@ -51,20 +51,20 @@ def is_loopback(host: str) -> bool:
 
 
 def identify(scope: Scope, keys: Mapping[str, str]) -> str:
-    """The name of who asks: of the key's holder, else the address. Raises Refused."""
+    """The name of who asks: of the key's holder, else the address. Raises Rejected."""
     address = (scope.get("client") or ("", 0))[0]
     if not keys:
         here = (scope.get("server") or ("", 0))[0]
         if here and not is_loopback(here):
             detail = "This server has no keys, so it answers this machine only: set SPECTACLES_API_KEYS."
-            raise Refused(403, "no_keys", detail)
+            raise Rejected(403, "no_keys", detail)
         return address
     given = digest(_given_key(Headers(scope=scope)))
     # Every key is compared, so that how long it takes tells nothing.
     names = [name for known, name in keys.items() if hmac.compare_digest(known, given)]
     if not names:
         detail = "Send a key of this server as the header 'Authorization: Bearer KEY'."
-        raise Refused(401, "no_key", detail, {"WWW-Authenticate": "Bearer"})
+        raise Rejected(401, "no_key", detail, {"WWW-Authenticate": "Bearer"})
     return f"key:{names[0]}"
 
 
@@ -75,13 +75,13 @@ def _given_key(headers: Headers) -> str:
 
 def check_host(scope: Scope, allowed: tuple[str, ...]) -> None:
     """Another site's page can make its own name point to this machine (DNS rebinding); it cannot choose the Host.
-    Raises Refused."""
+    Raises Rejected."""
     if "*" in allowed:
         return
     host = Headers(scope=scope).get("host", "")
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
     if name.lower() not in allowed:
-        raise Refused(400, "host", f"This server is not called {name[:60]!r}: SPECTACLES_ALLOWED_HOSTS names it.")
+        raise Rejected(400, "host", f"This server is not called {name[:60]!r}: SPECTACLES_ALLOWED_HOSTS names it.")
 
 
 class RateLimit:
@@ -92,7 +92,7 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str, images: int = 1, now: float | None = None) -> None:
-        """Raises Refused (429) where the bucket is empty; a request of many images may leave it in debt."""
+        """Raises Rejected (429) where the bucket is empty; a request of many images may leave it in debt."""
         if not self.rate:
             return
         now = time.monotonic() if now is None else now
@@ -105,4 +105,4 @@ class RateLimit:
         if not allowed:
             wait = (1 - tokens) / self.rate
             detail = f"More than {self.rate:g} images a second: come back in {wait:.1f} s."
-            raise Refused(429, "rate", detail, {"Retry-After": str(max(1, int(wait + 0.999)))})
+            raise Rejected(429, "rate", detail, {"Retry-After": str(max(1, int(wait + 0.999)))})

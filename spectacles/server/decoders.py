@@ -63,7 +63,7 @@ class Decoder:
         there.close()
 
     def __call__(self, contents: Sequence[bytes], preprocessing: Preprocessing, seconds: float) -> list[Decoded]:
-        """What `decode_one` gives of each. Raises Died, which is a reason to refuse the file, or one of them."""
+        """What `decode_one` gives of each. Raises Died, which is a reason to reject the file, or one of them."""
         try:
             self.connection.send((preprocessing, contents))
             if self.connection.poll(seconds):
@@ -77,8 +77,8 @@ class Decoder:
     def _receive(self, count: int, preprocessing: Preprocessing) -> list[Decoded]:
         """Nothing that comes back is unpickled: a process that a file has taken over must not get further."""
         answers, found = json.loads(self.connection.recv_bytes(1 << 20)), []
-        for picture, (repairs, reason) in zip(_pictures(self.shared, count, preprocessing), answers, strict=True):
-            found.append(Decoded("", None if reason else picture.copy(), tuple(map(str, repairs)), str(reason)))
+        for picture, (conversions, reason) in zip(_pictures(self.shared, count, preprocessing), answers, strict=True):
+            found.append(Decoded("", None if reason else picture.copy(), tuple(map(str, conversions)), str(reason)))
         return found
 
     def _replace(self) -> None:
@@ -106,7 +106,7 @@ class Decoders:
             self._idle.put(decoder)
 
     def __call__(self, content: bytes, preprocessing: Preprocessing) -> Decoded:
-        """What `decode_one` gives; whatever happens to the process is a reason to refuse the file."""
+        """What `decode_one` gives; whatever happens to the process is a reason to reject the file."""
         try:
             [decoded] = self._ask([content], preprocessing, SECONDS)
             return decoded
@@ -160,7 +160,7 @@ def _serve(connection: Connection, shared: Any, max_pixels: int, memory: int) ->
                 decoded = decode_one(content, preprocessing, max_pixels)
                 if decoded.pixels is not None:
                     picture[:] = decoded.pixels
-                answers.append((decoded.repairs, decoded.reason))
+                answers.append((decoded.conversions, decoded.reason))
             connection.send_bytes(json.dumps(answers).encode())
 
 

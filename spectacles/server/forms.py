@@ -14,7 +14,7 @@ from fastapi import Request
 from multipart import MultipartSegment, PushMultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from spectacles.server.auth import Refused
+from spectacles.server.auth import Rejected
 from spectacles.server.limits import MAX_FILES
 
 MULTIPART, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
@@ -36,7 +36,7 @@ class Form:
 
 async def read(request: Request, how_to_ask: str, **defaults: str) -> Form:
     """The files of the field 'file', and the fields of these names, with these values where one is missing. Raises
-    Refused, for anything that the form should not have too; `how_to_ask` is the advice then."""
+    Rejected, for anything that the form should not have too; `how_to_ask` is the advice then."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     try:
         if kind == MULTIPART:
@@ -46,13 +46,13 @@ async def read(request: Request, how_to_ask: str, **defaults: str) -> Form:
         else:
             form = Form()
     except ClientDisconnect:
-        raise Refused(499, "disconnected", "The client went away.") from None
+        raise Rejected(499, "disconnected", "The client went away.") from None
     except ValueError as error:
-        raise Refused(400, "bad_request", f"The form cannot be read ({error}). {how_to_ask}") from None
+        raise Rejected(400, "bad_request", f"The form cannot be read ({error}). {how_to_ask}") from None
     unknown = [name for name in form.fields if name not in defaults]
     if unknown:
         detail = f"The field {unknown[0][:40]!r} is none of {', '.join((FILE, *defaults))}, or is no file. {how_to_ask}"
-        raise Refused(422, "bad_request", detail)
+        raise Rejected(422, "bad_request", detail)
     form.fields = defaults | form.fields
     return form
 
@@ -82,7 +82,7 @@ def _add_part(form: Form, part: MultipartSegment, content: bytes) -> None:
         form.add(name, content.decode("utf-8", "replace"))
     if len(form.files) > MAX_FILES:
         detail = f"These are too many files: send at most {MAX_FILES} a request."
-        raise Refused(413, "bad_request", detail, {"Connection": "close"})
+        raise Rejected(413, "bad_request", detail, {"Connection": "close"})
 
 
 def _has_file_name(part: MultipartSegment) -> bool:
@@ -98,10 +98,10 @@ def _read_urlencoded(body: bytes) -> Form:
 
 
 def choice(form: Form, name: str, values: tuple[str, ...]) -> str:
-    """What a field says. Raises Refused."""
+    """What a field says. Raises Rejected."""
     given = form.fields[name]
     if given not in values:
-        raise Refused(422, "bad_request", f"{name} {given[:40]!r} is unknown: use {' or '.join(values)}.")
+        raise Rejected(422, "bad_request", f"{name} {given[:40]!r} is unknown: use {' or '.join(values)}.")
     return given
 
 

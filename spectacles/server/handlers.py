@@ -16,7 +16,7 @@ from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.inference.predictor import Predictor
 from spectacles.report.image_grid import overlay_heatmap
 from spectacles.server import limits, urls
-from spectacles.server.auth import Refused
+from spectacles.server.auth import Rejected
 from spectacles.server.batching import Answer, Batcher, Overloaded
 from spectacles.server.forms import Form
 from spectacles.server.service import Service, busy
@@ -31,18 +31,18 @@ def how_to_ask(path: str) -> str:
 
 
 async def contents(request: Request, service: Service, form: Form, most: int) -> list[bytes]:
-    """The photos in it, or what its URL leads to. Raises Refused where that is nothing, or more than a client may."""
+    """The photos in it, or what its URL leads to. Raises Rejected where that is nothing, or more than a client may."""
     files, url = form.files, form.fields.get("url", "")
     if bool(files) == bool(url):
-        raise Refused(422, "bad_request", how_to_ask(request.url.path))
+        raise Rejected(422, "bad_request", how_to_ask(request.url.path))
     if len(files) > most:
-        raise Refused(413, "bad_request", f"{len(files)} files are too many: send at most {most} a request.")
+        raise Rejected(413, "bad_request", f"{len(files)} files are too many: send at most {most} a request.")
     service.rate_limit.take(request.state.client, max(1, len(files)))
     service.check_room(max(1, len(files)))
     if files:
         return files
     if not service.settings.allow_urls:
-        raise Refused(422, "url", "This server fetches no photos: send the file itself.")
+        raise Rejected(422, "url", "This server fetches no photos: send the file itself.")
     return [await asyncio.get_running_loop().run_in_executor(None, urls.fetch, url)]
 
 
@@ -78,7 +78,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         if not gone:
             raise
         task.uncancel()
-        raise Refused(499, "disconnected", "The client went away.") from None
+        raise Rejected(499, "disconnected", "The client went away.") from None
     finally:
         listening.cancel()
 
@@ -86,7 +86,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def explanation(
     service: Service, content: bytes, found: Answer, method: str, label: str
 ) -> tuple[dict[str, Any], bytes]:
-    """(label, probability and heat of what is explained, PNG). Raises Refused where the method cannot."""
+    """(label, probability and heat of what is explained, PNG). Raises Rejected where the method cannot."""
     model, batcher = found.model, service.ready_batcher()
     index = model.info.classes.index(label) if label else overlays.explained(found.prediction, model.info)
     preprocessing = model.info.preprocessing
@@ -97,7 +97,7 @@ async def explanation(
         heat, picture = await batcher.between_batches(partial(_draw, model, method, index, seen, shown))
     except NoFeatureMap as reason:
         detail = f"{method} does not work with {model.info.backbone}: {reason}; {attribution.REMEDY}."
-        raise Refused(422, "bad_request", detail) from reason
+        raise Rejected(422, "bad_request", detail) from reason
     except Overloaded as overload:
         raise busy(overload) from None
     facts = {"label": model.info.classes[index], "probability": found.prediction.probabilities[index], "heat": heat}
@@ -107,7 +107,7 @@ async def explanation(
 async def _pixels(batcher: Batcher, content: bytes, preprocessing: Preprocessing) -> np.ndarray:
     decoded = await batcher.decode(content, preprocessing)
     if decoded.pixels is None:  # it was readable a moment ago: its decoder has died since
-        raise Refused(422, "image", f"The image is refused: {decoded.reason}.")
+        raise Rejected(422, "image", f"The image is rejected: {decoded.reason}.")
     return decoded.pixels
 
 

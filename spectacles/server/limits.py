@@ -8,7 +8,7 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from spectacles.server.auth import Refused
+from spectacles.server.auth import Rejected
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_BODIES_BYTES = 8 * MAX_BODY_BYTES
@@ -19,7 +19,7 @@ MAX_FILES = 16
 
 
 class BodyLimit:
-    """ASGI middleware. What it refuses it refuses before anything parses it: a body that is announced as too large
+    """ASGI middleware. What it rejects it rejects before anything parses it: a body that is announced as too large
     unread, a chunked one as soon as it is."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -43,7 +43,7 @@ class BodyLimit:
                     message = await receive()
             except TimeoutError:
                 detail = f"The request did not arrive within {BODY_SECONDS:.0f} s."
-                raise Refused(408, "slow_client", detail, {"Connection": "close"}) from None
+                raise Rejected(408, "slow_client", detail, {"Connection": "close"}) from None
             size = len(message.get("body", b""))
             received += size
             self._check(received, size)
@@ -60,10 +60,10 @@ class BodyLimit:
     def _check(self, own: int, more: int) -> None:
         if own > MAX_BODY_BYTES:
             detail = f"The request is larger than {MAX_BODY_BYTES >> 20} MiB: send fewer or smaller images."
-            raise Refused(413, "body_too_large", detail, {"Connection": "close"})
+            raise Rejected(413, "body_too_large", detail, {"Connection": "close"})
         if self.held + more > MAX_BODIES_BYTES:
             detail = "Too many large requests at once: come back in a second."
-            raise Refused(503, "memory", detail, {"Retry-After": "1", "Connection": "close"})
+            raise Rejected(503, "memory", detail, {"Retry-After": "1", "Connection": "close"})
 
 
 def _announced(scope: Scope) -> int:

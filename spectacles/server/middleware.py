@@ -1,4 +1,4 @@
-"""The outermost ring of the server: names each request, lets in who may ask, and tells every refusal apart."""
+"""The outermost ring of the server: names each request, lets in who may ask, and tells every rejection apart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spectacles.server import auth, telemetry
-from spectacles.server.auth import Refused
+from spectacles.server.auth import Rejected
 from spectacles.server.service import Service
 
 OPEN = ("/health/live", "/health/ready")
@@ -29,7 +29,7 @@ FAILED = "The server failed on this request: its log says more under the request
 
 
 class Gate:
-    """ASGI middleware. Refuses before the body is read: who may not ask, and what there is no room for."""
+    """ASGI middleware. Rejects before the body is read: who may not ask, and what there is no room for."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -55,8 +55,8 @@ class Gate:
         try:
             self._let_in(scope, service)
             await self.app(scope, receive, send_named)
-        except Refused as refused:
-            response = refuse(service, request_id, refused)
+        except Rejected as rejected:
+            response = reject(service, request_id, rejected)
             if not told:
                 await response(scope, receive, send_named)
         except Exception as error:
@@ -70,7 +70,7 @@ class Gate:
                 service.metrics.finish(scope["path"], status, time.monotonic() - started)
 
     def _let_in(self, scope: Scope, service: Service) -> None:
-        """Raises Refused."""
+        """Raises Rejected."""
         path, settings = scope["path"], service.settings
         if path in OPEN:
             return
@@ -127,11 +127,11 @@ class Cors:
         await self._ready(scope, receive, send)
 
 
-def refuse(service: Service, request_id: str, refused: Refused) -> JSONResponse:
+def reject(service: Service, request_id: str, rejected: Rejected) -> JSONResponse:
     """Counts it, logs it, and says it."""
-    service.metrics.refuse(refused.reason)
-    telemetry.write("refused", request_id=request_id, status=refused.status_code, reason=refused.reason)
-    return JSONResponse({"detail": refused.detail}, refused.status_code, refused.headers)
+    service.metrics.reject(rejected.reason)
+    telemetry.write("rejected", request_id=request_id, status=rejected.status_code, reason=rejected.reason)
+    return JSONResponse({"detail": rejected.detail}, rejected.status_code, rejected.headers)
 
 
 def choose_request_id(given: str) -> str:

@@ -47,13 +47,13 @@ class ImagePrediction(BaseModel):
         examples=[0.43],
     )
     probabilities: dict[str, float] = Field(examples=[{"no_glasses": 0.03, "glasses": 0.97}])
-    repairs: list[str] = Field(
+    conversions: list[str] = Field(
         description="What had to be decided to read the image; empty for an ordinary one.",
         examples=[["EXIF orientation applied"]],
     )
 
 
-class RefusedImage(BaseModel):
+class RejectedImage(BaseModel):
     error: str = Field(
         description="Why this image has no prediction, and what to send.", examples=["truncated: send ..."]
     )
@@ -76,9 +76,9 @@ class SinglePrediction(ImagePrediction, Envelope):
 
 
 class PredictionList(Envelope):
-    """The answer to several files: one entry a file, in the order sent; a refused file spoils no other."""
+    """The answer to several files: one entry a file, in the order sent; a rejected file spoils no other."""
 
-    predictions: list[ImagePrediction | RefusedImage]
+    predictions: list[ImagePrediction | RejectedImage]
 
 
 class Explanation(Envelope):
@@ -114,7 +114,7 @@ class ModelCard(BaseModel):
     temperature: float = Field(description="Logits are divided by it before the softmax, or the sigmoid.")
     class_scales: list[float] = Field(description="Factors of the logits after that, one a class; empty: none.")
     class_biases: list[float] = Field(description="Added to the scaled logits, one a class; empty: none.")
-    sure_from: float | None = Field(
+    confidence_threshold: float | None = Field(
         description="Confidence below which a label is unsure, above 1: always. null: every label is given."
     )
     familiar_from: float = Field(description="Familiarity below which an image is unfamiliar; 0: none is.")
@@ -137,7 +137,7 @@ class Status(BaseModel):
 
 
 class Problem(BaseModel):
-    model_config = ConfigDict(json_schema_extra={"example": {"detail": "The image is refused: truncated. Send ..."}})
+    model_config = ConfigDict(json_schema_extra={"example": {"detail": "The image is rejected: truncated. Send ..."}})
     detail: str = Field(description="What is wrong and what to do.")
 
 
@@ -160,7 +160,7 @@ DENIED: Responses = {
     401: _problem("The server has keys, and none was sent", **{"WWW-Authenticate": _text("Bearer")}),
     403: _problem("The server has no keys and answers its own machine only"),
 }
-REFUSALS: Responses = DENIED | {
+REJECTIONS: Responses = DENIED | {
     408: _problem("The body did not arrive in time"),
     413: _problem("More than 32 MiB, or more files than may be sent at once"),
     415: _problem("The file is no JPEG, PNG, WebP, BMP, GIF or TIFF"),
@@ -232,7 +232,7 @@ def model_card(predictor: Predictor) -> ModelCard:
         temperature=info.temperature,
         class_scales=list(info.class_scales),
         class_biases=list(info.class_biases),
-        sure_from=info.sure_from,
+        confidence_threshold=info.confidence_threshold,
         familiar_from=info.familiar_from,
         metric=info.metric,
         metric_value=info.metric_value,
@@ -243,11 +243,11 @@ def model_card(predictor: Predictor) -> ModelCard:
     )
 
 
-def answer(prediction: Prediction, info: BundleInfo) -> ImagePrediction | RefusedImage:
+def answer(prediction: Prediction, info: BundleInfo) -> ImagePrediction | RejectedImage:
     if prediction.reason:
         status = 415 if prediction.reason == UNKNOWN_FORMAT else 422
         remedy = f"Send a complete image file of at most {MAX_PIXELS // 10**6} million pixels."
-        return RefusedImage(error=f"The image is refused: {prediction.reason}. {remedy}", status=status)
+        return RejectedImage(error=f"The image is rejected: {prediction.reason}. {remedy}", status=status)
     return ImagePrediction(
         label=prediction.answer,
         guess=prediction.label,
@@ -256,13 +256,13 @@ def answer(prediction: Prediction, info: BundleInfo) -> ImagePrediction | Refuse
         verdict=prediction.verdict,
         familiarity=prediction.familiarity,
         probabilities=dict(zip(info.classes, prediction.probabilities, strict=True)),
-        repairs=list(prediction.repairs),
+        conversions=list(prediction.conversions),
     )
 
 
-def log_image(request_id: str, milliseconds: float, size: int, outcome: ImagePrediction | RefusedImage) -> None:
+def log_image(request_id: str, milliseconds: float, size: int, outcome: ImagePrediction | RejectedImage) -> None:
     """One line an image, without its name: that may tell who is on the photo."""
-    if isinstance(outcome, RefusedImage):
+    if isinstance(outcome, RejectedImage):
         result: dict[str, Any] = {"status": outcome.status, "error": outcome.error}
     else:
         result = {"label": outcome.label, "confidence": outcome.confidence, "verdict": outcome.verdict}

@@ -23,10 +23,10 @@ from spectacles.server import middleware
 from spectacles.server.service import TOO_BUSY, Service
 
 LARGE, LINGER_SECONDS = 1 << 18, 1.0
-"""Bytes of a body, and how long after a refusal a connection with a larger one is kept for the answer to arrive."""
+"""Bytes of a body, and how long after a rejection a connection with a larger one is kept for the answer to arrive."""
 COSTLY = tuple(path.encode() for path in middleware.COSTLY)
 AT_ONCE = 0.002
-"""Seconds that a refusal is early rather than waited for."""
+"""Seconds that a rejection is early rather than waited for."""
 HEADER_SECONDS = 10.0
 """From the first byte of a request, or from connecting, to the end of its headers."""
 EXPECTED_SECONDS = 1.0
@@ -53,7 +53,7 @@ Content-Length: {length}\r
 
 
 @lru_cache
-def refusal(seconds: int, connection: str) -> bytes:
+def rejection(seconds: int, connection: str) -> bytes:
     """The whole answer."""
     body = json.dumps({"detail": TOO_BUSY})
     return BUSY.format(seconds=seconds, connection=connection, length=len(body), body=body).encode()
@@ -63,14 +63,14 @@ class ImpatientProtocol(HttpToolsProtocol):
     """uvicorn's, for bad times.
 
     It closes a connection whose request does not get on: without this, a client that sends a byte a minute costs
-    nothing and holds a connection for ever. And it refuses photos that there is no room for as soon as it has read the
-    headers: a refusal that goes through all layers of the app takes far longer, and many of them would take the
+    nothing and holds a connection for ever. And it rejects photos that there is no room for as soon as it has read the
+    headers: a rejection that goes through all layers of the app takes far longer, and many of them would take the
     time that the photos need which were accepted.
     """
 
     _alarm: asyncio.TimerHandle | None = None
     _owed: Callable[[], None] | None = None
-    """A refusal that is not said yet."""
+    """A rejection that is not said yet."""
     _service: Service | None = None
     """Where the request is one for photos."""
     _uploading = False
@@ -105,7 +105,7 @@ class ImpatientProtocol(HttpToolsProtocol):
         idle = self.cycle is None or self.cycle.response_complete
         seconds = service.busy_for(large) if idle else 0
         if seconds:
-            self._owe(seconds, large, service.refuse_after())
+            self._owe(seconds, large, service.reject_after())
             return
         if large:
             self._uploading = True
@@ -120,7 +120,7 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def _owe(self, seconds: int, large: bool, after: float) -> None:
         self.cycle = ANSWERED  # type: ignore[assignment]
-        self._owed = partial(self._refuse, seconds, large)
+        self._owed = partial(self._reject, seconds, large)
         if after < AT_ONCE:
             self._settle()
         else:
@@ -132,11 +132,11 @@ class ImpatientProtocol(HttpToolsProtocol):
             self._owed()
             self._owed = None
 
-    def _refuse(self, seconds: int, large: bool) -> None:
+    def _reject(self, seconds: int, large: bool) -> None:
         """A small body is let go by, so that the connection goes on; a large one is left unread, or a flood of them
         would take the time of the photos that were accepted."""
         last = large or (self._service is not None and self._service.draining)
-        self.transport.write(refusal(seconds, "close" if last else "keep-alive"))
+        self.transport.write(rejection(seconds, "close" if last else "keep-alive"))
         self.on_response_complete()
         if last:
             self.transport.pause_reading()
@@ -237,7 +237,7 @@ NO_NEWCOMERS = ((LOAD_BYTE, 0, 0, FLAGS), (JUMP_IF_SET, 0, 1, SYN), (RETURN, 0, 
 
 
 def listen(config: uvicorn.Config) -> socket.socket:
-    """Says the address, and from then on clients wait while the app starts; uvicorn would have them refused."""
+    """Says the address, and from then on clients wait while the app starts; uvicorn would have them rejected."""
     listener = config.bind_socket()
     listener.listen(config.backlog)
     return listener

@@ -16,7 +16,7 @@ from spectacles.core.device import cpu_count, prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.inference.predictor import Predictor
 from spectacles.server import telemetry
-from spectacles.server.auth import RateLimit, Refused
+from spectacles.server.auth import RateLimit, Rejected
 from spectacles.server.batching import Batcher, Overloaded
 from spectacles.server.decoders import Decoders
 from spectacles.server.settings import Settings
@@ -30,8 +30,8 @@ SWITCH_SECONDS = 0.0005
 """After which a thread lets another one run Python. With Python's own 5 ms, threads that decode and compute wait that
 long many times an image while the event loop turns away a flood."""
 TURNED_AWAY = 10
-"""Times as many requests as can be answered are refused at once. Whoever comes on top of that waits for the refusal:
-clients that ask again at once would otherwise be refused so often that no time is left for photos."""
+"""Times as many requests as can be answered are rejected at once. Whoever comes on top of that waits for the rejection:
+clients that ask again at once would otherwise be rejected so often that no time is left for photos."""
 TOO_BUSY = "The server has more photos to look at than it can: come back a little later."
 LOADING = "The model is being loaded."
 
@@ -54,16 +54,16 @@ class Service:
         """Large ones that were let in and are on their way."""
         self.loop = asyncio.get_running_loop()
         self._swapping = asyncio.Lock()
-        self._last_refusal = 0.0
+        self._last_rejection = 0.0
 
     def ready_batcher(self) -> Batcher:
-        """Raises Refused (503) while there is no model."""
+        """Raises Rejected (503) while there is no model."""
         if self.batcher is None:
-            raise Refused(503, "not_ready", self.problem, {"Retry-After": "1"})
+            raise Rejected(503, "not_ready", self.problem, {"Retry-After": "1"})
         return self.batcher
 
     def check_room(self, images: int = 1) -> None:
-        """Raises Refused (503) where images that come now could not be answered in time."""
+        """Raises Rejected (503) where images that come now could not be answered in time."""
         try:
             self.ready_batcher().check_room(images)
         except Overloaded as overload:
@@ -72,23 +72,23 @@ class Service:
     def busy_for(self, large: bool = False) -> int:
         """As `check_room` for one image, in next to no time: seconds after which to come back, 0 where there is room.
         Requests that are not yet in the queue take room too; large ones, which take time to read, before they have
-        arrived. Counts the refusal."""
+        arrived. Counts the rejection."""
         if self.batcher is None:
             return 0  # why, the app says
         coming = self.admitted + self.uploading * large - self.batcher.inside
         try:
             self.batcher.check_room(1 + max(0, coming))
         except Overloaded as overload:
-            self.metrics.refuse(overload.reason)
+            self.metrics.reject(overload.reason)
             return overload.seconds
         return 0
 
-    def refuse_after(self) -> float:
-        """Seconds until the next refusal may be said: 0 up to TURNED_AWAY times the load that can be borne."""
+    def reject_after(self) -> float:
+        """Seconds until the next rejection may be said: 0 up to TURNED_AWAY times the load that can be borne."""
         now = self.loop.time()
         pause = self.ready_batcher().seconds_an_image / TURNED_AWAY
-        self._last_refusal = max(self._last_refusal + pause, now)
-        return self._last_refusal - now
+        self._last_rejection = max(self._last_rejection + pause, now)
+        return self._last_rejection - now
 
     async def run(self, stack: AsyncExitStack) -> None:
         """Loads the first model and keeps what it takes in `stack`. Without a model the server says why."""
@@ -123,7 +123,7 @@ class Service:
             try:
                 batcher = self.ready_batcher()
                 model = await asyncio.get_running_loop().run_in_executor(None, load, self.settings, folder)
-            except (UserError, OSError, Refused) as error:
+            except (UserError, OSError, Rejected) as error:
                 self.metrics.swaps("failed").inc()
                 telemetry.write("swap failed", error=str(error))
                 raise UserError(str(error)) from error
@@ -141,8 +141,8 @@ def spare_garbage_collection() -> None:
     gc.freeze()
 
 
-def busy(overload: Overloaded) -> Refused:
-    return Refused(503, overload.reason, TOO_BUSY, {"Retry-After": str(overload.seconds)})
+def busy(overload: Overloaded) -> Rejected:
+    return Rejected(503, overload.reason, TOO_BUSY, {"Retry-After": str(overload.seconds)})
 
 
 def load(settings: Settings, folder: Path | None = None) -> Predictor:

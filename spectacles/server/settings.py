@@ -28,7 +28,7 @@ class Settings:
     queue: int = 128
     """Images that may wait or be computed at once."""
     deadline: float = 5.0
-    """Seconds from an image's arrival to its answer; what cannot be done by then is refused."""
+    """Seconds from an image's arrival to its answer; what cannot be done by then is rejected."""
     api_keys: Mapping[str, str] = field(default_factory=dict)
     """sha256 of a key in hex -> name of who has it. Without any, only this machine itself is answered."""
     allowed_hosts: tuple[str, ...] = LOOPBACK

@@ -59,7 +59,7 @@ class Metrics:
         )
         requests = Counter("spectacles_requests", "Requests answered", ["route", "status"], registry=self.registry)
         self.requests: Callable[[str, str], Counter] = series(requests)
-        self.refusals = counter("refusals", "Images and requests refused", "reason", REASONS)
+        self.rejections = counter("rejections", "Images and requests rejected", "reason", REASONS)
         self.predictions = counter("predictions", "Images by label", "label")
         self.verdicts = counter("verdicts", "Images by verdict", "verdict", ("sure", "unsure", "unfamiliar"))
         self.swaps = counter("swaps", "Bundles loaded after the first", "outcome", ("done", "failed"))
@@ -77,7 +77,7 @@ class Metrics:
         self.stages("queue").observe(answer.waited)
         self.stages("decoding").observe(answer.decoding)
         if prediction.reason:
-            self.refusals("image").inc()
+            self.rejections("image").inc()
             return
         self.stages("inference").observe(answer.inference)
         self.batches.observe(answer.batch)
@@ -86,8 +86,8 @@ class Metrics:
             self.predictions(label if label in known else OTHER).inc()
         self.verdicts(prediction.verdict or "sure").inc()
 
-    def refuse(self, reason: str) -> None:
-        self.refusals(reason if reason in REASONS else OTHER).inc()
+    def reject(self, reason: str) -> None:
+        self.rejections(reason if reason in REASONS else OTHER).inc()
 
     def finish(self, path: str, status: int, seconds: float) -> None:
         """One request; paths that do not exist count as one."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from spectacles.server.auth import Refused
+from spectacles.server.auth import Rejected
 from spectacles.server.limits import MAX_BODY_BYTES
 
 REDIRECTS = 3
@@ -28,7 +28,7 @@ def resolve(host: str, port: int) -> list[str]:
 
 
 def fetch(url: str, resolver: Resolve = resolve, public: Callable[[str], bool] | None = None) -> bytes:
-    """What is behind `url`, at most MAX_BODY_BYTES. Raises Refused.
+    """What is behind `url`, at most MAX_BODY_BYTES. Raises Rejected.
 
     A name is resolved once, and the address that was checked is the one that is dialled, so that a resolver cannot
     answer twice (DNS rebinding); TLS still checks the name. Each redirect is treated like the first URL.
@@ -44,8 +44,8 @@ def fetch(url: str, resolver: Resolve = resolve, public: Callable[[str], bool] |
         elif status == 200:
             return content
         else:
-            raise _refused(f"the server there answers {status}")
-    raise _refused(f"there are more than {REDIRECTS} redirects")
+            raise _rejected(f"the server there answers {status}")
+    raise _rejected(f"there are more than {REDIRECTS} redirects")
 
 
 def is_public(address: str) -> bool:
@@ -69,13 +69,13 @@ def _check(url: str) -> SplitResult:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise _refused("it cannot be read") from None
+        raise _rejected("it cannot be read") from None
     if parts.scheme not in PORTS or not parts.hostname:
-        raise _refused("it is no http or https address")
+        raise _rejected("it is no http or https address")
     if parts.username is not None or parts.password is not None:
-        raise _refused("it holds a name or a password")
+        raise _rejected("it holds a name or a password")
     if port is not None and port not in PORTS.values():
-        raise _refused("only the ports 80 and 443 are asked")
+        raise _rejected("only the ports 80 and 443 are asked")
     return parts
 
 
@@ -83,10 +83,10 @@ def _public_address(host: str, port: int, resolver: Resolve, public: Callable[[s
     try:
         addresses = list(resolver(host, port))
     except (OSError, UnicodeError):
-        raise _refused("its name is unknown") from None
+        raise _rejected("its name is unknown") from None
     # One private address among public ones is an attack or a mistake; neither is worth a try.
     if not addresses or not all(public(address) for address in addresses):
-        raise _refused("it is not on the public network")
+        raise _rejected("it is not on the public network")
     return addresses[0]
 
 
@@ -100,7 +100,7 @@ def _get(parts: SplitResult, address: str, port: int, ends: float) -> tuple[int,
             content = _read(response, connection.dialled, ends) if response.status == 200 else b""
             return response.status, response.headers.get("location", ""), content
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _refused(f"it cannot be fetched ({type(error).__name__})") from None
+        raise _rejected(f"it cannot be fetched ({type(error).__name__})") from None
     finally:
         connection.close()
 
@@ -129,16 +129,16 @@ def _read(response: http.client.HTTPResponse, dialled: socket.socket, ends: floa
             return content
         content += chunk
         if len(content) > MAX_BODY_BYTES:
-            raise _refused(f"it is larger than {MAX_BODY_BYTES >> 20} MiB")
+            raise _rejected(f"it is larger than {MAX_BODY_BYTES >> 20} MiB")
 
 
 def _left(ends: float) -> float:
     left = ends - time.monotonic()
     if left <= 0:
-        raise _refused(f"it takes longer than {SECONDS:.0f} s")
+        raise _rejected(f"it takes longer than {SECONDS:.0f} s")
     return left
 
 
-def _refused(reason: str) -> Refused:
+def _rejected(reason: str) -> Rejected:
     """Says nothing that the client could not know: this server must not become a probe of its network."""
-    return Refused(422, "url", f"The address is refused: {reason}.")
+    return Rejected(422, "url", f"The address is rejected: {reason}.")

@@ -169,10 +169,10 @@ def deliver(run_dir: RunDir, to: str) -> None:
 
 
 def _record(store: mlflow_store.Store, events: list[Event], run_dir: RunDir) -> None:
-    """What the store refuses is tried in parts, and the part that it does not take is left out."""
+    """What the store rejects is tried in parts, and the part that it does not take is left out."""
     try:
         mlflow_store.record(store, events, run_dir)
-    except mlflow_store.Refused as error:
+    except mlflow_store.Rejected as error:
         values = events[0].get("values", {})
         if len(events) > 1:
             parts = events

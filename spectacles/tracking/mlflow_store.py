@@ -26,12 +26,12 @@ PARENT = "mlflow.parentRunId"
 KEY = "spectacles.run_key"
 BATCH, MAX_PARAMS = 500, 100
 """What fits one request: MLflow takes 1,000 metrics and 100 parameters."""
-REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
+REJECTIONS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 """Answers that would be the same if asked again."""
 TYPES = {"int64": "long", "float64": "double", "bool": "boolean"}
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """An event that the store will never take."""
 
 
@@ -56,13 +56,13 @@ def forget() -> None:
 
 
 def record(store: Store, events: list[Event], run_dir: RunDir) -> None:
-    """One event, or metrics of one run. Raises Refused where asking again is useless, else what MLflow raises."""
+    """One event, or metrics of one run. Raises Rejected where asking again is useless, else what MLflow raises."""
     try:
         ACTIONS[events[0]["do"]](store, events, run_dir)
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
-        if getattr(error, "error_code", "") in REFUSALS or status in (400, 413):
-            raise Refused(str(error)) from error
+        if getattr(error, "error_code", "") in REJECTIONS or status in (400, 413):
+            raise Rejected(str(error)) from error
         raise
 
 
@@ -152,7 +152,7 @@ def _before(store: Store, event: Event) -> str | None:
 def _id(store: Store, events: list[Event]) -> str:
     run_id = _find(store, events[0]["run"])
     if run_id is None:
-        raise Refused("its run is not there any more")
+        raise Rejected("its run is not there any more")
     return run_id
 
 

@@ -91,7 +91,7 @@ def augmented_batches(
     seed, device = settings.config.seed, settings.device
     rows = draws(seed, epoch, len(examples.labels))
     whole = epoch_order(seed, epoch, len(examples.labels), settings.config.batch_size)[start:]
-    batches = [distributed.share(indices) for indices in whole]
+    batches = [distributed.shard_batch(indices) for indices in whole]
     pictures = examples.pixels.batches(examples.positions[indices] for indices in batches if len(indices))
     for indices in batches:
         images = augmentation(next(pictures), rows[indices], size, device) if len(indices) else torch.empty(0)
@@ -116,7 +116,7 @@ def validate(classifier: nn.Module, examples: Examples, settings: StepSettings) 
     """
     classifier.eval()
     preprocessing, size = examples.pixels.preprocessing, settings.config.batch_size
-    own = examples.positions[distributed.rank() :: distributed.count()]
+    own = examples.positions[distributed.rank() :: distributed.world_size()]
     batches = in_batches(own, size)
     pictures = examples.pixels.batches(batches)
     logits = []

@@ -19,7 +19,7 @@ from spectacles.metrics.multilabel import all_right
 from spectacles.models import engines, ood
 from spectacles.models.bundle import ENGINE_FILE, BundleInfo, save_bundle
 from spectacles.models.classifier import Classifier, load_classifier
-from spectacles.models.ood import REFERENCES, WithLastMap
+from spectacles.models.ood import REFERENCES, FeaturesAndLastMap
 from spectacles.training.batches import validation_scores
 from spectacles.training.history import Epoch, best_epoch
 from spectacles.training.trainer import Training
@@ -41,12 +41,14 @@ def check(config: TrainConfig, labels: np.ndarray, num_classes: int) -> Goal | N
     """What --threshold_for asks for, before anything is trained; `labels` are those of the validation images,
     (N,) of classes, or (N, K) where an image has any number: these have thresholds in any case, for f1 by default.
 
-    Raises UserError for a threshold or a --sure that cannot be found on these data.
+    Raises UserError for a threshold or a --target_accuracy that cannot be found on these data.
     """
-    if config.sure is not None and len(labels) < (needed := thresholds.images_needed(config.sure)):
+    if config.target_accuracy is not None and len(labels) < (
+        needed := thresholds.images_needed(config.target_accuracy)
+    ):
         raise UserError(
-            f"--sure {config.sure:g} takes at least {needed} validation images to tell, and there are {len(labels)}: "
-            "give more images, a larger --val_fraction, or a lower --sure."
+            f"--target_accuracy {config.target_accuracy:g} needs at least {needed} validation images, and there are "
+            f"{len(labels)}: give more images, a larger --val_fraction, or a lower --target_accuracy."
         )
     if labels.ndim == 2:
         return parse_goal(config.threshold_for or "f1")
@@ -99,8 +101,8 @@ def decide(
     if goal is not None:
         with_thresholds = _with_label_thresholds if info.multi_label else _with_threshold
         decided = with_thresholds(decided, goal, labels, probabilities)
-    if config.sure is not None:
-        decided = _with_confidence(decided, config.sure, labels, probabilities)
+    if config.target_accuracy is not None:
+        decided = _with_confidence(decided, config.target_accuracy, labels, probabilities)
     return _with_familiarity(decided, config.familiar, familiar)
 
 
@@ -150,21 +152,22 @@ def _with_label_thresholds(decided: Decided, goal: Goal, labels: np.ndarray, pro
 def _with_confidence(decided: Decided, sure: float, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
     correct = all_right(decided.info.decide(probabilities), labels)
     confidences = decided.info.certainty(probabilities)
-    sure_from = thresholds.choose_confidence(correct, confidences, sure)
-    kept = confidences >= sure_from
+    confidence_threshold = thresholds.choose_confidence(correct, confidences, sure)
+    kept = confidences >= confidence_threshold
     coverage, accuracy = float(kept.mean()), float(correct[kept].mean()) if kept.any() else None
     if accuracy is None:
         sentence = (
-            f"--sure {sure:g} is out of reach: not even the most confident labels are right so often, all are unsure"
+            f"--target_accuracy {sure:g} is out of reach: not even the most confident labels are right that often, so the "
+            "model abstains on every image"
         )
     else:
         sentence = (
-            f"--sure {sure:g}: {coverage:.1%} of the validation images get a label, and {accuracy:.1%} of these labels "
-            "are right"
+            f"--target_accuracy {sure:g}: the model answers on {coverage:.1%} of the validation images, and {accuracy:.1%} of "
+            "these labels are right"
         )
-        sentence += f"; labels of a confidence below {sure_from:.4g} come out as unsure" if sure_from else ""
+        sentence += f"; it abstains below a confidence of {confidence_threshold:.4g}" if confidence_threshold else ""
     numbers = {"sure_coverage": coverage, "sure_accuracy": accuracy}
-    info = replace(decided.info, sure_from=sure_from)
+    info = replace(decided.info, confidence_threshold=confidence_threshold)
     return Decided(info, [*decided.sentences, sentence], {**decided.numbers, **numbers})
 
 
@@ -194,7 +197,7 @@ def _look(training: Training, classifier: Classifier) -> tuple[np.ndarray, np.nd
     # Later stages look at about as many images again. A time budget has no room for measuring.
     expected = count if config.time_budget else 2 * count
     _, run = engines.choose(
-        WithLastMap(classifier.backbone), preprocessing, training.settings.device, _engine_memory(training),
+        FeaturesAndLastMap(classifier.backbone), preprocessing, training.settings.device, _engine_memory(training),
         config.engine, images=expected,
     )  # fmt: skip
     batches = in_batches(places, config.batch_size)

@@ -41,10 +41,10 @@ def run(training: Training, phase: str, count: int) -> None:
 
 def shared_probe(training: Training) -> Epoch:
     """The head is fitted by the first process."""
-    epoch = asdict(fit_probe(training)) if distributed.first() else None
+    epoch = asdict(fit_probe(training)) if distributed.is_main_process() else None
     device = training.settings.device
     distributed.copy_from_first([tensor.data for tensor in training.classifier.head.parameters()])
-    return Epoch(**distributed.from_first(epoch, device))
+    return Epoch(**distributed.broadcast_object(epoch, device))
 
 
 def fit_probe(training: Training) -> Epoch:
@@ -147,7 +147,9 @@ def _begin(training: Training, phase: str, count: int) -> Descent:
     scaler = torch.amp.GradScaler(enabled=training_dtype(config, device) == torch.float16)
     average = ModelEmaV3(training.classifier, config.ema, use_warmup=True) if config.ema else None  # type: ignore[no-untyped-call]
     optimizer = make_optimizer(config, groups, device)
-    return Descent(phase, count, training.classifier, optimizer, scaler, average, Position(pieces=config.accumulate))
+    return Descent(
+        phase, count, training.classifier, optimizer, scaler, average, Position(pieces=config.grad_accum_steps)
+    )
 
 
 def _fold(training: Training) -> None:

@@ -86,7 +86,7 @@ def _learn(
         torch.manual_seed(derive_seed(settings.config.seed, "step", epoch, position.step, distributed.rank()))
         loss = _fitting_gradients(network, batch, settings, optimizer, scaler, position)
     learning = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    if distributed.count() > 1:
+    if distributed.world_size() > 1:
         loss = _agreed(learning, batch, settings, loss)
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(learning, settings.config.clip_grad_norm or math.inf)
@@ -107,7 +107,7 @@ def _agreed(learning: list[nn.Parameter], batch: Batch, settings: StepSettings, 
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad.mul_(weight))
-    total, weights, asked = distributed.sum_up(gradients, [loss * weight, weight, float(signals.asked())])
+    total, weights, asked = distributed.all_reduce_sum(gradients, [loss * weight, weight, float(signals.asked())])
     for gradient in gradients:
         gradient.div_(weights)
     if asked:
@@ -129,10 +129,9 @@ def _fitting_gradients(
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        if position.step or 2 * position.pieces > len(batch[0]) or distributed.count() > 1:
+        if position.step or 2 * position.pieces > len(batch[0]) or distributed.world_size() > 1:
             raise UserError(
-                f"out of memory: compute batches in more pieces with --accumulate {2 * position.pieces}, or lower "
-                "--batch_size or --image_size."
+                f"out of memory: use --grad_accum_steps {2 * position.pieces}, or lower --batch_size or --image_size."
             ) from error
     # Only here: what the exception holds on to is free again.
     optimizer.zero_grad(set_to_none=True)

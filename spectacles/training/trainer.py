@@ -31,7 +31,7 @@ log = logging.getLogger("spectacles")
 HEAD, FINE_TUNE = "head", "fine_tune"
 NOT_IN_THE_WEIGHTS = (
     "output_dir", "run_name", "device", "num_workers", "resume", "pixel_cache_gb", "galleries", "time_budget",
-    "threshold_for", "sure", "familiar", "checkpoint_every",
+    "threshold_for", "target_accuracy", "familiar", "checkpoint_every",
 )  # fmt: skip
 """Settings that may differ when a training is resumed: where and with how many threads, and what is decided last."""
 
@@ -139,11 +139,11 @@ class Training:
         self.save(state)
         if best:
             self.save_bundle()
-        if distributed.first():
+        if distributed.is_main_process():
             epoch_log.tell(self.history, sum(count for _, count in planned(self.config)))
 
     def save(self, state: Checkpoint) -> None:
-        if not distributed.first():
+        if not distributed.is_main_process():
             return
         facts = {
             "history": [asdict(finished) for finished in self.history],
@@ -155,7 +155,7 @@ class Training:
 
     def save_bundle(self) -> None:
         """Of the best epoch, uncalibrated: what serves, should training end here."""
-        if not distributed.first():
+        if not distributed.is_main_process():
             return
         epoch = best_epoch(self.history)
         info = replace(self.info, metric_value=epoch.value, epoch=epoch.epoch, phase=epoch.phase)
@@ -163,7 +163,7 @@ class Training:
 
     def out_of_time(self, images_at_the_end: int) -> bool:
         """Would one more epoch like the last one, and a look at so many images after it, overrun the time budget?"""
-        return bool(distributed.from_first(self._out_of_time(images_at_the_end), self.settings.device))
+        return bool(distributed.broadcast_object(self._out_of_time(images_at_the_end), self.settings.device))
 
     def _out_of_time(self, images_at_the_end: int) -> bool:
         own = of_phase(self.history, FINE_TUNE)

@@ -43,7 +43,7 @@ def parse(*args: str, config_class: type = TrainConfig, defaults: dict[str, obje
     return cli.parse(config_class, args, "A description.", defaults)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *args: str, config_class: type = TrainConfig) -> str:
+def rejected(capsys: pytest.CaptureFixture[str], *args: str, config_class: type = TrainConfig) -> str:
     with pytest.raises(SystemExit) as stopped:
         parse(*args, config_class=config_class)
     assert stopped.value.code == 2
@@ -160,18 +160,18 @@ def test_a_new_pipeline_run_does_not_inherit_from_the_latest(tmp_path):
     ],
 )
 def test_a_wrong_flag_is_an_error_that_names_it(capsys, flags):
-    assert flags[0].lstrip("-") in refused(capsys, *flags)
+    assert flags[0].lstrip("-") in rejected(capsys, *flags)
 
 
 @pytest.mark.parametrize("line", ["bach_size: 8", "batch_size: many", "val_fraction: 0.2", "train: {lr: 1}", "lr"])
 def test_a_wrong_line_in_a_config_file_is_an_error(tmp_path, capsys, line):
     (tmp_path / "settings.yaml").write_text(line)
-    assert "error" in refused(capsys, "--config", str(tmp_path / "settings.yaml"))
+    assert "error" in rejected(capsys, "--config", str(tmp_path / "settings.yaml"))
 
 
 def test_a_wrong_value_in_a_variable_is_an_error(capsys, monkeypatch):
     monkeypatch.setenv("SPECTACLES_BATCH_SIZE", "many")
-    assert "batch_size" in refused(capsys).lower()
+    assert "batch_size" in rejected(capsys).lower()
 
 
 @pytest.mark.parametrize("config_class", [TrainConfig, PipelineConfig, DatasetConfig, PredictCommand])

@@ -1,4 +1,4 @@
-"""What stands beside the pixels of a file is left alone or a reason to refuse it, in little memory, however large."""
+"""What stands beside the pixels of a file is left alone or a reason to reject it, in little memory, however large."""
 
 import struct
 import zlib
@@ -95,7 +95,7 @@ LEFT_ALONE = {
     "tiff-profile": lambda: encoded(noise(1), "TIFF", icc_profile=bytes(LARGE)),
     "gif-comment": lambda: encoded(noise(1), "GIF", comment=bytes(5_000_000)),
 }
-REFUSED = {
+REJECTED = {
     "jpeg-exif-pieces": (lambda: jpeg(exif_segment(b"a") * 2_000), TOO_MANY_PARTS),
     "jpeg-profile-pieces": (lambda: jpeg(segment(0xE2, b"ICC_PROFILE\0\1\1") * 2_000), TOO_MANY_PARTS),
     "jpeg-padding": (lambda: JPEG[:2] + b"\xff" * 10_000 + JPEG[2:], TOO_MANY_PARTS),
@@ -118,34 +118,34 @@ def pool() -> Iterator[Decoders]:
 @pytest.mark.parametrize("name", LEFT_ALONE)
 def test_metadata_is_left_alone(pool: Decoders, name: str) -> None:
     found = pool(LEFT_ALONE[name](), SQUARE)
-    assert (found.reason, found.repairs) == ("", ())
+    assert (found.reason, found.conversions) == ("", ())
     of_format = {"jpeg": JPEG, "png": PNG, "webp": PNG, "tiff": PNG, "gif": encoded(noise(1), "GIF")}
     np.testing.assert_array_equal(found.pixels, decode_one(of_format[name.partition("-")[0]], SQUARE).pixels)
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REJECTED)
 def test_metadata_that_would_cost_too_much_is_a_reason(pool: Decoders, name: str) -> None:
-    content, reason = REFUSED[name]
+    content, reason = REJECTED[name]
     assert pool(content(), SQUARE).reason == reason
 
 
 def test_directories_that_lead_to_themselves_still_tell_how_a_photo_is_held(pool: Decoders) -> None:
     found = pool(jpeg(exif_segment(LOOP)), SQUARE)
-    assert (found.reason, found.repairs) == ("", ("EXIF orientation applied",))
+    assert (found.reason, found.conversions) == ("", ("EXIF orientation applied",))
 
 
 @pytest.mark.parametrize(("format", "start"), [("GIF", b"GI"), ("TIFF", b"II")])
 def test_frames_without_end_are_a_reason(monkeypatch: pytest.MonkeyPatch, format: str, start: bytes) -> None:
     many = [Image.new("L", (8, 8), number) for number in range(100)]
     content = encoded(noise(1, 8, 8).convert("L"), format, save_all=True, append_images=many)
-    assert decode_one(content, SQUARE).repairs == ("first of 101 frames",)
+    assert decode_one(content, SQUARE).conversions == ("first of 101 frames",)
     monkeypatch.setitem(images.MOST_READS_OF, start, 500)
     assert decode_one(content, SQUARE).reason == TOO_MANY_PARTS
     few = encoded(Image.new("RGB", (8, 8)), format, **frames())
-    assert decode_one(few, SQUARE).repairs == ("first of 3 frames",)
+    assert decode_one(few, SQUARE).conversions == ("first of 3 frames",)
 
 
 def test_the_fullest_honest_jpeg_is_read() -> None:
     full = segment(0xE2, bytes(65_533))
     content = jpeg(*[full] * ((images.MAX_BYTES - len(JPEG)) // len(full)), exif_segment(exif(3).tobytes()[6:]))
-    assert decode_one(content, SQUARE).repairs == ("EXIF orientation applied",)
+    assert decode_one(content, SQUARE).conversions == ("EXIF orientation applied",)

@@ -26,7 +26,7 @@ from spectacles.core.results import (
 from spectacles.core.run_dir import STAGES, RunDir, create_run, find_run, point_latest
 
 COMMON = {"summary": ["it went well"], "metrics": {"accuracy": 0.5, "roc_auc": None}, "artifacts": ["a/b.png"]}
-LEDGER = Ledger(rows=3, used=1, repaired=1, refused=1, repairs={"x": 1}, refusals={"ü \n": 1})
+LEDGER = Ledger(rows=3, used=1, converted=1, rejected=1, conversions={"x": 1}, rejections={"ü \n": 1})
 TRAIN = TrainReport(
     **COMMON, backbone="simple_cnn", model_id="0f", metric="accuracy", best_value=0.1 + 0.2, best_epoch=2,
     best_phase="head", epochs_run=3, seconds=1.5,
@@ -41,7 +41,7 @@ RECORDS = [
     TRAIN,
     EvaluateReport(**COMMON, scored_on="test", model_id="0f", accuracy_interval=(0.25, 1.0)),
     ErrorReport(**COMMON, errors=1, suspected_labels=2),
-    PredictReport(**COMMON, rows=2, predicted=1, refused=1, output="x.csv"),
+    PredictReport(**COMMON, rows=2, predicted=1, rejected=1, output="x.csv"),
 ]  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_creating_a_run_again_keeps_what_it_holds(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "../a", "latest", "cache", "a\nb", "mlartifacts", "-x"])
-def test_a_name_that_is_no_folder_is_refused(tmp_path, name):
+def test_a_name_that_is_no_folder_is_rejected(tmp_path, name):
     with pytest.raises(UserError, match="--run_name"):
         create_run(tmp_path / "outputs", name)
     assert not (tmp_path / "outputs").exists()
@@ -194,14 +194,14 @@ def test_a_stage_that_did_not_finish_is_named(tmp_path):
         {"summary": "text"},
     ],
 )
-def test_an_edited_record_is_refused(change):
+def test_an_edited_record_is_rejected(change):
     text = json.dumps({**json.loads(to_json(TRAIN)), **change})
     with pytest.raises(UserError, match="TrainReport cannot be read"):
         from_json(TrainReport, text)
 
 
 @pytest.mark.parametrize("missing", json.loads(to_json(TRAIN)))
-def test_a_record_that_lacks_a_key_is_refused(missing):
+def test_a_record_that_lacks_a_key_is_rejected(missing):
     values = json.loads(to_json(TRAIN))
     del values[missing]
     with pytest.raises(UserError, match="TrainReport cannot be read"):
@@ -209,7 +209,7 @@ def test_a_record_that_lacks_a_key_is_refused(missing):
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "\0"])
-def test_text_that_is_no_record_is_refused(text):
+def test_text_that_is_no_record_is_rejected(text):
     with pytest.raises(UserError):
         from_json(TrainReport, text)
 

@@ -96,7 +96,7 @@ def test_what_crosses_the_given_border_is_told_first_and_stays_where_it_is(tmp_p
     ]  # fmt: skip
     issues = pd.read_csv(run_dir.issues)
     assert issues["kind"].tolist() == [
-        *["duplicate across splits"] * 3, *["group across splits"] * 2, "refused", "duplicate with another label",
+        *["duplicate across splits"] * 3, *["group across splits"] * 2, "rejected", "duplicate with another label",
     ]  # fmt: skip
     assert issues.iloc[0].tolist() == ["3.png", "duplicate across splits", "exact duplicate of copy.png (test)"]
     told = [line for line in report.summary if "given splits" in line]

@@ -149,7 +149,7 @@ def insert_metadata(draw: Draw, content: bytes) -> bytes:
 
 
 def place(content: bytes | list[bytes]) -> st.SearchStrategy[int]:
-    """Behind what tells the format, or most files would be refused for that."""
+    """Behind what tells the format, or most files would be rejected for that."""
     last = max(0, len(content) - 1)
     return st.integers(min(4 if isinstance(content, bytes) else 1, last), last)
 
@@ -180,7 +180,7 @@ def check(pool: Decoders, content: bytes) -> Decoded:
     assert decoder.process.pid == before, "its process has died, or was killed, of this file"
     for found in (there, here):
         if found.pixels is None:
-            assert found.reason and not found.repairs
+            assert found.reason and not found.conversions
         else:
             assert not found.reason
             assert found.pixels.shape == SQUARE.shape and found.pixels.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""Many files in threads: in order, refused ones in their place, and never far ahead of whoever reads."""
+"""Many files in threads: in order, rejected ones in their place, and never far ahead of whoever reads."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ PREPROCESSING = Preprocessing(16, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 
 
 @settings(max_examples=30)
 @given(st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=20), st.integers(1, 6), st.integers(1, 4))
-def test_batches_hold_every_source_in_order_and_refused_ones_in_their_place(seeds, batch_size, threads):
+def test_batches_hold_every_source_in_order_and_rejected_ones_in_their_place(seeds, batch_size, threads):
     sources = [b"no picture" if seed is None else encoded(noise(seed)) for seed in seeds]
     batches = list(decoded_batches(sources, PREPROCESSING, batch_size, threads))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
@@ -46,7 +46,7 @@ def test_a_large_photo_is_decoded_as_small_as_the_model_allows():
     expected = PREPROCESSING.pixels(decode(content, least_side=PREPROCESSING.least_side).image)
     np.testing.assert_array_equal(item.pixels, expected)
     assert not np.array_equal(expected, PREPROCESSING.pixels(decode(content).image))
-    assert item.repairs == ("EXIF orientation applied",)
+    assert item.conversions == ("EXIF orientation applied",)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -87,6 +87,6 @@ def test_a_table_has_a_row_a_path_and_zeros_where_nothing_could_be_measured(tmp_
     path = tmp_path / "a.png"
     path.write_bytes(encoded(noise(5)))
     table = look_at_all([str(path), str(tmp_path / "gone.png")], 2)
-    assert table["status"].tolist() == ["used", "refused"]
+    assert table["status"].tolist() == ["used", "rejected"]
     assert table.loc[1, ["red", "saturation", "quantisation", "width"]].tolist() == [0, 0, 0, 0]
     assert list(look_at_all([], 1).columns) == list(table.columns)

@@ -173,10 +173,10 @@ def test_hostile_data_are_told_or_in_the_ledger(
             run(tmp_path, **flags)
         return
     ledger = run(tmp_path, **flags)[0].ledger
-    refusals = {reason: count for reason, count in expected.items() if reason != "used"}
-    assert ledger.refusals == refusals
-    assert ledger.rows == ledger.used + sum(refusals.values())
-    contradictory = refusals.get("listed with different labels", 0)
+    rejections = {reason: count for reason, count in expected.items() if reason != "used"}
+    assert ledger.rejections == rejections
+    assert ledger.rows == ledger.used + sum(rejections.values())
+    contradictory = rejections.get("listed with different labels", 0)
     count = len(ODD) if make is odd_names else COUNT
     assert ledger.used == expected.get("used", count - contradictory // 2)
 
@@ -225,7 +225,7 @@ def test_spaces_around_a_name_belong_to_it_where_there_is_such_a_file(tmp_path: 
     (tmp_path / "t.csv").write_text("\n".join(["file,label", *rows(), "0.png ,no", "1.png ,yes"]))
     _, run_dir = run(tmp_path, train_csv=tmp_path / "t.csv")
     assert fates(run_dir)["0.png"] == [("used", "")] * 2
-    assert fates(run_dir)["1.png"] == [("used", ""), ("refused", "listed more than once")]
+    assert fates(run_dir)["1.png"] == [("used", ""), ("rejected", "listed more than once")]
 
 
 TINY = TrainConfig(
@@ -356,14 +356,14 @@ def test_a_file_that_was_only_touched_is_the_same(
 
 def test_of_many_changed_files_three_are_named(indexed: tuple[Path, RunDir, pd.DataFrame]) -> None:
     folder, _, table_of_splits = indexed
-    file_index.refuse_changed(table_of_splits)
+    file_index.reject_changed(table_of_splits)
     for number in range(5):
         (folder / f"{number}.png").unlink()
     (folder / "5.png").write_bytes(b"")
     with pytest.raises(
         UserError, match=r"^6 of 16 files are not what was indexed any more: .* and 3 more: restore them, or "
     ):
-        file_index.refuse_changed(table_of_splits)
+        file_index.reject_changed(table_of_splits)
 
 
 def test_what_predict_is_given_is_answered_or_told(tmp_path: Path, make_bundle: Callable[..., Path]) -> None:
@@ -378,7 +378,7 @@ def test_what_predict_is_given_is_answered_or_told(tmp_path: Path, make_bundle: 
         predict.predict_inputs([str(tmp_path / "photos")], config)
     answers = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
     assert [Path(name).name for name in answers["file"]] == ["a.png", "b.png", "caf\\xe9.png", "gone.png"]
-    assert answers["status"].tolist() == ["predicted"] * 3 + ["refused: file not found"]
+    assert answers["status"].tolist() == ["predicted"] * 3 + ["rejected: file not found"]
     for argument in (LONG, f"{LONG}/a.png", f"{LONG}*.png"):
         with pytest.raises(UserError, match="is no file, no folder and matches nothing"):
             collect([argument], PredictCommand())

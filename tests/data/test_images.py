@@ -1,4 +1,4 @@
-"""Every kind of file becomes upright 8-bit RGB, or is refused with its reason; nothing else ever happens."""
+"""Every kind of file becomes upright 8-bit RGB, or is rejected with its reason; nothing else ever happens."""
 
 import warnings
 from pathlib import Path
@@ -11,7 +11,7 @@ from pictures import BLUE, GREEN, RED, blocks, encoded, exif, frames, noise, odd
 from PIL import Image
 
 from spectacles.data import images
-from spectacles.data.images import DecodedImage, ImageRefused, decode
+from spectacles.data.images import DecodedImage, ImageRejected, decode
 from spectacles.data.preprocessing import Preprocessing
 
 LOSSLESS = [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})]
@@ -33,10 +33,10 @@ def pixels(content: bytes) -> np.ndarray:
     return np.asarray(decode(content).image)
 
 
-def refusal(source: bytes | Path, **options: int | None) -> str:
-    with pytest.raises(ImageRefused) as refused:
+def rejection(source: bytes | Path, **options: int | None) -> str:
+    with pytest.raises(ImageRejected) as rejected:
         decode(source, **options)
-    return str(refused.value)
+    return str(rejected.value)
 
 
 def grey(values: list[list[float]], dtype: str) -> Image.Image:
@@ -49,7 +49,7 @@ def test_every_exif_orientation_of_a_jpeg_comes_out_upright(orientation):
     decoded = decode(encoded(stored, "JPEG", quality=100, subsampling=0, exif=exif(orientation)))
     assert decoded.image.size == blocks().size
     np.testing.assert_allclose(np.asarray(decoded.image, int), np.asarray(blocks(), int), atol=6)
-    assert decoded.repairs == (() if orientation == 1 else ("EXIF orientation applied",))
+    assert decoded.conversions == (() if orientation == 1 else ("EXIF orientation applied",))
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -59,7 +59,7 @@ def test_every_exif_orientation_of_other_formats_comes_out_upright(format, optio
     decoded = decode(encoded(stored, format, exif=exif(orientation), **options))
     np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(blocks()))
     # fails until fixed: Pillow turns a TIFF while it loads it, and the ledger never hears of it
-    assert decoded.repairs == (() if orientation == 1 else ("EXIF orientation applied",))
+    assert decoded.conversions == (() if orientation == 1 else ("EXIF orientation applied",))
 
 
 @pytest.mark.parametrize("block", [exif(0), exif(9), exif(65535), b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xffjunk"])
@@ -72,7 +72,7 @@ def test_an_orientation_that_means_nothing_is_ignored(block):
 def test_rgb_survives_unchanged_and_needs_no_repair(format, options):
     decoded = decode(encoded(noise(0), format, **options))
     np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(noise(0)))
-    assert (decoded.format, decoded.mode, decoded.repairs) == (format, "RGB", ())
+    assert (decoded.format, decoded.mode, decoded.conversions) == (format, "RGB", ())
 
 
 def test_a_path_and_its_content_decode_alike(tmp_path):
@@ -88,7 +88,7 @@ def test_a_path_and_its_content_decode_alike(tmp_path):
 def test_cmyk_jpeg_becomes_its_colour(ink, colour):
     decoded = decode(encoded(Image.new("CMYK", (16, 16), ink), "JPEG", quality=100))
     np.testing.assert_allclose(decoded.image.getpixel((8, 8)), colour, atol=3)
-    assert decoded.repairs == ("CMYK converted to RGB",)
+    assert decoded.conversions == ("CMYK converted to RGB",)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
@@ -98,14 +98,14 @@ def test_16_bits_are_scaled_to_8(format, dtype):
     decoded = decode(encoded(Image.fromarray((257 * levels).astype(dtype)), format))
     for channel in range(3):
         np.testing.assert_array_equal(np.asarray(decoded.image)[..., channel], levels)
-    assert decoded.repairs == ("16 bits reduced to 8",)
+    assert decoded.conversions == ("16 bits reduced to 8",)
 
 
 def test_32_bits_are_taken_as_16_and_clipped():
     values = grey([[-5, 0, 257, 257 * 200, 65535, 70000]], "int32")
     decoded = decode(encoded(values, "TIFF"))
     assert np.asarray(decoded.image)[0, :, 0].tolist() == [0, 0, 1, 200, 255, 255]
-    assert decoded.repairs == ("32 bits reduced to 8 (taken as 0..65535)",)
+    assert decoded.conversions == ("32 bits reduced to 8 (taken as 0..65535)",)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_32_bits_are_taken_as_16_and_clipped():
 def test_floating_point_is_stretched(values, expected):
     decoded = decode(encoded(grey(values, "float32"), "TIFF"))
     assert np.asarray(decoded.image)[0, :, 1].tolist() == expected
-    assert decoded.repairs == ("floating point stretched to 8 bits",)
+    assert decoded.conversions == ("floating point stretched to 8 bits",)
 
 
 @pytest.mark.parametrize("format", ["PNG", "GIF", "BMP", "TIFF"])
@@ -124,7 +124,7 @@ def test_palette_becomes_its_colours(format):
     decoded = decode(encoded(flat, format))
     assert decoded.mode == "P"
     np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(flat.convert("RGB")))
-    assert decoded.repairs == ()
+    assert decoded.conversions == ()
 
 
 def test_transparent_palette_entries_become_white():
@@ -134,7 +134,7 @@ def test_transparent_palette_entries_become_white():
         picture.putpixel((x, 0), x)
     decoded = decode(encoded(picture, transparency=bytes([0, 255, 51])))
     assert pixels_of(decoded.image) == [(255, 255, 255), GREEN, (224, 204, 255)]
-    assert decoded.repairs == ("transparency put on white",)
+    assert decoded.conversions == ("transparency put on white",)
 
 
 def pixels_of(image: Image.Image) -> list[tuple[int, ...]]:
@@ -147,7 +147,7 @@ def test_rgba_is_put_on_white():
         picture.putpixel((x, 0), pixel)
     decoded = decode(encoded(picture))
     assert pixels_of(decoded.image) == [(255, 255, 255), GREEN, (224, 204, 255)]
-    assert decoded.repairs == ("transparency put on white",)
+    assert decoded.conversions == ("transparency put on white",)
 
 
 def test_grey_with_alpha_is_put_on_white():
@@ -168,7 +168,7 @@ def test_a_transparent_colour_becomes_white(mode, key, other):
 def test_alpha_that_hides_nothing_is_no_repair():
     decoded = decode(encoded(noise(0).convert("RGBA")))
     np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(noise(0)))
-    assert decoded.repairs == ()
+    assert decoded.conversions == ()
 
 
 @pytest.mark.parametrize(("mode", "values"), [("1", [0, 255]), ("L", [3, 250])])
@@ -177,7 +177,7 @@ def test_grey_and_two_level_pictures_keep_their_values(mode, values):
     picture.putpixel((1, 0), values[1])
     decoded = decode(encoded(picture))
     assert pixels_of(decoded.image) == [(value,) * 3 for value in values]
-    assert decoded.repairs == ()
+    assert decoded.conversions == ()
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -185,16 +185,16 @@ def test_the_first_of_several_frames_counts(format):
     options = frames() | ({"lossless": True} if format == "WEBP" else {})
     decoded = decode(encoded(Image.new("RGB", (8, 8), RED), format, **options))
     assert set(pixels_of(decoded.image)) == {RED}
-    assert decoded.repairs == ("first of 3 frames",)
+    assert decoded.conversions == ("first of 3 frames",)
 
 
 def test_a_second_picture_inside_a_phone_photo_is_no_repair():
     decoded = decode(encoded(noise(0), "MPO", save_all=True, append_images=[noise(1)]))
-    assert (decoded.format, decoded.repairs) == ("MPO", ())
+    assert (decoded.format, decoded.conversions) == ("MPO", ())
 
 
 def facts(decoded: DecodedImage) -> tuple[object, ...]:
-    return decoded.width, decoded.height, decoded.format, decoded.mode, decoded.repairs
+    return decoded.width, decoded.height, decoded.format, decoded.mode, decoded.conversions
 
 
 JPEGS = {
@@ -270,10 +270,10 @@ def test_odd_files_meet_their_expected_fate(name, least_side):
     fate = name.partition("_")[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        if fate == "refused":
-            assert refusal(odd_files()[name], least_side=least_side)
+        if fate == "rejected":
+            assert rejection(odd_files()[name], least_side=least_side)
         else:
-            assert bool(decode(odd_files()[name], least_side=least_side).repairs) == (fate == "repaired")
+            assert bool(decode(odd_files()[name], least_side=least_side).conversions) == (fate == "converted")
 
 
 JPEG, PNG = encoded(noise(0), "JPEG"), encoded(noise(0))
@@ -293,31 +293,31 @@ JPEG, PNG = encoded(noise(0), "JPEG"), encoded(noise(0))
         (png_header(9000, 9000), "9000 x 9000 pixels is more than 80 million"),
     ],
 )
-def test_a_refusal_gives_its_reason(content, reason):
-    assert refusal(content) == reason
+def test_a_rejection_gives_its_reason(content, reason):
+    assert rejection(content) == reason
 
 
 def test_the_pixel_limit_is_the_callers():
-    assert "32 x 32 pixels" in refusal(PNG, max_pixels=32 * 32 - 1)
+    assert "32 x 32 pixels" in rejection(PNG, max_pixels=32 * 32 - 1)
     assert decode(PNG, max_pixels=32 * 32).image.size == (32, 32)
 
 
-def test_a_file_over_the_byte_limit_is_refused_unread(tmp_path, monkeypatch):
+def test_a_file_over_the_byte_limit_is_rejected_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_BYTES", 1 << 20)
     path = tmp_path / "large.png"
     path.write_bytes(bytes((1 << 20) + 5))
-    assert refusal(path) == refusal(path.read_bytes()) == "larger than 1 MiB"
+    assert rejection(path) == rejection(path.read_bytes()) == "larger than 1 MiB"
     assert len(images.read_file(path)) == (1 << 20) + 1
 
 
 @pytest.mark.parametrize(
     ("name", "reason"), [("missing.png", "file not found"), ("", "cannot be read"), ("nul\0.png", "cannot be read")]
 )
-def test_a_path_that_cannot_be_read_is_refused(tmp_path, name, reason):
-    assert refusal(tmp_path / name).startswith(reason)
+def test_a_path_that_cannot_be_read_is_rejected(tmp_path, name, reason):
+    assert rejection(tmp_path / name).startswith(reason)
 
 
-def assert_picture_or_refusal(content: bytes) -> None:
+def assert_picture_or_rejection(content: bytes) -> None:
     outcome = outcome_of(content)
     if isinstance(outcome, str):
         assert outcome
@@ -331,8 +331,8 @@ def assert_picture_or_refusal(content: bytes) -> None:
 def outcome_of(content: bytes, least_side: int | None = None) -> Image.Image | str:
     try:
         return decode(content, 1_000_000, least_side).image
-    except ImageRefused as refused:
-        return str(refused)
+    except ImageRejected as rejected:
+        return str(rejected)
 
 
 MAGIC = [
@@ -349,11 +349,11 @@ MAGIC = [
 
 @settings(max_examples=150)
 @given(st.sampled_from(MAGIC), st.binary(max_size=300))
-def test_random_bytes_are_refused_or_decoded(magic, content):
-    assert_picture_or_refusal(magic + content)
+def test_random_bytes_are_rejected_or_decoded(magic, content):
+    assert_picture_or_rejection(magic + content)
 
 
-VALID = [content for name, content in sorted(odd_files().items()) if not name.startswith("refused")]
+VALID = [content for name, content in sorted(odd_files().items()) if not name.startswith("rejected")]
 
 
 @settings(max_examples=300)
@@ -362,8 +362,8 @@ VALID = [content for name, content in sorted(odd_files().items()) if not name.st
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
     st.floats(0, 1),
 )
-def test_damaged_files_are_refused_or_decoded(content, changes, kept):
+def test_damaged_files_are_rejected_or_decoded(content, changes, kept):
     damaged = bytearray(content)
     for position, value in changes:
         damaged[int(position * len(damaged))] = value
-    assert_picture_or_refusal(bytes(damaged[: max(1, round(kept * len(damaged)))]))
+    assert_picture_or_rejection(bytes(damaged[: max(1, round(kept * len(damaged)))]))

@@ -97,11 +97,11 @@ def test_json_may_list_labels(tmp_path: Path) -> None:
     assert set(dataset.load_index(run_dir)["label"]) == {"a|b", "a", "none"}
 
 
-def test_a_row_without_an_answer_is_refused_and_named(tmp_path: Path) -> None:
+def test_a_row_without_an_answer_is_rejected_and_named(tmp_path: Path) -> None:
     rows = column_rows(tmp_path)
     write_noise(tmp_path, ["gap.png", "words.png"], first_seed=90)
     _, run_dir = run_columns(tmp_path, *rows, "gap.png,1,,0", "words.png,Yes,false,0")
-    assert fates(run_dir)["gap.png"] == [("refused", "no label")]
+    assert fates(run_dir)["gap.png"] == [("rejected", "no label")]
     assert dataset.load_index(run_dir).set_index("file").loc["words.png", "label"] == "cat"
 
 
@@ -138,13 +138,13 @@ def test_test_tables_have_all_label_columns_or_none(tmp_path: Path) -> None:
     assert report.unlabelled == 1
 
 
-def test_a_test_row_with_an_unknown_label_is_refused(tmp_path: Path) -> None:
+def test_a_test_row_with_an_unknown_label_is_rejected(tmp_path: Path) -> None:
     names = write_noise(tmp_path, [f"{number}.png" for number in range(20)])
     rows = [f"{name},{('a|b', 'a', 'none')[number % 3]}" for number, name in enumerate(names)]
     write_noise(tmp_path, ["new.png", "old.png"], first_seed=50)
     test = write_csv(tmp_path / "test.csv", TAGS, "new.png,a|z", "old.png,b")
     _, run_dir = run_table(tmp_path, *rows, header=TAGS, multi_label=True, test_csv=test)
-    assert fates(run_dir)["new.png"] == [("refused", "its label does not occur in the training data")]
+    assert fates(run_dir)["new.png"] == [("rejected", "its label does not occur in the training data")]
     assert fates(run_dir)["old.png"] == [("used", "")]
 
 

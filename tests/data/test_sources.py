@@ -386,7 +386,7 @@ def test_numbers_sort_as_numbers():
     assert natural_sort(names) == ["1", "2", "10", "A", "a", "b", "class 9", "class 10"]
 
 
-# fails until fixed: str.isdigit() is true for '²' and '①', which int() refuses
+# fails until fixed: str.isdigit() is true for '²' and '①', which int() rejects
 @given(st.lists(st.text(st.sampled_from("a1²①٣½ ß."), max_size=4)))
 def test_any_names_can_be_sorted_whatever_their_order(names):
     assert natural_sort(names) == natural_sort(names[::-1])

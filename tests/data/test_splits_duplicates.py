@@ -109,7 +109,7 @@ def test_few_hashes_are_near_to_themselves_only(hashes):
 
 
 @pytest.mark.parametrize("distance", [-1, 8])
-def test_a_distance_that_bands_cannot_guarantee_is_refused(distance):
+def test_a_distance_that_bands_cannot_guarantee_is_rejected(distance):
     with pytest.raises(ValueError, match="0 to 7"):
         join([0], [0], distance)
 

@@ -89,8 +89,8 @@ def read(folder: Path) -> pd.DataFrame:
 
 
 def every_row_once(found: pd.DataFrame) -> bool:
-    refused = found.loc[found["status"].str.startswith("refused"), "id"].tolist()
-    return found["id"].tolist() == [f"{number:04}" for number in range(ROWS)] and refused == ["0500"]
+    rejected = found.loc[found["status"].str.startswith("rejected"), "id"].tolist()
+    return found["id"].tolist() == [f"{number:04}" for number in range(ROWS)] and rejected == ["0500"]
 
 
 def test_a_worker_that_is_killed_half_way_costs_no_row(
@@ -107,7 +107,7 @@ def test_a_worker_that_is_killed_half_way_costs_no_row(
     assert process.returncode == 0, errors
     assert len(running) == 2 and before < 10
     assert "2 workers, 10 parts of up to 100 rows" in printed
-    assert "1000 rows = 999 predicted + 1 refused" in printed
+    assert "1000 rows = 999 predicted + 1 rejected" in printed
     assert sorted(path.name for path in out.iterdir()) == [
         *(f"part-{number:05}-of-00010.parquet" for number in range(1, 11)), "plan.json",
     ]  # fmt: skip
@@ -243,7 +243,7 @@ def test_shards_together_are_the_whole(bundle_dir: Path, photos: Path, table: Pa
 def test_an_empty_folder_has_no_rows(bundle_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     done = run_script("predict.py", tmp_path / "none", "--bundle", bundle_dir, *FLAGS, "--output", tmp_path / "out")
-    assert done.returncode == 0 and "0 rows = 0 predicted + 0 refused" in done.stdout, done.stderr
+    assert done.returncode == 0 and "0 rows = 0 predicted + 0 rejected" in done.stdout, done.stderr
 
 
 def test_sigterm_ends_a_cluster_as_it_ends_all(bundle_dir: Path, table: Path, photos: Path, tmp_path: Path) -> None:

@@ -88,12 +88,14 @@ def bundles(make_bundle: Callable[..., Path]) -> dict[str, Path]:
         "classes": make_bundle(*CLASSES, temperature=0.01),
         "two": make_bundle("0", "1", label_column="glasses", threshold=0.3),
         "many": make_bundle(*(f"kind {number}" for number in range(12))),
-        "unsure": make_bundle("no", "yes", sure_from=0.999),
-        "never sure": make_bundle("no", "yes", sure_from=NEVER),
+        "unsure": make_bundle("no", "yes", confidence_threshold=0.999),
+        "never sure": make_bundle("no", "yes", confidence_threshold=NEVER),
         "unfamiliar": make_bundle("no", "yes", familiarity=ood.fit(maps, maps), familiar_from=0.005),
         "labels": make_bundle(*LABELS, multi_label=True, label_thresholds=(0.0, 1.0, 0.001)),
         "no labels": make_bundle(*LABELS, multi_label=True, label_thresholds=(1.0,) * 3),
-        "unsure labels": make_bundle(*LABELS, multi_label=True, label_thresholds=(0.0, 1.0, 0.0), sure_from=NEVER),
+        "unsure labels": make_bundle(
+            *LABELS, multi_label=True, label_thresholds=(0.0, 1.0, 0.0), confidence_threshold=NEVER
+        ),
     }
 
 
@@ -283,7 +285,7 @@ def test_chosen_photos_get_the_servers_answers_and_a_broken_one_its_reason(opene
     opened.sees("#count", "3 photos, 1 without an answer")
     assert opened.texts(".file") == ["0.png", "broken.png", "1.png"]
     cards = opened.page.locator(".result")
-    opened.sees(".result >> nth=1", "The image is refused: not an image of a known format")
+    opened.sees(".result >> nth=1", "The image is rejected: not an image of a known format")
     assert cards.nth(1).get_by_role("button").count() == 0  # trying it again would not help
     for place, file in ((0, good[0]), (2, good[1])):
         answer = answered(opened, file["buffer"])
@@ -293,7 +295,7 @@ def test_chosen_photos_get_the_servers_answers_and_a_broken_one_its_reason(opene
         assert shown == [[in_words(name), percent(probability)] for name, probability in expected]
         assert re.fullmatch(r"\d+ ms", cards.nth(place).locator(".facts").inner_text())
         assert cards.nth(place).locator("img").evaluate("image => image.naturalWidth") == 64
-    opened.sees("#said", "0.png: ", "broken.png: The image is refused")
+    opened.sees("#said", "0.png: ", "broken.png: The image is rejected")
 
 
 def in_words(name: str) -> str:

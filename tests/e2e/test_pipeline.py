@@ -53,9 +53,9 @@ def test_every_stage_finishes_and_the_closing_lines_name_real_paths(finished: Fi
 def test_the_ledger_adds_up_and_no_row_is_lost(finished: Finished) -> None:
     ledger = read_json(finished.run_dir.result("dataset"))["ledger"]
     given = len(pd.read_csv(finished.sample / "train.csv")) + len(pd.read_csv(finished.sample / "test.csv"))
-    assert ledger["rows"] == given == ledger["used"] + ledger["repaired"] + ledger["refused"]
-    assert ledger["refused"] == sum(ledger["refusals"].values()) > 0
-    assert ledger["repaired"] == sum(ledger["repairs"].values()) > 0
+    assert ledger["rows"] == given == ledger["used"] + ledger["converted"] + ledger["rejected"]
+    assert ledger["rejected"] == sum(ledger["rejections"].values()) > 0
+    assert ledger["converted"] == sum(ledger["conversions"].values()) > 0
 
 
 def test_planted_duplicates_never_cross_a_split(finished: Finished) -> None:

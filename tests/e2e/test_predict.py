@@ -51,10 +51,10 @@ def test_a_single_unreadable_image_is_a_mistake_with_a_reason(finished: Finished
 def test_a_folder_gives_a_row_for_every_file(finished: Finished, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     done = predict(finished, photos, "--output", output, "--top_k", 2)
-    assert "4 rows = 2 predicted + 2 refused" in done.stdout
+    assert "4 rows = 2 predicted + 2 rejected" in done.stdout
     table = pd.read_csv(output, dtype=str, keep_default_na=False)
     assert [Path(name).name for name in table["file"]] == ["a, b.jpg", "notes.txt", "ünï 2.jpg", "ünï 10.jpg"]
-    assert table["status"].str.startswith("refused: ").tolist() == [False, True, False, True]
+    assert table["status"].str.startswith("rejected: ").tolist() == [False, True, False, True]
     good = table[table["status"] == "predicted"]
     assert (good["label"] != good["label_2"]).all()
     assert (good["confidence"].astype(float) + good["confidence_2"].astype(float)).sub(1).abs().max() < 1e-9
@@ -65,7 +65,7 @@ def test_a_folder_of_one_file_is_a_folder(finished: Finished, photos: Path, tmp_
     (tmp_path / "one" / "notes.txt").write_text("not a photo")
     done = predict(finished, tmp_path / "one", "--output_dir", tmp_path / "outputs")
     assert done.returncode == 0
-    assert "1 rows = 0 predicted + 1 refused" in done.stdout
+    assert "1 rows = 0 predicted + 1 rejected" in done.stdout
 
 
 def test_text_output_has_one_line_a_file_in_input_order(finished: Finished, photos: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_globs_and_json_lines(finished: Finished, photos: Path, tmp_path: Path) 
     predict(finished, photos / "*.jpg", "--format", "jsonl", "--output", tmp_path / "out.jsonl")
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [set(record["probabilities"]) for record in records if record["status"] == "predicted"] == [{"0", "1"}] * 2
-    assert sum(record["status"].startswith("refused") for record in records) == 1
+    assert sum(record["status"].startswith("rejected") for record in records) == 1
 
 
 def test_a_table_with_ids_gives_a_submission_too(finished: Finished, tmp_path: Path) -> None:

@@ -83,8 +83,8 @@ def test_where_one_is_killed_all_stop_and_the_run_goes_on(indexed: Path, tmp_pat
     assert re.search("another process of this training has ended|SIGKILL", output), heard + output
     kept = checkpoint.load(run_dir.folder("train"))
     assert kept is not None and len(kept.facts["history"]) >= 2
-    refused = torchrun(run_dir, "--resume")
-    assert "--epochs was 400 and is 2" in refused.communicate(timeout=120)[0]
+    rejected = torchrun(run_dir, "--resume")
+    assert "--epochs was 400 and is 2" in rejected.communicate(timeout=120)[0]
     resumed = torchrun(run_dir, "--resume", "--checkpoint_every", "0", "--epochs", "400", "--patience", "400")
     assert resumed.stdout is not None
     next(line for line in resumed.stdout if re.search(r"epoch \d+/401", line))

@@ -84,11 +84,11 @@ def test_uvicorn_serves_predictions(bundle_dir: Path, tmp_path: Path) -> None:
         assert several["predictions"][0]["label"] == answer["label"]
         assert several["predictions"][1]["status"] == 415
         for header in ("Expect: 100-continue", "Expect:", "Transfer-Encoding: chunked"):
-            status, refusal = curl("-F", f"file=@{large}", "-H", header, f"{address}/predict")
-            assert (status, "32 MiB" in refusal["detail"]) == (413, True)
+            status, rejection = curl("-F", f"file=@{large}", "-H", header, f"{address}/predict")
+            assert (status, "32 MiB" in rejection["detail"]) == (413, True)
         assert curl(f"{address}/health/live") == (200, {"status": "live"})
     events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    assert [event["event"] for event in events] == ["ready", *["inference"] * 3, *["refused"] * 3]
+    assert [event["event"] for event in events] == ["ready", *["inference"] * 3, *["rejected"] * 3]
     assert events[1]["request_id"] == "e2e-1"
 
 

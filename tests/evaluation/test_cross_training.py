@@ -63,7 +63,7 @@ def rows(tmp_path: Path) -> pd.DataFrame:
 @pytest.fixture
 def run_dir(tmp_path: Path) -> RunDir:
     run = RunDir(tmp_path / "outputs" / "run")
-    ledger = Ledger(rows=12, used=12, repaired=0, refused=0, repairs={}, refusals={})
+    ledger = Ledger(rows=12, used=12, converted=0, rejected=0, conversions={}, rejections={})
     counts = {"train": {"0": 6, "1": 6}, "val": {"0": 0, "1": 0}, "test": {"0": 0, "1": 0}}
     report = DatasetReport(summary=[], metrics={}, artifacts=[], classes=["0", "1"], ledger=ledger, counts=counts,
                            multi_label=False, images={"train": 12, "val": 0, "test": 0}, unlabelled=3, fingerprint="f",

@@ -90,11 +90,11 @@ def test_without_galleries_only_numbers_are_written(scored: pd.DataFrame, bundle
 def test_an_architecture_without_a_map_keeps_the_other_methods(
     scored: pd.DataFrame, bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def reject(*_: object) -> None:
         raise NoFeatureMap("it has no map")
 
-    monkeypatch.setitem(attribution.METHODS, "gradcam", refuse)
-    monkeypatch.setattr(error_explanations, "draw_feature_maps", refuse)
+    monkeypatch.setitem(attribution.METHODS, "gradcam", reject)
+    monkeypatch.setattr(error_explanations, "draw_feature_maps", reject)
     names, sentences, _ = explain(scored, bundle_dir, tmp_path / "both", explain_with="gradcam,occlusion")
     assert sorted(names) == sorted(["faithfulness.json", *PICTURES[:2]])
     assert sentences[0].startswith("occlusion: ")

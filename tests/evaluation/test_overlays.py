@@ -62,8 +62,8 @@ def test_every_readable_input_has_its_own_overlay_inside_the_folder(
     assert len(table) == 8
     named = [row["explanation"] for row in table if row["label"]]
     assert len(named) == len(set(named)) == 7
-    [refused] = [row for row in table if not row["label"]]
-    assert refused["explanation"] == "" and refused["status"].startswith("refused")
+    [rejected] = [row for row in table if not row["label"]]
+    assert rejected["explanation"] == "" and rejected["status"].startswith("rejected")
     written = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file() and path != output)
     assert written == sorted(output.parent / name for name in named)
     for path in written:
@@ -111,7 +111,7 @@ def test_a_single_photo_is_answered_on_the_screen_with_the_overlays_path(
     path = Path(told.partition(": ")[2])
     assert path.is_file() and path.name == "000001-a.png"
     assert path.parent.parent.parent == tmp_path / "outputs"
-    with pytest.raises(UserError, match="was refused"):
+    with pytest.raises(UserError, match="was rejected"):
         run(bundle_dir, [photos / "broken.jpg"], output_dir=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -165,10 +165,10 @@ def test_no_more_than_a_batch_is_read_ahead(bundle_dir: Path, photos: Path, tmp_
 def test_a_backbone_without_a_map_is_told_with_the_methods_that_work(
     bundle_dir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def reject(*_: object) -> None:
         raise NoFeatureMap("it has no map")
 
-    monkeypatch.setitem(attribution.METHODS, "gradcam", refuse)
+    monkeypatch.setitem(attribution.METHODS, "gradcam", reject)
     with pytest.raises(UserError, match="simple_cnn: it has no map; occlusion and integrated_gradients work"):
         run(bundle_dir, [photos], tmp_path / "predictions.csv")
     assert not (tmp_path / "predictions.csv").exists()

@@ -80,7 +80,7 @@ def data_of(counts: dict[str, dict[str, int]], images: Mapping[str, int] | None 
     used = sum(totals.values())
     return DatasetReport(
         summary=[], metrics={}, artifacts=[], classes=list(counts["train"]), multi_label=images is not None,
-        ledger=Ledger(rows=used, used=used, repaired=0, refused=0, repairs={}, refusals={}), counts=counts,
+        ledger=Ledger(rows=used, used=used, converted=0, rejected=0, conversions={}, rejections={}), counts=counts,
         images=dict(totals), unlabelled=0, fingerprint="f", label_column="label", id_column="id",
     )  # fmt: skip
 
@@ -105,10 +105,10 @@ def make(folder: Path, classes: Sequence[str] = CLASSES) -> MadeUp:
     run.save_predictions()
     _evaluate(run)
     _error_analysis(run)
-    outcomes = ((a, "predicted"), (b, "repaired: turned"), ("", "refused: empty file"))
+    outcomes = ((a, "predicted"), (b, "converted: turned"), ("", "rejected: empty file"))
     answers = [{"file": f"{n}.jpg", "label": label, "status": status} for n, (label, status) in enumerate(outcomes)]
     run.write_table("predict/predictions.csv", answers)
-    run.result("predict", rows=3, predicted=2, refused=1, output="")
+    run.result("predict", rows=3, predicted=2, rejected=1, output="")
     return run
 
 
@@ -116,8 +116,8 @@ def _dataset(run: MadeUp) -> None:
     a, b = run.classes[:2]
     counts = {split: dict.fromkeys(run.classes, 0) | {a: size, b: 4} for split, size in
               (("train", 5), ("val", 1), ("test", 5))}  # fmt: skip
-    ledger = {"rows": 30, "used": 26, "repaired": 1, "refused": 3, "repairs": {"CMYK converted to RGB": 1},
-              "refusals": {"empty file": 2, f"odd {EVIL}": 1}}  # fmt: skip
+    ledger = {"rows": 30, "used": 26, "converted": 1, "rejected": 3, "conversions": {"CMYK converted to RGB": 1},
+              "rejections": {"empty file": 2, f"odd {EVIL}": 1}}  # fmt: skip
     run.result("dataset", classes=list(run.classes), ledger=ledger, counts=counts, unlabelled=2, fingerprint="f" * 64,
                label_column="label", id_column="id")  # fmt: skip
     splits = [
@@ -145,7 +145,7 @@ def _train(run: MadeUp) -> None:
     run.write_json("train/bundle/bundle.json", {
         "backbone": "simple_cnn", "classes": list(run.classes), "label_column": "label", "model_id": "0123456789abcdef",
         "preprocessing": {"image_size": 32, "resize": "crop", "in_chans": 3}, "threshold": 0.25, "temperature": 1.5,
-        "sure_from": 0.875, "familiar_from": 0.005,
+        "confidence_threshold": 0.875, "familiar_from": 0.005,
         "data_fingerprint": "f" * 64, "metric": "log_loss", "metric_value": 0.25, "epoch": 2, "phase": "fine_tune",
         "versions": {"torch": "2.0"},
     })  # fmt: skip
@@ -154,7 +154,7 @@ def _train(run: MadeUp) -> None:
 
 def _evaluate(run: MadeUp) -> None:
     intervals = {"accuracy": [0.2, 0.9], "log_loss": [0.3, 0.8]}
-    scores = {"accuracy": 4 / 7, "hter": 0.6, "log_loss": 0.5, "roc_auc": None, "images": 7, "refused": 0,
+    scores = {"accuracy": 4 / 7, "hter": 0.6, "log_loss": 0.5, "roc_auc": None, "images": 7, "rejected": 0,
               "accuracy_interval": [0.2, 0.9], "intervals": intervals}  # fmt: skip
     measured = {"log_loss": 0.7, "brier": 0.4, "ece": 0.2, "classwise_ece": 0.1}
     test = scores | {
@@ -234,7 +234,7 @@ def make_labels(folder: Path) -> MadeUp:
         run.rows[-1] |= {f"p_{each}": chance for each, chance in zip(names, chances, strict=True)}
     run.save_predictions()
     scores = {"accuracy": 2 / 6, "label_accuracy": 0.75, "micro_f1": 0.625, "mean_average_precision": 0.875,
-              "images": 6, "refused": 0, "accuracy_interval": [0.1, 0.7], "intervals": {"accuracy": [0.1, 0.7]},
+              "images": 6, "rejected": 0, "accuracy_interval": [0.1, 0.7], "intervals": {"accuracy": [0.1, 0.7]},
               "unsure": 1, "unfamiliar": 0, "labelled": {"images": 5, "accuracy": 0.4, "interval": [0.1, 0.8]},
               "selective": {"coverage": [1.0], "accuracy": [2 / 6]}}  # fmt: skip
     own = {

@@ -77,7 +77,7 @@ def postgres() -> Iterator[str]:
     if None in found.values():
         pytest.skip("there is no PostgreSQL on this machine")
     folder, port = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp")), free_port()
-    if os.geteuid() == 0:  # it refuses root
+    if os.geteuid() == 0:  # it rejects root
         shutil.chown(folder, "postgres", "postgres")
         as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
     else:

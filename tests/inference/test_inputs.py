@@ -137,9 +137,9 @@ def test_a_photo_at_an_address_is_read_like_any_other(store: str, tmp_path: Path
     ("name", "reason"),
     [("gone.png", "file not found"), ("notes.txt", "empty file"), ("sub", "file not found")],
 )  # fmt: skip
-def test_a_photo_that_is_not_there_is_refused_with_the_reason(store: str, name: str, reason: str) -> None:
-    refused = decode_one(remote_files.locate(remote_files.join(store, name)), PREPROCESSING)
-    assert refused.pixels is None and reason in refused.reason
+def test_a_photo_that_is_not_there_is_rejected_with_the_reason(store: str, name: str, reason: str) -> None:
+    rejected = decode_one(remote_files.locate(remote_files.join(store, name)), PREPROCESSING)
+    assert rejected.pixels is None and reason in rejected.reason
 
 
 class Door(BaseHTTPRequestHandler):

@@ -17,7 +17,7 @@ from spectacles.inference.predictor import ENGINE_FILE, Predictor
 from spectacles.models import engines, ood
 from spectacles.models.classifier import load_classifier
 from spectacles.models.engines import ENGINES, ENOUGH_TO_CHOOSE, TOLERANCE
-from spectacles.models.ood import WithLastMap
+from spectacles.models.ood import FeaturesAndLastMap
 
 CPU = torch.device("cpu")
 COLOUR = Preprocessing(32, "squash", "bilinear", (0.5, 0.4, 0.3), (0.25, 0.5, 0.2), 3)
@@ -60,7 +60,7 @@ def test_a_predictor_measures_calibrated_probabilities(
     """Logits that are off by 0.001 matter where a low temperature makes the model sure, and not otherwise."""
     bundle = make_bundle("a", "b", temperature=temperature)
     network, info, _ = load_classifier(bundle)
-    both = WithLastMap(network.backbone)
+    both = FeaturesAndLastMap(network.backbone)
     of_logits = torch.tensor([0.0, 1e-3 if temperature == 0.01 else 1e-4])
     of_features = torch.linalg.pinv(network.head.weight.detach()) @ of_logits
     shift = torch.cat([of_features, torch.zeros(128)]).numpy()  # simple_cnn's last map is its features
@@ -81,7 +81,7 @@ def test_a_predictor_measures_how_familiar_pictures_are_too(make_bundle: Callabl
     maps = np.random.default_rng(0).normal(size=(40, 128)).astype(np.float32)
     bundle = make_bundle("a", "b", familiarity=ood.fit(maps, maps))
     network, info, _ = load_classifier(bundle)
-    both, off = WithLastMap(network.backbone), np.zeros(256, dtype=np.float32)
+    both, off = FeaturesAndLastMap(network.backbone), np.zeros(256, dtype=np.float32)
     monkeypatch.setitem(
         engines.BUILDERS, "onnxruntime", lambda _: lambda pixels: directly(both, info.preprocessing, pixels) + off
     )

@@ -36,8 +36,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def write(plan: Shards, given: Inputs, part: int) -> None:
     start, stop = plan.span(part)
     rows = [[given.ids[n], given.names[n], None if n % 10 == 0 else n / 1000] for n in range(start, stop)]
-    refused = sum(row[2] is None for row in rows)
-    plan.write(part, rows, Counter({"refused": refused, "": len(rows) - refused}))
+    rejected = sum(row[2] is None for row in rows)
+    plan.write(part, rows, Counter({"rejected": rejected, "": len(rows) - rejected}))
 
 
 def test_parts_are_counted_and_read_back(folder: str) -> None:
@@ -46,7 +46,7 @@ def test_parts_are_counted_and_read_back(folder: str) -> None:
     for part in (2, 0):
         write(plan, inputs(), part)
         write(plan, inputs(), part)
-    assert plan.finished() == {0: {"refused": 10, "": 90}, 2: {"refused": 5, "": 45}}
+    assert plan.finished() == {0: {"rejected": 10, "": 90}, 2: {"rejected": 5, "": 45}}
     with remote_files.open_file(plan.place(plan.file(2))) as file:
         table = pd.read_parquet(file)
     assert plan.file(2) == "part-00003-of-00003.parquet"

@@ -60,8 +60,10 @@ def half(make_bundle: Callable[..., Path], known: Familiarity, photos: list[str]
     """A bundle to which the two least certain pictures are unsure and the fifth is unfamiliar."""
     plain = Predictor(make_bundle(*CLASSES, temperature=0.01), CPU, engine="torch")
     confidence = sorted(outcome.confidence for outcome in plain.predict(map(Path, photos[:4])))
-    sure_from = (confidence[1] + confidence[2]) / 2
-    return make_bundle(*CLASSES, temperature=0.01, familiarity=known, sure_from=sure_from, familiar_from=0.005)
+    confidence_threshold = (confidence[1] + confidence[2]) / 2
+    return make_bundle(
+        *CLASSES, temperature=0.01, familiarity=known, confidence_threshold=confidence_threshold, familiar_from=0.005
+    )
 
 
 def run(bundle: Path, photos: list[str], folder: Path, config: PredictConfig) -> tuple[PredictReport, Path]:
@@ -88,7 +90,7 @@ def test_a_table_has_unsure_the_guess_and_why(half: Path, photos: list[str], tmp
     familiar = table["familiarity"][:5].astype(float)
     assert familiar[4] < 0.005 <= familiar[:4].min()
     assert table.loc[5, ["label", "guess", "confidence", "familiarity"]].tolist() == [""] * 4
-    assert (report.metrics["unsure"], report.metrics["unfamiliar"], report.refused) == (2, 1, 1)
+    assert (report.metrics["unsure"], report.metrics["unfamiliar"], report.rejected) == (2, 1, 1)
     assert any("3 of the predicted are called unsure: 2 too uncertain, 1 unlike" in line for line in report.summary)
 
 
@@ -114,7 +116,8 @@ def test_the_other_formats_say_the_same(half: Path, photos: list[str], tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"), [({}, ""), ({"sure_from": NEVER}, "unsure, perhaps "), ({"familiar_from": 1.1}, "unlike the tr")]
+    ("facts", "said"),
+    [({}, ""), ({"confidence_threshold": NEVER}, "unsure, perhaps "), ({"familiar_from": 1.1}, "unlike the tr")],
 )
 def test_a_single_photo_is_answered_with_its_doubts(
     make_bundle: Callable[..., Path], known: Familiarity, photos: list[str], facts: dict[str, float], said: str,

@@ -203,7 +203,7 @@ def test_all_wrong_and_certain():
     assert ours["log_loss"] == pytest.approx(-math.log(np.finfo(np.float64).eps))
 
 
-def test_broken_input_is_refused():
+def test_broken_input_is_rejected():
     labels = np.array([0, 1])
     with pytest.raises(ValueError, match="1 of 2 rows of probabilities hold NaN"):
         classification.classification_metrics(labels, np.array([[0.5, 0.5], [np.nan, 1.0]]), labels, 2)

@@ -137,7 +137,7 @@ def test_a_goal_reads_as_it_was_written(text):
     ["", "accuracy", "f1:0.9", "precision", "precision:", "precision:0", "precision:1.01", "precision:-1", "recall:95%",
      "recall:nan", "cost", "cost:FP=1", "cost:FP=0,FN=1", "cost:FP=1,FN=-1", "cost:FN=1,FP=2", "precision:0,95"],
 )  # fmt: skip
-def test_what_is_no_goal_is_refused_with_the_choices(text):
+def test_what_is_no_goal_is_rejected_with_the_choices(text):
     with pytest.raises(UserError, match=r"--threshold_for .* use f1, hter, balanced_accuracy, precision:0.95"):
         parse_goal(text)
 
@@ -183,7 +183,7 @@ def test_it_takes_enough_images_to_be_sure():
         assert thresholds.choose_confidence(np.ones(needed, bool), confident, accuracy) == 0
         assert thresholds.choose_confidence(np.ones(needed - 1, bool), confident[1:], accuracy) == thresholds.NEVER
     assert thresholds.images_needed(0.99) == 99
-    with pytest.raises(UserError, match="--sure 1"):
+    with pytest.raises(UserError, match="--target_accuracy 1"):
         thresholds.images_needed(1.0)
 
 

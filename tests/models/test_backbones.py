@@ -1,4 +1,4 @@
-"""Backbones by name, and pretrained weights that are either the right ones or refused."""
+"""Backbones by name, and pretrained weights that are either the right ones or rejected."""
 
 import os
 import pickle
@@ -213,7 +213,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("write", ["torch", "pickle"])
-def test_a_malicious_file_is_refused_and_not_run(tmp_path, write):
+def test_a_malicious_file_is_rejected_and_not_run(tmp_path, write):
     content = {"state_dict": make_state(1), "bomb": Bomb(tmp_path / "exploded")}
     if write == "torch":
         torch.save(content, tmp_path / "w.pth")

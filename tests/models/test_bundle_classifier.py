@@ -36,7 +36,7 @@ INFO = BundleInfo(
     phase="head",
     class_scales=(0.5, 1.0, 1.5),
     class_biases=(0.1, 0.0, -0.1),
-    sure_from=0.75,
+    confidence_threshold=0.75,
     familiar_from=0.005,
 )
 
@@ -189,7 +189,7 @@ def test_a_manifest_that_lacks_something_is_named(folder):
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "{}", '{"format": 2}'])
-def test_json_that_is_no_manifest_is_refused(folder, text):
+def test_json_that_is_no_manifest_is_rejected(folder, text):
     (folder / "bundle.json").write_text(text)
     with pytest.raises(UserError, match=r"bundle\.json"):
         load_classifier(folder)
@@ -221,7 +221,7 @@ class Bomb:
         return Path.touch, (self.target,)
 
 
-def test_a_pickle_in_the_place_of_the_weights_is_refused_and_not_run(folder, tmp_path):
+def test_a_pickle_in_the_place_of_the_weights_is_rejected_and_not_run(folder, tmp_path):
     content = pickle.dumps(Bomb(tmp_path / "exploded"))
     weights_of(folder).write_bytes(content)
     sign(folder, weights_sha256=hashlib.sha256(content).hexdigest())

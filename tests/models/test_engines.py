@@ -173,7 +173,7 @@ def test_the_fastest_engine_is_taken_and_remembered(machine, fastest):
 
 
 @pytest.mark.parametrize("off", [0.01, 1.0, float("nan")])
-def test_a_fast_engine_with_other_answers_is_refused(machine, off):
+def test_a_fast_engine_with_other_answers_is_rejected(machine, off):
     machine.off["onnxruntime"] = off
     assert machine.choose() == "torch"
     with pytest.raises(UserError, match="--engine onnxruntime gives other answers than torch"):

@@ -16,7 +16,7 @@ from torch import nn
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import backbones, engines, ood
 from spectacles.models.engines import ENGINES, TOLERANCE
-from spectacles.models.ood import COMPONENTS, ENOUGH, IN_THE_TAIL, TAIL, Familiarity, WithLastMap
+from spectacles.models.ood import COMPONENTS, ENOUGH, IN_THE_TAIL, TAIL, Familiarity, FeaturesAndLastMap
 
 PREPROCESSING = Preprocessing(64, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 CPU = torch.device("cpu")
@@ -135,7 +135,7 @@ def make_net(name: str) -> nn.Module:
 def test_beside_the_features_stands_the_last_map(name, map_of):
     net, images = make_net(name), torch.randn(3, 3, 64, 64)
     with torch.no_grad():
-        features, both = net(images), WithLastMap(net)(images)
+        features, both = net(images), FeaturesAndLastMap(net)(images)
         torch.testing.assert_close(both[:, : features.shape[1]], features)
         if map_of is None:
             expected = features
@@ -161,14 +161,16 @@ def test_a_map_whose_channels_come_last_is_averaged_over_its_places():
             return self.layer(images.permute(0, 2, 3, 1)).amax((1, 2))
 
     images = torch.randn(2, 3, 5, 5)
-    torch.testing.assert_close(WithLastMap(Last())(images), torch.cat([images.amax((2, 3)), images.mean((2, 3))], 1))
+    torch.testing.assert_close(
+        FeaturesAndLastMap(Last())(images), torch.cat([images.amax((2, 3)), images.mean((2, 3))], 1)
+    )
 
 
 @pytest.mark.parametrize("engine", [name for name in ENGINES if importlib.util.find_spec(name)])
 def test_every_engine_gives_both(engine, tmp_path: Path):
     net = make_net("test_efficientnet")
-    _, run = engines.choose(WithLastMap(net), PREPROCESSING, CPU, tmp_path / "engine.json", engine)
+    _, run = engines.choose(FeaturesAndLastMap(net), PREPROCESSING, CPU, tmp_path / "engine.json", engine)
     pixels = np.stack([PREPROCESSING.pixels(noise(seed)) for seed in range(5)])
     with torch.no_grad():
-        expected = WithLastMap(net)(PREPROCESSING.normalize(torch.from_numpy(pixels))).numpy()
+        expected = FeaturesAndLastMap(net)(PREPROCESSING.normalize(torch.from_numpy(pixels))).numpy()
     np.testing.assert_allclose(run(pixels), expected, atol=TOLERANCE * expected.std())

@@ -139,7 +139,7 @@ def bomb(tmp_path: Path) -> Iterator[bytes]:
     assert not target.exists()
 
 
-def test_a_pickle_in_the_place_of_a_checkpoint_is_refused(tmp_path: Path, bomb: bytes) -> None:
+def test_a_pickle_in_the_place_of_a_checkpoint_is_rejected(tmp_path: Path, bomb: bytes) -> None:
     folder = tmp_path / "train"
     folder.mkdir()
     path = folder / f"checkpoint-000001-{hashlib.sha256(bomb).hexdigest()}.safetensors"
@@ -151,21 +151,21 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_refused(tmp_path: Path, bomb: 
         checkpoint.load(folder)
 
 
-def test_a_pickle_in_the_place_of_a_manifest_is_refused(make_bundle: Callable[..., Path], bomb: bytes) -> None:
+def test_a_pickle_in_the_place_of_a_manifest_is_rejected(make_bundle: Callable[..., Path], bomb: bytes) -> None:
     folder = make_bundle("a", "b")
     (folder / MANIFEST).write_bytes(bomb)
     with pytest.raises(UserError, match=r"bundle\.json cannot be read"):
         load_bundle(folder)
 
 
-def test_a_pickle_in_the_place_of_weights_is_refused(tmp_path: Path, bomb: bytes) -> None:
+def test_a_pickle_in_the_place_of_weights_is_rejected(tmp_path: Path, bomb: bytes) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(bomb)
     with pytest.raises(UserError, match=r"weights\.safetensors is no readable weights file"):
         backbones.read_state(path)
 
 
-def test_a_pickle_in_the_place_of_a_folds_probabilities_is_refused(tmp_path: Path, bomb: bytes) -> None:
+def test_a_pickle_in_the_place_of_a_folds_probabilities_is_rejected(tmp_path: Path, bomb: bytes) -> None:
     path = tmp_path / "probabilities.npy"
     array = np.array([Bomb(tmp_path / "exploded")], dtype=object)
     for write in (lambda: path.write_bytes(bomb), lambda: np.save(path, array), lambda: path.write_bytes(b"")):

@@ -36,7 +36,7 @@ def test_the_page_is_sound_and_hostile_names_are_only_text(made: MadeUp) -> None
     assert_sound(page, made.run_dir.path)
     assert {"MODEL_CARD.md", "error_analysis/review.html"} <= {link["href"] for link in page.all("a")}
     assert f"a<{EVIL}.jpg" in [span.get("title") for span in page.all("span")]
-    assert f"refused: odd {EVIL}" in page.text("dataset") and f"sex: {EVIL}" in page.text("evaluate")
+    assert f"rejected: odd {EVIL}" in page.text("dataset") and f"sex: {EVIL}" in page.text("evaluate")
     assert not any(attributes.get("src") == "x" for _, attributes in page.elements)
     style = re.search(r"<style>(.*?)</style>", made.run_dir.report.read_text(encoding="utf-8"), re.S)
     assert style and not re.search(r"url\(|@import|https?:", style[1])
@@ -79,10 +79,10 @@ def test_tables_hold_the_numbers_of_the_files(made: MadeUp) -> None:
 
 def test_ledgers_of_training_and_prediction_add_up(made: MadeUp) -> None:
     page = write(made)
-    assert "30 rows = 26 used + 1 repaired + 3 refused" in page.text("dataset")
-    assert page.row("refused: empty file")[1] == "2"
-    assert "3 rows = 1 used + 1 repaired + 1 refused" in page.text("predict")
-    assert page.row("repaired: turned") == ["repaired: turned", "1"]
+    assert "30 rows = 26 used + 1 converted + 3 rejected" in page.text("dataset")
+    assert page.row("rejected: empty file")[1] == "2"
+    assert "3 rows = 1 used + 1 converted + 1 rejected" in page.text("predict")
+    assert page.row("converted: turned") == ["converted: turned", "1"]
 
 
 def test_what_stands_out_is_said_first_and_leads_to_its_section(made: MadeUp) -> None:

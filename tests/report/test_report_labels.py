@@ -86,7 +86,12 @@ def test_any_part_may_be_missing(made: MadeUp, missing: str) -> None:
 
 
 def test_limits_name_each_threshold() -> None:
-    bundle = {"multi_label": True, "classes": list("abc"), "label_thresholds": [0.1, 0.25, 0.5], "sure_from": 0.875}
+    bundle = {
+        "multi_label": True,
+        "classes": list("abc"),
+        "label_thresholds": [0.1, 0.25, 0.5],
+        "confidence_threshold": 0.875,
+    }
     assert key_findings.limits(bundle) == [
         "An image has a label from this probability on: a 0.100, b 0.250, c 0.500.",
         "Unsure: below a confidence of 0.875.",

@@ -145,14 +145,14 @@ def test_exact_duplicates_share_their_bytes_and_near_duplicates_their_looks(
 
 
 def test_only_the_corrupt_files_do_not_load(drawn: Path, key: pd.DataFrame) -> None:
-    refused = set()
+    rejected = set()
     for path in (drawn / "dataset").iterdir():
         try:
             with Image.open(path) as image:
                 image.load()
         except OSError:  # PIL.UnidentifiedImageError is one
-            refused.add(path.name)
-    assert refused == set(key.loc[key["kind"] == "corrupt", "file"])
+            rejected.add(path.name)
+    assert rejected == set(key.loc[key["kind"] == "corrupt", "file"])
 
 
 def test_odd_modes_are_what_they_are_called(drawn: Path, key: pd.DataFrame) -> None:
@@ -190,7 +190,7 @@ def test_dark_and_blurred_pictures_stand_out_from_clean_ones(many: Path) -> None
     assert max(map(sharpness, blurred)) < 0.5 * min(map(sharpness, [*clean, *dark]))
 
 
-def test_too_few_images_are_refused(tmp_path: Path) -> None:
+def test_too_few_images_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 40"):
         draw(tmp_path / "few", images=SMALLEST - 1)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The server answers what Predictor answers, and refuses bad input with a reason and a 4xx."""
+"""The server answers what Predictor answers, and rejects bad input with a reason and a 4xx."""
 
 import json
 import struct
@@ -87,7 +87,7 @@ READABLE = {
     "one-pixel-wide": encode(photo(size=(1, 900)), "PNG"),
 }
 
-REFUSED = {
+REJECTED = {
     "empty": (b"", 422, "empty file"),
     "text": (b"not a picture at all\n" * 50, 415, "not an image of a known format"),
     "pdf": (b"%PDF-1.7\n" + bytes(200), 415, "not an image of a known format"),
@@ -116,13 +116,13 @@ def test_a_file_gets_the_probabilities_that_batch_prediction_gives_it(
     assert answer["confidence"] == pytest.approx(expected.confidence, abs=1e-9)
     assert list(answer["probabilities"]) == list(CLASSES)
     assert list(answer["probabilities"].values()) == pytest.approx(expected.probabilities, abs=1e-9)
-    assert tuple(answer["repairs"]) == expected.repairs
+    assert tuple(answer["conversions"]) == expected.conversions
     assert answer["milliseconds"] > 0
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_bad_file_is_refused_with_a_reason(client: TestClient, name: str) -> None:
-    content, status, reason = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_a_bad_file_is_rejected_with_a_reason(client: TestClient, name: str) -> None:
+    content, status, reason = REJECTED[name]
     response = send(client, content)
     assert response.status_code == status
     assert reason in response.json()["detail"]
@@ -130,7 +130,7 @@ def test_a_bad_file_is_refused_with_a_reason(client: TestClient, name: str) -> N
 
 
 def test_one_bad_file_among_several_spoils_no_other(client: TestClient, bundle_dir: Path) -> None:
-    contents = [READABLE["alpha"], REFUSED["text"][0], READABLE["exif-rotated"], b""]
+    contents = [READABLE["alpha"], REJECTED["text"][0], READABLE["exif-rotated"], b""]
     response = send(client, *contents)
     assert response.status_code == 200
     first, second, third, fourth = response.json()["predictions"]
@@ -143,11 +143,11 @@ def test_one_bad_file_among_several_spoils_no_other(client: TestClient, bundle_d
     assert "empty" in fourth["error"]
 
 
-def test_too_many_files_are_refused_and_the_limit_is_allowed(client: TestClient) -> None:
+def test_too_many_files_are_rejected_and_the_limit_is_allowed(client: TestClient) -> None:
     assert len(send(client, *[READABLE["jpeg"]] * MAX_FILES).json()["predictions"]) == MAX_FILES
-    refused = send(client, *[READABLE["jpeg"]] * (MAX_FILES + 1))
-    assert refused.status_code == 413
-    assert f"at most {MAX_FILES}" in refused.json()["detail"]
+    rejected = send(client, *[READABLE["jpeg"]] * (MAX_FILES + 1))
+    assert rejected.status_code == 413
+    assert f"at most {MAX_FILES}" in rejected.json()["detail"]
 
 
 def test_requests_without_the_file_field_are_told_how_to_send_one(client: TestClient) -> None:
@@ -167,7 +167,7 @@ def test_malformed_multipart_is_a_bad_request(client: TestClient, content_type: 
     assert "multipart" in response.json()["detail"]
 
 
-def test_a_huge_body_is_refused_while_it_arrives(client: TestClient) -> None:
+def test_a_huge_body_is_rejected_while_it_arrives(client: TestClient) -> None:
     sent = 0
 
     def endless() -> Iterator[bytes]:  # a generator goes out chunked, without Content-Length
@@ -183,7 +183,7 @@ def test_a_huge_body_is_refused_while_it_arrives(client: TestClient) -> None:
     assert sent > MAX_BODY_BYTES
 
 
-def test_an_announced_huge_body_is_refused(client: TestClient) -> None:
+def test_an_announced_huge_body_is_rejected(client: TestClient) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Length": str(MAX_BODY_BYTES + 1)}
     response = client.post("/predict", content=b"--b", headers=headers)
     assert response.status_code == 413
@@ -201,7 +201,7 @@ def test_each_image_is_logged_as_one_json_line_without_its_name(
     bundle_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
-        answer = send(client, READABLE["jpeg"], REFUSED["text"][0], headers={"X-Request-ID": "r1"}).json()
+        answer = send(client, READABLE["jpeg"], REJECTED["text"][0], headers={"X-Request-ID": "r1"}).json()
     printed = capsys.readouterr().out
     ready, first, second = map(json.loads, printed.splitlines())
     assert ready["event"] == "ready"
@@ -277,7 +277,7 @@ def test_the_page_needs_no_other_host(client: TestClient) -> None:
     assert "innerHTML" not in response.text  # class and file names are text, never markup
 
 
-def test_the_documentation_describes_answers_and_refusals(client: TestClient) -> None:
+def test_the_documentation_describes_answers_and_rejections(client: TestClient) -> None:
     responses = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]
     assert set(responses) == {"200", "400", "401", "403", "408", "413", "415", "422", "429", "503"}
     assert "SinglePrediction" in json.dumps(responses["200"])
@@ -288,7 +288,7 @@ def test_the_model_card_says_which_engine_runs(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "verdict"), [({"sure_from": NEVER}, "unsure"), ({"familiar_from": 0.005}, "unfamiliar")]
+    ("facts", "verdict"), [({"confidence_threshold": NEVER}, "unsure"), ({"familiar_from": 0.005}, "unfamiliar")]
 )
 def test_an_unsure_answer_says_why_and_what_it_would_guess(
     make_bundle: Callable[..., Path], facts: dict[str, float], verdict: str

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spectacles.core.errors import UserError
 from spectacles.server import auth, settings
-from spectacles.server.auth import RateLimit, Refused
+from spectacles.server.auth import RateLimit, Rejected
 
 KEYS = {auth.digest("secret"): "alice", auth.digest("other"): "bob"}
 
@@ -19,8 +19,8 @@ def scope(server: str = "127.0.0.1", client: str = "10.0.0.7", **headers: str) -
     return {"type": "http", "server": (server, 8000), "client": (client, 5), "headers": encoded}
 
 
-def refusal(call: object, *arguments: object) -> Refused:
-    with pytest.raises(Refused) as caught:
+def rejection(call: object, *arguments: object) -> Rejected:
+    with pytest.raises(Rejected) as caught:
         call(*arguments)  # type: ignore[operator]
     return caught.value
 
@@ -42,8 +42,8 @@ def test_a_key_opens_the_door_from_anywhere(headers: Mapping[str, str]) -> None:
                 {"authorization": f"Bearer {auth.digest('secret')}"}, {"x_api_key": ""}],
 )  # fmt: skip
 def test_without_the_right_key_it_stays_shut(headers: Mapping[str, str]) -> None:
-    refused = refusal(auth.identify, scope(**headers), KEYS)
-    assert refused.status_code == 401 and refused.headers == {"WWW-Authenticate": "Bearer"}
+    rejected = rejection(auth.identify, scope(**headers), KEYS)
+    assert rejected.status_code == 401 and rejected.headers == {"WWW-Authenticate": "Bearer"}
 
 
 @pytest.mark.parametrize("server", ["127.0.0.1", "127.8.9.1", "::1"])
@@ -53,7 +53,7 @@ def test_without_keys_this_machine_is_answered(server: str) -> None:
 
 @pytest.mark.parametrize("server", ["192.168.0.5", "0.0.0.0", "2001:db8::1", "example.org"])
 def test_without_keys_no_other_address_is_answered(server: str) -> None:
-    assert refusal(auth.identify, scope(server), {}).status_code == 403
+    assert rejection(auth.identify, scope(server), {}).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_only_its_own_names_are_answered(host: str, allowed: bool) -> None:
     if allowed:
         auth.check_host(scope(host=host), settings.LOOPBACK)
     else:
-        assert refusal(auth.check_host, scope(host=host), settings.LOOPBACK).status_code == 400
+        assert rejection(auth.check_host, scope(host=host), settings.LOOPBACK).status_code == 400
     auth.check_host(scope(host=host), ("*",))
 
 
@@ -73,11 +73,11 @@ def test_a_rate_is_kept_and_the_burst_too() -> None:
     limit = RateLimit(10)
     for _ in range(20):
         limit.take("a", now=0.0)
-    refused = refusal(limit.take, "a", 1, 0.0)
-    assert refused.status_code == 429 and refused.headers == {"Retry-After": "1"}
+    rejected = rejection(limit.take, "a", 1, 0.0)
+    assert rejected.status_code == 429 and rejected.headers == {"Retry-After": "1"}
     limit.take("b", now=0.0)
     limit.take("a", now=0.1)
-    refusal(limit.take, "a", 1, 0.1)
+    rejection(limit.take, "a", 1, 0.1)
 
 
 @given(st.lists(st.tuples(st.floats(0, 2), st.integers(1, 16)), max_size=60), st.floats(0.5, 50))
@@ -87,7 +87,7 @@ def test_over_time_nobody_gets_more_than_the_rate(steps: list[tuple[float, int]]
         now += pause
         try:
             limit.take("a", images, now)
-        except Refused:
+        except Rejected:
             continue
         taken += images
     assert taken <= max(1.0, rate * auth.BURST_SECONDS) + rate * now + 16

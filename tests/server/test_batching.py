@@ -43,7 +43,7 @@ class Model:
 
 
 class Decode:
-    """Refuses what is bad, and dies of a bomb; waits for `go` first."""
+    """Rejects what is bad, and dies of a bomb; waits for `go` first."""
 
     def __init__(self, count: int = 2) -> None:
         self.count, self.asked = count, list[list[str]]()
@@ -70,9 +70,9 @@ class Decode:
         return [self.decoded(name, preprocessing) for name in self.asked[-1]]
 
     def decoded(self, name: str, preprocessing: Any) -> Decoded:
-        refused = name.startswith("bad") or name == "bomb"
-        return Decoded(f"{name} for {preprocessing}" if name == "told" else name, None if refused else PIXELS, (),
-                       "broken" if refused else "")  # fmt: skip
+        rejected = name.startswith("bad") or name == "bomb"
+        return Decoded(f"{name} for {preprocessing}" if name == "told" else name, None if rejected else PIXELS, (),
+                       "broken" if rejected else "")  # fmt: skip
 
 
 def run(
@@ -124,19 +124,19 @@ def test_what_comes_meanwhile_is_computed_together() -> None:
     assert [len(batch) for batch in run(test).batches] == [1, 4, 2]
 
 
-def test_a_refused_image_does_not_wait_for_the_network() -> None:
+def test_a_rejected_image_does_not_wait_for_the_network() -> None:
     async def test(batcher: Batcher, model: Model) -> None:
         model.go.clear()
         first = asyncio.create_task(batcher.predict(b"first"))
         await started(model)
-        model.go.set()  # the model of a refused image is asked too, but the network is not
+        model.go.set()  # the model of a rejected image is asked too, but the network is not
         assert (await batcher.predict(b"bad")).prediction.reason == "broken"
         await first
 
     run(test)
 
 
-def test_a_refused_image_waits_for_none_that_was_decoded_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejected_image_waits_for_none_that_was_decoded_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "AHEAD", 0)  # no room before the network is free
     decode = Decode(1)
 
@@ -187,8 +187,8 @@ def decoded_while_busy(names: list[bytes], decode: Decode) -> list[list[str]]:
         decode.go.set()
         answers = await asyncio.gather(first, *others)
         assert [answer.prediction.path for answer in answers] == ["first", *(name.decode() for name in names)]
-        refused = [answer.prediction.path for answer in answers if answer.prediction.reason]
-        assert refused == [name.decode() for name in names if name == b"bomb"]
+        rejected = [answer.prediction.path for answer in answers if answer.prediction.reason]
+        assert rejected == [name.decode() for name in names if name == b"bomb"]
 
     run(test, decode=decode)
     return decode.asked[1:]
@@ -232,9 +232,9 @@ def test_beyond_the_capacity_nothing_is_taken() -> None:
         tasks = [asyncio.create_task(batcher.predict(b"%d" % number)) for number in range(3)]
         await started(model)
         batcher.check_room(1)
-        with pytest.raises(Overloaded) as refused:
+        with pytest.raises(Overloaded) as rejected:
             batcher.check_room(2)
-        assert refused.value.reason == "queue_full" and refused.value.seconds >= 1
+        assert rejected.value.reason == "queue_full" and rejected.value.seconds >= 1
         model.go.set()
         await asyncio.gather(*tasks)
         batcher.check_room(4)
@@ -248,9 +248,9 @@ def test_what_cannot_be_done_in_time_is_not_begun() -> None:
         first = asyncio.create_task(batcher.predict(b"first"))
         await started(model)
         batcher.seconds_an_image = 11.0
-        with pytest.raises(Overloaded) as refused:
+        with pytest.raises(Overloaded) as rejected:
             batcher.check_room(1)
-        assert refused.value.reason == "too_late" and refused.value.seconds == 2
+        assert rejected.value.reason == "too_late" and rejected.value.seconds == 2
         model.go.set()
         await first
         batcher.check_room(1)  # an empty server always tries: an estimate may be wrong

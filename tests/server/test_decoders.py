@@ -29,7 +29,7 @@ def pool() -> Iterator[Decoders]:
 def test_every_file_fares_as_it_does_in_this_process(pool: Decoders, name: str) -> None:
     content = odd_files()[name]
     there, here = pool(content, SQUARE), decode_one(content, SQUARE, MAX_PIXELS)
-    assert (there.repairs, there.reason) == (here.repairs, here.reason)
+    assert (there.conversions, there.reason) == (here.conversions, here.reason)
     assert (there.pixels is None) == (here.pixels is None)
     np.testing.assert_array_equal(there.pixels, here.pixels)
 
@@ -39,7 +39,7 @@ def test_another_preprocessing_is_another_shape(pool: Decoders) -> None:
     assert small is not None and small.shape == (20, 20, 3)
 
 
-def test_a_bomb_is_refused(pool: Decoders) -> None:
+def test_a_bomb_is_rejected(pool: Decoders) -> None:
     assert "is more than 25 million" in pool(png_header(6000, 6000), SQUARE).reason
     for side in (10_000, 30_000):  # Pillow's own warning, which is an error there, and its error
         assert pool(png_header(side, side), SQUARE).reason == "too many pixels"
@@ -59,7 +59,7 @@ def test_several_come_back_in_their_order(pool: Decoders) -> None:
     found = pool.together(contents, SQUARE)
     for there, content in zip(found, contents, strict=True):
         here = decode_one(content, SQUARE, MAX_PIXELS)
-        assert (there.repairs, there.reason) == (here.repairs, here.reason)
+        assert (there.conversions, there.reason) == (here.conversions, here.reason)
         np.testing.assert_array_equal(there.pixels, here.pixels)
 
 
@@ -117,7 +117,7 @@ def test_memory_is_capped() -> None:
         assert small(encoded(noise(1)), SQUARE).reason == ""
 
 
-def test_a_comment_that_unfolds_is_refused(pool: Decoders) -> None:
+def test_a_comment_that_unfolds_is_rejected(pool: Decoders) -> None:
     chunks = PngInfo()
     chunks.add_text("Comment", "x" * (2 * decoders.MOST_TEXT), zip=True)
     assert pool(encoded(noise(1), pnginfo=chunks), SQUARE).reason

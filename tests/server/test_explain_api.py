@@ -1,4 +1,4 @@
-"""POST /explain: a picture or numbers of what speaks for a class, and the same refusals as /predict."""
+"""POST /explain: a picture or numbers of what speaks for a class, and the same rejections as /predict."""
 
 import json
 import re
@@ -122,12 +122,12 @@ def test_odd_photos_are_explained_too(client: TestClient, content: bytes) -> Non
     "content",
     [b"", b"not a picture" * 50, PHOTO[:-200], png_header(30000, 30000), encoded(Image.new("1", (6500, 4000)))],
 )
-def test_a_bad_photo_is_refused_as_predict_refuses_it(client: TestClient, content: bytes) -> None:
+def test_a_bad_photo_is_rejected_as_predict_rejects_it(client: TestClient, content: bytes) -> None:
     expected = client.post("/predict", files={"file": content})
     assert expected.status_code in (415, 422)
     for fields in ({}, {"format": "json"}):
-        refused = send(client, content, **fields)
-        assert (refused.status_code, refused.json()) == (expected.status_code, expected.json())
+        rejected = send(client, content, **fields)
+        assert (rejected.status_code, rejected.json()) == (expected.status_code, expected.json())
 
 
 @pytest.mark.parametrize(
@@ -161,17 +161,17 @@ def test_one_photo_in_the_field_file_is_asked_for(client: TestClient) -> None:
     assert ignored.status_code == 422 and "form fields" in ignored.json()["detail"]
 
 
-def test_a_huge_body_is_refused(client: TestClient) -> None:
+def test_a_huge_body_is_rejected(client: TestClient) -> None:
     assert send(client, bytes(33 * 2**20)).status_code == 413
 
 
 def test_a_backbone_without_a_map_is_told_with_the_methods_that_work(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def reject(*_: object) -> None:
         raise NoFeatureMap("it has no map")
 
-    monkeypatch.setitem(attribution.METHODS, "gradcam", refuse)
+    monkeypatch.setitem(attribution.METHODS, "gradcam", reject)
     response = send(client, PHOTO)
     assert response.status_code == 422
     detail = response.json()["detail"]
@@ -189,9 +189,9 @@ def test_each_explanation_is_logged_as_one_line(bundle_dir: Path, capsys: pytest
     with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
         send(client, PHOTO)
         send(client, b"nothing")
-    _, explained, refused = map(json.loads, capsys.readouterr().out.splitlines())
+    _, explained, rejected = map(json.loads, capsys.readouterr().out.splitlines())
     assert explained["bytes"] == len(PHOTO) and explained["label"] in CLASSES and "file" not in explained
-    assert refused["status"] == 415
+    assert rejected["status"] == 415
 
 
 def test_the_documentation_describes_it(client: TestClient) -> None:

@@ -1,4 +1,4 @@
-"""The form reader: whatever a client may send as a form comes out as it was meant, or is refused in words."""
+"""The form reader: whatever a client may send as a form comes out as it was meant, or is rejected in words."""
 
 import asyncio
 from contextlib import suppress
@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.types import Message
 
 from spectacles.server import forms
-from spectacles.server.auth import Refused
+from spectacles.server.auth import Rejected
 from spectacles.server.forms import Form
 from spectacles.server.limits import MAX_FILES
 
@@ -42,10 +42,10 @@ def read(
     return asyncio.run(forms.read(request_of(body, content_type, cuts or []), ADVICE, **dict.fromkeys(names, "")))
 
 
-def refusal(*args: Any, **options: Any) -> tuple[int, str]:
-    with pytest.raises(Refused) as refused:
+def rejection(*args: Any, **options: Any) -> tuple[int, str]:
+    with pytest.raises(Rejected) as rejected:
         read(*args, **options)
-    return refused.value.status_code, refused.value.detail
+    return rejected.value.status_code, rejected.value.detail
 
 
 NAMES = ("url", "label")
@@ -84,8 +84,8 @@ def test_a_form_without_files_may_be_url_encoded(fields: dict[str, str], cuts: l
 def test_of_two_values_none_is_ignored() -> None:
     twice = b'--b\r\nContent-Disposition: form-data; name="url"\r\n\r\nu\r\n' * 2 + b"--b--\r\n"
     for status, detail in (
-        refusal(twice, names=("url",)),
-        refusal(b"url=u&url=", "application/x-www-form-urlencoded", names=("url",)),
+        rejection(twice, names=("url",)),
+        rejection(b"url=u&url=", "application/x-www-form-urlencoded", names=("url",)),
     ):
         assert status == 400 and "'url' comes twice" in detail
 
@@ -93,16 +93,16 @@ def test_of_two_values_none_is_ignored() -> None:
 @given(
     body=st.binary(max_size=300) | st.binary(max_size=100).map(lambda tail: PART + tail), cuts=st.lists(st.integers())
 )
-def test_rubbish_is_refused_or_read_but_never_fails(body: bytes, cuts: list[int]) -> None:
+def test_rubbish_is_rejected_or_read_but_never_fails(body: bytes, cuts: list[int]) -> None:
     for content_type in (MULTIPART, "application/x-www-form-urlencoded", "image/jpeg", "multipart/form-data", ""):
-        with suppress(Refused):
+        with suppress(Rejected):
             read(body, content_type, cuts)
 
 
 @given(end=st.integers(0, len(PART) + 3))
 def test_a_body_that_ends_in_the_middle_is_no_form(end: int) -> None:
     assert read(PART + b"--b--\r\n") == Form([b"photo"])
-    status, detail = refusal((PART + b"--b--\r\n")[:end])
+    status, detail = rejection((PART + b"--b--\r\n")[:end])
     assert status == 400 and ADVICE in detail
 
 
@@ -125,29 +125,29 @@ def test_a_file_is_one_however_its_name_is_written(disposition: bytes) -> None:
 
 def test_a_field_that_nobody_reads_is_named() -> None:
     wrong = PART + b'--b\r\nContent-Disposition: form-data; name="methd"\r\n\r\nocclusion\r\n--b--\r\n'
-    assert refusal(wrong, names=("method",)) == (
+    assert rejection(wrong, names=("method",)) == (
         422,
         "The field 'methd' is none of file, method, or is no file. " + ADVICE,
     )
     no_file = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nphoto.jpg\r\n--b--\r\n'
-    assert refusal(no_file)[0] == 422
+    assert rejection(no_file)[0] == 422
 
 
 def test_a_photo_in_a_field_of_another_name_is_told_where_it_belongs() -> None:
     header = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
     for content in (b"small", b"p" * (forms.MOST_FIELD_BYTES + 1)):
-        status, detail = refusal(header + content + b"\r\n--b--\r\n")
+        status, detail = rejection(header + content + b"\r\n--b--\r\n")
         assert status in (400, 422) and "'photo'" in detail and ADVICE in detail
 
 
-def test_more_than_a_form_may_hold_is_refused() -> None:
+def test_more_than_a_form_may_hold_is_rejected() -> None:
     assert len(read(PART * MAX_FILES + b"--b--\r\n").files) == MAX_FILES
-    assert refusal(PART * (MAX_FILES + 1) + b"--b--\r\n")[0] == 413
+    assert rejection(PART * (MAX_FILES + 1) + b"--b--\r\n")[0] == 413
     long = b'--b\r\nContent-Disposition: form-data; name="url"\r\n\r\n%s\r\n--b--\r\n'
     assert read(long % b"u", names=("url",)).fields["url"] == "u"
-    assert refusal(long % (b"u" * (forms.MOST_FIELD_BYTES + 1)), names=("url",))[0] == 400
+    assert rejection(long % (b"u" * (forms.MOST_FIELD_BYTES + 1)), names=("url",))[0] == 400
     many = b"".join(b'--b\r\nContent-Disposition: form-data; name="f%d"\r\n\r\nx\r\n' % number for number in range(9))
-    assert refusal(many + b"--b--\r\n")[0] == 400
-    assert refusal(b"&".join(b"f%d=1" % number for number in range(9)), "application/x-www-form-urlencoded")[0] == 400
+    assert rejection(many + b"--b--\r\n")[0] == 400
+    assert rejection(b"&".join(b"f%d=1" % number for number in range(9)), "application/x-www-form-urlencoded")[0] == 400
     headers = b"--b\r\n" + b"X: y\r\n" * 100 + b"\r\n--b--\r\n"
-    assert refusal(headers)[0] == 400
+    assert rejection(headers)[0] == 400

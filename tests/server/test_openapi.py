@@ -26,7 +26,7 @@ KEY, DIGEST = auth.make_key()
 CONFIG: dict[str, Any] = {
     "seed": 1,
     "generation": {"max-examples": 20, "deterministic": True, "database": "none"},
-    # All checks are on. Their own list of refusals lacks 413, which too many files are answered with.
+    # All checks are on. Their own list of rejections lacks 413, which too many files are answered with.
     "checks": {"negative_data_rejection": {"expected-statuses": ["4xx"]}},
 }
 

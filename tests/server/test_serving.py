@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 import api
 from spectacles.models.bundle import load_bundle, save_bundle
 from spectacles.server import auth, limits, urls
-from spectacles.server.auth import Refused
+from spectacles.server.auth import Rejected
 from spectacles.server.limits import BodyLimit
 from spectacles.server.serve import ImpatientProtocol
 
@@ -53,8 +53,8 @@ def counted(client: TestClient, series: str, **options: Any) -> float:
 
 @pytest.mark.parametrize("path", ["/model", "/metrics", "/docs", "/openapi.json", "/nowhere"])
 def test_with_keys_nothing_is_told_without_one(locked: TestClient, path: str) -> None:
-    refused = locked.get(path)
-    assert refused.status_code == 401 and "Authorization: Bearer" in refused.json()["detail"]
+    rejected = locked.get(path)
+    assert rejected.status_code == 401 and "Authorization: Bearer" in rejected.json()["detail"]
     assert locked.get(path, headers=BEARER).status_code == (404 if path == "/nowhere" else 200)
 
 
@@ -71,9 +71,9 @@ def test_health_and_the_page_need_no_key(locked: TestClient) -> None:
         assert locked.get(path).status_code == 200
 
 
-def test_another_host_name_is_refused(locked: TestClient) -> None:
-    refused = locked.get("/", headers={"Host": "evil.example"})
-    assert refused.status_code == 400 and "SPECTACLES_ALLOWED_HOSTS" in refused.json()["detail"]
+def test_another_host_name_is_rejected(locked: TestClient) -> None:
+    rejected = locked.get("/", headers={"Host": "evil.example"})
+    assert rejected.status_code == 400 and "SPECTACLES_ALLOWED_HOSTS" in rejected.json()["detail"]
     assert locked.get("/health/ready", headers={"Host": "10.1.2.3:8000"}).status_code == 200, "as a balancer asks"
 
 
@@ -94,8 +94,8 @@ def test_the_model_is_exchanged_and_a_broken_one_is_not_taken(bundle_dir: Path, 
         assert second["model_id"] == second_id == client.get("/model", headers=BEARER).json()["model_id"]
         assert second_id != first["model_id"] and second["probabilities"] != first["probabilities"]
         (own / "bundle.json").write_text("{")
-        refused = client.post("/admin/reload", headers=BEARER)
-        assert refused.status_code == 409 and "The old model goes on" in refused.json()["detail"]
+        rejected = client.post("/admin/reload", headers=BEARER)
+        assert rejected.status_code == 409 and "The old model goes on" in rejected.json()["detail"]
         assert send(client, PHOTO, headers=BEARER).json()["model_id"] == second_id
         for outcome in ("done", "failed"):
             assert counted(client, f'spectacles_swaps_total{{outcome="{outcome}"}}', headers=BEARER) == 1
@@ -109,9 +109,9 @@ def test_metrics_count_what_happened(bundle_dir: Path) -> None:
         client.get("/nowhere/at/all")
         client.get("/model", headers={"Host": "evil.example"})
         assert counted(client, f'spectacles_predictions_total{{label="{labels[0]}"}}') == 2
-        assert counted(client, 'spectacles_refusals_total{reason="image"}') == 1
-        assert counted(client, 'spectacles_refusals_total{reason="bad_request"}') == 1
-        assert counted(client, 'spectacles_refusals_total{reason="host"}') == 1
+        assert counted(client, 'spectacles_rejections_total{reason="image"}') == 1
+        assert counted(client, 'spectacles_rejections_total{reason="bad_request"}') == 1
+        assert counted(client, 'spectacles_rejections_total{reason="host"}') == 1
         assert counted(client, 'spectacles_requests_total{route="/predict",status="200"}') == 1
         assert counted(client, 'spectacles_requests_total{route="other",status="404"}') == 1
         assert counted(client, 'spectacles_stage_seconds_count{stage="decoding"}') == 3
@@ -121,25 +121,25 @@ def test_metrics_count_what_happened(bundle_dir: Path) -> None:
 
 def test_a_full_server_says_when_to_come_back(bundle_dir: Path) -> None:
     with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_QUEUE="2") as client:
-        refused = send(client, *[PHOTO] * 3)
-        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
-        assert "come back" in refused.json()["detail"]
+        rejected = send(client, *[PHOTO] * 3)
+        assert rejected.status_code == 503 and int(rejected.headers["retry-after"]) >= 1
+        assert "come back" in rejected.json()["detail"]
         assert send(client, *[PHOTO] * 2).status_code == 200
-        assert counted(client, 'spectacles_refusals_total{reason="queue_full"}') == 1
+        assert counted(client, 'spectacles_rejections_total{reason="queue_full"}') == 1
 
 
 def test_a_client_has_its_rate(bundle_dir: Path) -> None:
     with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_RATE="0.01") as client:
         assert send(client, PHOTO).status_code == 200
-        refused = send(client, PHOTO)
-        assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 10
+        rejected = send(client, PHOTO)
+        assert rejected.status_code == 429 and int(rejected.headers["retry-after"]) > 10
 
 
 def test_urls_are_fetched_only_where_that_is_switched_on(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urls, "fetch", lambda url: PHOTO if url == "https://a.example/1.jpg" else b"")
     with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
-        refused = client.post("/predict", data={"url": "https://a.example/1.jpg"})
-        assert refused.status_code == 422 and "fetches no photos" in refused.json()["detail"]
+        rejected = client.post("/predict", data={"url": "https://a.example/1.jpg"})
+        assert rejected.status_code == 422 and "fetches no photos" in rejected.json()["detail"]
     with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_ALLOW_URLS="1") as client:
         answer = client.post("/predict", data={"url": "https://a.example/1.jpg"}).json()
         assert answer["label"] == send(client, PHOTO).json()["label"]
@@ -147,10 +147,10 @@ def test_urls_are_fetched_only_where_that_is_switched_on(bundle_dir: Path, monke
         assert both.status_code == 422
 
 
-def test_a_private_url_is_refused(bundle_dir: Path) -> None:
+def test_a_private_url_is_rejected(bundle_dir: Path) -> None:
     with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_ALLOW_URLS="1") as client:
-        refused = client.post("/predict", data={"url": "http://127.0.0.1:80/"})
-        assert refused.status_code == 422 and "not on the public network" in refused.json()["detail"]
+        rejected = client.post("/predict", data={"url": "http://127.0.0.1:80/"})
+        assert rejected.status_code == 422 and "not on the public network" in rejected.json()["detail"]
 
 
 def test_other_sites_ask_only_where_they_are_named(bundle_dir: Path) -> None:
@@ -243,18 +243,18 @@ def chunks(*sizes: int) -> Receive:
 def test_bodies_are_counted_while_they_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_BODY_BYTES", 100)
     assert len(asyncio.run(_through_the_limit(chunks(40, 60)))) == 100
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Rejected) as rejected:
         asyncio.run(_through_the_limit(chunks(40, 61, 1)))
-    assert refused.value.status_code == 413
-    with pytest.raises(Refused):
+    assert rejected.value.status_code == 413
+    with pytest.raises(Rejected):
         asyncio.run(_through_the_limit(chunks(), [(b"content-length", b"101")]))
 
 
 def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_BODIES_BYTES", 50)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Rejected) as rejected:
         asyncio.run(_through_the_limit(chunks(40, 20)))
-    assert refused.value.status_code == 503 and refused.value.reason == "memory"
+    assert rejected.value.status_code == 503 and rejected.value.reason == "memory"
 
 
 def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,9 +264,9 @@ def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch
         await asyncio.Event().wait()
         raise AssertionError
 
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Rejected) as rejected:
         asyncio.run(_through_the_limit(never))
-    assert refused.value.status_code == 408
+    assert rejected.value.status_code == 408
 
 
 @asynccontextmanager
@@ -305,7 +305,7 @@ def test_the_log_is_lines_of_json(bundle_dir: Path, capsys: pytest.CaptureFixtur
         send(client, PHOTO)
         client.get("/model", headers={"Host": "evil.example"})
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [event["event"] for event in events] == ["ready", "inference", "refused"]
+    assert [event["event"] for event in events] == ["ready", "inference", "rejected"]
     assert events[2]["reason"] == "host" and events[2]["request_id"]
 
 
@@ -317,10 +317,10 @@ async def _tell_path(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.mark.parametrize("after", [0.0, 0.05])
-def test_a_photo_without_room_is_refused_at_the_door_and_the_connection_goes_on(after: float) -> None:
+def test_a_photo_without_room_is_rejected_at_the_door_and_the_connection_goes_on(after: float) -> None:
     busy = iter([7, 0])
     service = SimpleNamespace(
-        busy_for=lambda large: next(busy), refuse_after=lambda: after, admitted=0, uploading=0, draining=False
+        busy_for=lambda large: next(busy), reject_after=lambda: after, admitted=0, uploading=0, draining=False
     )
     post = b"POST /predict?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto"
     get = b"GET /model HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -338,16 +338,16 @@ def test_a_photo_without_room_is_refused_at_the_door_and_the_connection_goes_on(
             await writer.wait_closed()
             return answers
 
-    refused, told, admitted = asyncio.run(ask())
-    assert refused.startswith(b"HTTP/1.1 503") and b"Retry-After: 7\r\n" in refused and b"come back" in refused
+    rejected, told, admitted = asyncio.run(ask())
+    assert rejected.startswith(b"HTTP/1.1 503") and b"Retry-After: 7\r\n" in rejected and b"come back" in rejected
     assert told.endswith(b"/model"), "other questions are answered"
     assert admitted.endswith(b"/predict admitted") and service.admitted == 1
 
 
-def test_a_server_that_ends_keeps_no_connection_for_those_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_ends_keeps_no_connection_for_those_it_rejects(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spectacles.server.serve.LINGER_SECONDS", 0.05)
     service = SimpleNamespace(
-        busy_for=lambda large: 7, refuse_after=lambda: 0.0, admitted=0, uploading=0, draining=True
+        busy_for=lambda large: 7, reject_after=lambda: 0.0, admitted=0, uploading=0, draining=True
     )
 
     async def ask() -> bytes:
@@ -382,10 +382,10 @@ def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asyncio.run(connect()) == b""
 
 
-def test_a_large_photo_without_room_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_photo_without_room_is_rejected_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spectacles.server.serve.LINGER_SECONDS", 0.05)
     service = SimpleNamespace(
-        busy_for=lambda large: 7, refuse_after=lambda: 0.01, admitted=0, uploading=0, draining=False
+        busy_for=lambda large: 7, reject_after=lambda: 0.01, admitted=0, uploading=0, draining=False
     )
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"
 
@@ -403,10 +403,10 @@ def test_a_large_photo_without_room_is_refused_unread(monkeypatch: pytest.Monkey
     assert answer.startswith(b"HTTP/1.1 503") and b"Retry-After: 7" in answer and b"Connection: close" in answer
 
 
-def test_what_was_asked_first_is_answered_first_and_an_end_does_not_wait_for_a_refusal() -> None:
+def test_what_was_asked_first_is_answered_first_and_an_end_does_not_wait_for_a_rejection() -> None:
     busy = [7, 0, 9]
     service = SimpleNamespace(
-        busy_for=lambda large: busy.pop(0), refuse_after=lambda: 3600.0, admitted=0, uploading=0, draining=False
+        busy_for=lambda large: busy.pop(0), reject_after=lambda: 3600.0, admitted=0, uploading=0, draining=False
     )
     post = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nphoto"
 
@@ -462,12 +462,12 @@ def test_bodies_that_do_not_arrive_keep_no_room(monkeypatch: pytest.MonkeyPatch)
     assert small == [(0, 0), (1, 0)] and large == [(1, 1), (2, 0)]
 
 
-def test_a_flood_waits_for_its_refusals(bundle_dir: Path) -> None:
+def test_a_flood_waits_for_its_rejections(bundle_dir: Path) -> None:
     with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
         service = api.app.state.service
         service.batcher.seconds_an_image = 0.1
-        waits = [service.refuse_after() for _ in range(11)]
+        waits = [service.reject_after() for _ in range(11)]
     assert waits[0] == 0 and waits == sorted(waits)
-    # Ten refusals for each photo that could be answered: 10 ms each.
+    # Ten rejections for each photo that could be answered: 10 ms each.
     assert waits[10] == pytest.approx(0.1, abs=0.02)
     assert client

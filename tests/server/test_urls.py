@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectacles.server import limits, urls
-from spectacles.server.auth import Refused
+from spectacles.server.auth import Rejected
 
 PRIVATE = ["127.0.0.1", "127.255.0.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
            "0.0.0.0", "255.255.255.255", "224.0.0.1", "198.18.0.1", "192.0.2.4", "240.0.0.1", "::", "::1", "fe80::1",
@@ -41,10 +41,10 @@ def test_private_addresses_stay_private_inside_others(address: ipaddress.IPv4Add
     ["http://127.0.0.1/a.jpg", "http://localhost/a.jpg", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/",
      "http://127.1/", "http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://169.254.169.254/latest/meta-data/"],
 )  # fmt: skip
-def test_this_machine_and_its_network_are_refused_in_any_notation(url: str) -> None:
-    refused = refusal(url)
-    assert refused.status_code == 422 and refused.detail in (
-        "The address is refused: it is not on the public network.", "The address is refused: its name is unknown."
+def test_this_machine_and_its_network_are_rejected_in_any_notation(url: str) -> None:
+    rejected = rejection(url)
+    assert rejected.status_code == 422 and rejected.detail in (
+        "The address is rejected: it is not on the public network.", "The address is rejected: its name is unknown."
     )  # fmt: skip
 
 
@@ -55,19 +55,19 @@ def test_this_machine_and_its_network_are_refused_in_any_notation(url: str) -> N
      ("http://example.org:22/", "only the ports"), ("http://example.org:99999/", "cannot be read"),
      ("http://[::1/", "cannot be read"), ("gopher://example.org", "no http")],
 )  # fmt: skip
-def test_other_addresses_are_refused(url: str, said: str) -> None:
-    assert said in refusal(url, resolver=lambda host, port: ["93.184.216.34"]).detail
+def test_other_addresses_are_rejected(url: str, said: str) -> None:
+    assert said in rejection(url, resolver=lambda host, port: ["93.184.216.34"]).detail
 
 
-def refusal(url: str, **options: object) -> Refused:
-    with pytest.raises(Refused) as caught:
+def rejection(url: str, **options: object) -> Rejected:
+    with pytest.raises(Rejected) as caught:
         urls.fetch(url, **options)  # type: ignore[arg-type]
     return caught.value
 
 
 @pytest.mark.parametrize("addresses", [[], ["10.0.0.1"], ["93.184.216.34", "127.0.0.1"]])
-def test_one_private_address_is_enough_to_refuse(addresses: list[str]) -> None:
-    assert "not on the public network" in refusal("http://a.example/", resolver=lambda host, port: addresses).detail
+def test_one_private_address_is_enough_to_reject(addresses: list[str]) -> None:
+    assert "not on the public network" in rejection("http://a.example/", resolver=lambda host, port: addresses).detail
 
 
 @contextmanager
@@ -135,17 +135,17 @@ def test_every_redirect_is_checked(here: Callable[[int], dict[str, object]]) -> 
 
     with serving(answer) as port:
         options = here(port) | {"resolver": lambda host, _: ["10.0.0.1" if host == "inside.example" else "127.0.0.1"]}
-        assert "not on the public network" in refusal("http://photos.example/", **options).detail
+        assert "not on the public network" in rejection("http://photos.example/", **options).detail
 
 
 def test_redirects_end(here: Callable[[int], dict[str, object]]) -> None:
     with serving(lambda handler: send(handler, 302, Location="/again")) as port:
-        assert "more than 3 redirects" in refusal("http://photos.example/", **here(port)).detail
+        assert "more than 3 redirects" in rejection("http://photos.example/", **here(port)).detail
 
 
 def test_an_error_there_is_told(here: Callable[[int], dict[str, object]]) -> None:
     with serving(lambda handler: send(handler, 404)) as port:
-        assert "answers 404" in refusal("http://photos.example/", **here(port)).detail
+        assert "answers 404" in rejection("http://photos.example/", **here(port)).detail
 
 
 def test_size_is_capped_while_it_arrives(
@@ -164,13 +164,13 @@ def test_size_is_capped_while_it_arrives(
 
     assert limits.MAX_BODY_BYTES > 1 << 18
     with serving(endless) as port:
-        assert "larger than" in refusal("http://photos.example/", **here(port)).detail
+        assert "larger than" in rejection("http://photos.example/", **here(port)).detail
 
 
 def test_time_is_capped(here: Callable[[int], dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urls, "SECONDS", 0.2)
     gone = threading.Event()
     with serving(lambda handler: gone.wait(10) and None) as port:
-        refused = refusal("http://photos.example/", **here(port))
+        rejected = rejection("http://photos.example/", **here(port))
         gone.set()
-    assert "TimeoutError" in refused.detail or "takes longer" in refused.detail
+    assert "TimeoutError" in rejected.detail or "takes longer" in rejected.detail

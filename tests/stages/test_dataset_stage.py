@@ -64,17 +64,17 @@ def test_classes_are_in_natural_order(tmp_path):
 
 
 DAMAGES = {
-    "empty.jpg": (b"", "refused", "empty file"),
-    "text.jpg": (b"no picture", "refused", "not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF)"),
-    "truncated.jpg": (encoded(noise(70, 200, 200), "JPEG")[:1500], "refused", "truncated"),
-    "large.png": (png_header(9000, 9500), "refused", "9000 x 9500 pixels is more than 80 million"),
-    "bomb.png": (png_header(30000, 30000), "refused", "too many pixels"),
-    "print.jpg": (encoded(noise(71).convert("CMYK"), "JPEG"), "repaired", "CMYK converted to RGB"),
-    "scan.png": (encoded(Image.fromarray(np.full((9, 9), 999, dtype=np.uint16))), "repaired", "16 bits reduced to 8"),
+    "empty.jpg": (b"", "rejected", "empty file"),
+    "text.jpg": (b"no picture", "rejected", "not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF)"),
+    "truncated.jpg": (encoded(noise(70, 200, 200), "JPEG")[:1500], "rejected", "truncated"),
+    "large.png": (png_header(9000, 9500), "rejected", "9000 x 9500 pixels is more than 80 million"),
+    "bomb.png": (png_header(30000, 30000), "rejected", "too many pixels"),
+    "print.jpg": (encoded(noise(71).convert("CMYK"), "JPEG"), "converted", "CMYK converted to RGB"),
+    "scan.png": (encoded(Image.fromarray(np.full((9, 9), 999, dtype=np.uint16))), "converted", "16 bits reduced to 8"),
     "palette.png": (encoded(noise(72).convert("P")), "used", ""),
-    "alpha.png": (encoded(Image.new("RGBA", (9, 9), (9, 99, 199, 99))), "repaired", "transparency put on white"),
-    "film.gif": (encoded(noise(73), "GIF", **frames()), "repaired", "first of 3 frames"),
-    "turned.jpg": (encoded(photo(74, 64, 48), "JPEG", exif=exif(6)), "repaired", "EXIF orientation applied"),
+    "alpha.png": (encoded(Image.new("RGBA", (9, 9), (9, 99, 199, 99))), "converted", "transparency put on white"),
+    "film.gif": (encoded(noise(73), "GIF", **frames()), "converted", "first of 3 frames"),
+    "turned.jpg": (encoded(photo(74, 64, 48), "JPEG", exif=exif(6)), "converted", "EXIF orientation applied"),
 }  # fmt: skip
 
 
@@ -93,29 +93,29 @@ def test_the_ledger_counts_every_kind_of_damage_and_every_decision(tmp_path):
     report, run_dir = run_table(
         tmp_path, *given, test_csv=test_csv, test_dir=tmp_path / "exam", label_fixes=fixes
     )  # fmt: skip
-    refusals = Counter(reason for _, status, reason in DAMAGES.values() if status == "refused")
-    refusals += Counter({
+    rejections = Counter(reason for _, status, reason in DAMAGES.values() if status == "rejected")
+    rejections += Counter({
         "file not found": 1, "no file name": 1, "listed more than once": 1, "listed with different labels": 2,
         "no label": 1, "its label does not occur in the training data": 1, "removed by review": 1,
     })  # fmt: skip
-    repairs = Counter(reason for _, status, reason in DAMAGES.values() if status == "repaired")
-    repairs -= Counter(["CMYK converted to RGB"])
-    repairs += Counter({
+    conversions = Counter(reason for _, status, reason in DAMAGES.values() if status == "converted")
+    conversions -= Counter(["CMYK converted to RGB"])
+    conversions += Counter({
         "label changed from no to yes by review": 1,
         "CMYK converted to RGB; label changed from yes to no by review": 1,
     })  # fmt: skip
     ledger = report.ledger
-    assert ledger.refusals == refusals and ledger.repairs == repairs
-    assert (ledger.refused, ledger.repaired) == (sum(refusals.values()), sum(repairs.values()))
-    assert ledger.rows == len(given) + 4 == ledger.used + ledger.repaired + ledger.refused
+    assert ledger.rejections == rejections and ledger.conversions == conversions
+    assert (ledger.rejected, ledger.converted) == (sum(rejections.values()), sum(conversions.values()))
+    assert ledger.rows == len(given) + 4 == ledger.used + ledger.converted + ledger.rejected
     fate = fates(run_dir)
     assert {name: fate[name] for name in DAMAGES if name != "print.jpg"} == {
         name: [(status, reason)] for name, (_, status, reason) in DAMAGES.items() if name != "print.jpg"
     }
-    assert len(split_of(run_dir)) == ledger.used + ledger.repaired - 1  # x.png is asked about twice
+    assert len(split_of(run_dir)) == ledger.used + ledger.converted - 1  # x.png is asked about twice
     issues = pd.read_csv(run_dir.issues)["kind"]
-    assert Counter(issues[issues.isin(["refused", "repaired"])]) == {
-        "refused": ledger.refused, "repaired": ledger.repaired,
+    assert Counter(issues[issues.isin(["rejected", "converted"])]) == {
+        "rejected": ledger.rejected, "converted": ledger.converted,
     }  # fmt: skip
 
 
@@ -126,32 +126,32 @@ def test_every_row_has_its_fate_and_the_ledger_adds_up(tmp_path):
     faulty = ["0.png,yes", "1.png,yes", "2.png,", "gone.png,no", "corrupt.png,no", "print.jpg,no", ",no", "5.png,"]
     report, run_dir = run_table(tmp_path, *rows, *faulty)
     fate = fates(run_dir)
-    assert fate["0.png"] == [("refused", "listed with different labels")] * 2
-    assert fate["1.png"] == [("used", ""), ("refused", "listed more than once")]
-    assert fate["2.png"] == fate["5.png"] == [("used", ""), ("refused", "no label")]
-    assert fate["gone.png"] == [("refused", "file not found")]
+    assert fate["0.png"] == [("rejected", "listed with different labels")] * 2
+    assert fate["1.png"] == [("used", ""), ("rejected", "listed more than once")]
+    assert fate["2.png"] == fate["5.png"] == [("used", ""), ("rejected", "no label")]
+    assert fate["gone.png"] == [("rejected", "file not found")]
     assert fate["corrupt.png"][0][1].startswith("not an image of a known format")
-    assert fate["print.jpg"] == [("repaired", "CMYK converted to RGB")]
+    assert fate["print.jpg"] == [("converted", "CMYK converted to RGB")]
     ledger = report.ledger
-    assert ledger.rows == len(rows) + len(faulty) == ledger.used + ledger.repaired + ledger.refused
-    assert (ledger.repaired, ledger.refused) == (sum(ledger.repairs.values()), sum(ledger.refusals.values()))
+    assert ledger.rows == len(rows) + len(faulty) == ledger.used + ledger.converted + ledger.rejected
+    assert (ledger.converted, ledger.rejected) == (sum(ledger.conversions.values()), sum(ledger.rejections.values()))
     assert len(dataset.load_index(run_dir)) == ledger.rows
-    assert len(split_of(run_dir)) == ledger.used + ledger.repaired
-    assert f"refused 2: {'no label'}" in report.summary
+    assert len(split_of(run_dir)) == ledger.used + ledger.converted
+    assert f"rejected 2: {'no label'}" in report.summary
 
 
 def test_a_row_without_a_file_name_says_so(tmp_path):
     # fails until fixed: the folder is looked at, and "cannot be read (Is a directory)" stays the reason
     _, run_dir = run_table(tmp_path, *make_rows(tmp_path), ",no")
-    assert fates(run_dir)[""] == [("refused", "no file name")]
+    assert fates(run_dir)[""] == [("rejected", "no file name")]
 
 
-def test_issues_name_every_refused_and_repaired_file(tmp_path):
+def test_issues_name_every_rejected_and_converted_file(tmp_path):
     rows = make_rows(tmp_path)
     shutil.copy(tmp_path / "0.png", tmp_path / "copy.png")
     _, run_dir = run_table(tmp_path, *rows, "gone.png,no", "copy.png,yes")
     issues = pd.read_csv(run_dir.issues, keep_default_na=False).set_index("file")
-    assert issues.loc["gone.png"].tolist() == ["refused", "file not found"]
+    assert issues.loc["gone.png"].tolist() == ["rejected", "file not found"]
     assert issues.loc["0.png"].tolist() == ["duplicate with another label", "exact duplicate of copy.png"]
 
 
@@ -215,18 +215,18 @@ def test_rows_without_a_split_are_divided_so_that_only_what_is_missing_is_split_
     assert Counter(split[f"{number}.png"] for number in range(8, 48)) == {"train": 34, "val": 6}
 
 
-def test_a_refused_file_keeps_out_of_its_given_split(tmp_path):
+def test_a_rejected_file_keeps_out_of_its_given_split(tmp_path):
     rows = with_splits(tmp_path, ["train", "train", "val", "val", "test", "test"])
     (tmp_path / "4.png").write_bytes(b"no picture")
     report, run_dir = run_table(tmp_path, *rows, header="file,label,fold", split_column="fold")
-    assert report.ledger.refused == 1 and "4.png" not in split_of(run_dir)
+    assert report.ledger.rejected == 1 and "4.png" not in split_of(run_dir)
 
 
-def test_a_label_that_only_given_test_rows_have_is_refused_there(tmp_path):
+def test_a_label_that_only_given_test_rows_have_is_rejected_there(tmp_path):
     rows = with_splits(tmp_path, ["train", "train", "val", "val", "test"])
     rows[4] = "4.png,zebra,test"
     _, run_dir = run_table(tmp_path, *rows, header="file,label,fold", split_column="fold")
-    assert fates(run_dir)["4.png"] == [("refused", "its label does not occur in the training data")]
+    assert fates(run_dir)["4.png"] == [("rejected", "its label does not occur in the training data")]
 
 
 def test_given_test_data_leave_training_85_to_15(tmp_path):
@@ -239,7 +239,7 @@ def test_given_test_data_leave_training_85_to_15(tmp_path):
         "val": 6,
         "test": 2,  # a row of a submission may name a file again
     }
-    assert fates(run_dir)["y.png"] == [("refused", "its label does not occur in the training data")]
+    assert fates(run_dir)["y.png"] == [("rejected", "its label does not occur in the training data")]
 
 
 def test_unlabelled_test_images_are_kept_and_counted(tmp_path):
@@ -335,7 +335,7 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
 
-def test_odd_files_are_used_repaired_or_refused_and_left_alone(tmp_path):
+def test_odd_files_are_used_converted_or_rejected_and_left_alone(tmp_path):
     data = tmp_path / "data"
     for number, (name, content) in enumerate(odd_files().items()):
         (data / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
@@ -348,7 +348,7 @@ def test_odd_files_are_used_repaired_or_refused_and_left_alone(tmp_path):
     assert (
         report.ledger.rows
         == len(odd_files())
-        == sum(map(sum, (c.values() for c in report.counts.values()))) + (report.ledger.refused)
+        == sum(map(sum, (c.values() for c in report.counts.values()))) + (report.ledger.rejected)
     )
     assert snapshot(data) == before
 
@@ -366,13 +366,13 @@ def test_odd_names_come_back_as_they_are(tmp_path):
     assert all(Path(path).is_file() for path in splits["path"])
 
 
-def test_a_file_name_that_is_no_text_is_refused_not_fatal(tmp_path):
+def test_a_file_name_that_is_no_text_is_rejected_not_fatal(tmp_path):
     # fails until fixed: UnicodeEncodeError
     make_rows(tmp_path / "data" / "a", 6)
     write_noise(tmp_path / "data" / "b", [f"{number}.png" for number in range(6)], 100)
     shutil.copy(tmp_path / "data" / "a" / "0.png", os.fsencode(tmp_path / "data" / "b") + b"/caf\xe9.png")
     report, _ = run(tmp_path, image_dir=tmp_path / "data")
-    assert (report.ledger.rows, report.ledger.refused) == (13, 1)
+    assert (report.ledger.rows, report.ledger.rejected) == (13, 1)
 
 
 def test_pictures_of_one_colour_do_not_stop_the_stage(tmp_path):

@@ -96,7 +96,7 @@ def test_errors_of_both_splits_are_listed_and_those_of_test_counted(prepared: Pr
     prepared.predict(in_test[0], "NA", 0.6)
     prepared.predict(in_test[1], "NA", 0.9)
     prepared.predict(in_val[0], "0", 0.8)
-    table.loc[in_test[2], ["predicted", "confidence", "status"]] = ["", 0.0, "refused: truncated"]
+    table.loc[in_test[2], ["predicted", "confidence", "status"]] = ["", 0.0, "rejected: truncated"]
     report = prepared.run()
     listed = prepared.read("misclassified.csv")
     assert list(listed.columns) == ["file", "split", "label", "predicted", "confidence"]
@@ -215,10 +215,10 @@ def test_random_weights_are_replaced_by_the_trained_ones_and_said(prepared: Prep
 
 
 def test_an_architecture_without_a_map_costs_only_the_overlays(prepared: Prepared, monkeypatch) -> None:
-    def refuse(*args: object) -> None:
+    def reject(*args: object) -> None:
         raise feature_layouts.NoFeatureMap("it has no map")
 
-    monkeypatch.setitem(attribution.METHODS, "gradcam", refuse)
+    monkeypatch.setitem(attribution.METHODS, "gradcam", reject)
     report = prepared.run()
     assert any(line.startswith("no gradcam for simple_cnn: it has no map") for line in report.summary)
     assert "error_analysis/explained_hits.png" not in report.artifacts

@@ -47,7 +47,7 @@ def make_run(tmp_path: Path, make_bundle: Callable[..., Path]) -> Make:
         made.splits.parent.mkdir(parents=True)
         rows.assign(**(columns or {})).to_csv(made.splits, index=False)
         shutil.copytree(make_bundle(*classes, data_fingerprint=FINGERPRINT, **facts), made.bundle)
-        ledger = Ledger(rows=len(rows), used=len(rows), repaired=0, refused=0, repairs={}, refusals={})
+        ledger = Ledger(rows=len(rows), used=len(rows), converted=0, rejected=0, conversions={}, rejections={})
         report = DatasetReport(
             summary=[], metrics={}, artifacts=[], classes=list(classes), multi_label=bool(facts.get("multi_label")),
             ledger=ledger, counts={}, images={}, unlabelled=0, fingerprint=FINGERPRINT,
@@ -203,7 +203,7 @@ def test_files_that_broke_since_are_counted_and_nothing_else_suffers(make_run: M
     Path(broken).write_bytes(b"")
     report = finish(made)
     scores = read(made, "metrics.json")
-    assert (scores["test"]["images"], scores["test"]["refused"], scores["val"]["refused"]) == (11, 1, 0)
+    assert (scores["test"]["images"], scores["test"]["rejected"], scores["val"]["rejected"]) == (11, 1, 0)
     assert any("1 files have become unreadable" in line for line in report.summary)
     for path in rows["path"]:
         Path(path).write_bytes(b"")
@@ -211,7 +211,7 @@ def test_files_that_broke_since_are_counted_and_nothing_else_suffers(make_run: M
         evaluate.run(SMALL, made)
 
 
-def test_another_split_than_the_bundles_is_refused(make_run: Make) -> None:
+def test_another_split_than_the_bundles_is_rejected(make_run: Make) -> None:
     made = make_run("run", {"train": two(3), "val": two(6), "test": two(6)})
     report = made.load_result("dataset", DatasetReport)
     made.save_result("dataset", replace(report, fingerprint="0" * 64))
@@ -224,7 +224,7 @@ def test_labels_that_are_not_sure_are_counted(make_run: Make) -> None:
     whole = make_run("whole", labels)
     finish(whole)
     surest = prediction_table.load(whole.predictions)[["p_cat", "p_dog"]].max(axis=1)
-    made = make_run("strict", labels, sure_from=float(surest.median()))
+    made = make_run("strict", labels, confidence_threshold=float(surest.median()))
     report = finish(made)
     scores, table = read(made, "metrics.json")["test"], prediction_table.load(made.predictions)
     part = table[(table["split"] == "test") & (table["verdict"] == "")]

@@ -259,7 +259,7 @@ def test_recall_and_precision_on_the_sample_data(tmp_path):
     run = RunDir(tmp_path)
     dataset.run(DatasetConfig(train_csv=sample / "train.csv", image_dir=sample / "dataset", **SCRATCH), run)
     index = pd.read_csv(run.index, dtype=dataset.TEXT, keep_default_na=False)
-    outliers = find_outliers(index[index["status"] != "refused"])
+    outliers = find_outliers(index[index["status"] != "rejected"])
     planted = pd.read_csv(sample / "planted.csv")
     for kind, what in (("dark", "dark"), ("blurred", "blurred"), ("odd_aspect", "odd aspect ratio")):
         expected = set(planted.loc[planted["kind"] == kind, "file"])

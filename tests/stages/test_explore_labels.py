@@ -70,7 +70,7 @@ def test_the_table_of_labels_counts_images(explored):
     assert table.loc["a", "share"] == pytest.approx(43 / 88, abs=1e-4)
     assert table["share"].sum() > 1
     assert table.loc["a", "train"] + table.loc["c", "train"] + table.loc["none", "train"] == data.images["train"]
-    assert report.summary[0].startswith("88 usable images (0 refused) with any of 3 labels; training images: ")
+    assert report.summary[0].startswith("88 usable images (0 rejected) with any of 3 labels; training images: ")
     assert f"training images: {data.images['train']}, of them with 'a' " in report.summary[0]
 
 

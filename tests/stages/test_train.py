@@ -139,7 +139,7 @@ def kill_after(saves: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 EACH_STEP = {"checkpoint_every": 0.0, "dropout": 0.5}
-MANY = MIXED | {"ema": 0.9, "accumulate": 2, "num_workers": 2}
+MANY = MIXED | {"ema": 0.9, "grad_accum_steps": 2, "num_workers": 2}
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_crash_between_checkpoint_and_bundle_changes_nothing(
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 9}, {"lr": 0.5}, {"image_size": 48}, {"seed": 9}])
-def test_resuming_with_other_settings_is_refused_by_name(
+def test_resuming_with_other_settings_is_rejected_by_name(
     new_run: Callable[[str], RunDir], changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = new_run("stopped")
@@ -357,11 +357,11 @@ def test_a_budget_that_is_too_small_takes_the_cheapest_plan_and_says_so(
         ({"cached_views": 1, "pixel_cache_gb": 1e-6}, "--cached_views"),
     ],
 )
-def test_cached_views_that_cannot_work_are_refused(
+def test_cached_views_that_cannot_work_are_rejected(
     new_run: Callable[[str], RunDir], pretrained: TrainConfig, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        train.run(replace(pretrained, **changes), new_run("refused"))
+        train.run(replace(pretrained, **changes), new_run("rejected"))
 
 
 def test_early_stopping_ends_a_phase(new_run: Callable[[str], RunDir]) -> None:
@@ -375,7 +375,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_remedy(new_run: Ca
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"crop_scale": 0.0}])
-def test_impossible_settings_are_refused_by_name(new_run: Callable[[str], RunDir], changes: dict[str, float]) -> None:
+def test_impossible_settings_are_rejected_by_name(new_run: Callable[[str], RunDir], changes: dict[str, float]) -> None:
     with pytest.raises(UserError, match=f"--{next(iter(changes))}"):
         train.run(replace(TINY, **changes), new_run("impossible"))
 

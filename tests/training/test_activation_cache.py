@@ -51,7 +51,7 @@ def test_both_parts_together_are_the_backbone_and_share_its_parameters(name: str
     assert not any(parameter.requires_grad for parameter in below.parameters())
 
 
-def test_nothing_frozen_or_a_network_that_cannot_be_traced_is_refused() -> None:
+def test_nothing_frozen_or_a_network_that_cannot_be_traced_is_rejected() -> None:
     with pytest.raises(UserError, match="no stage is frozen"):
         cut(classifier_of("resnet18").backbone, set())
 

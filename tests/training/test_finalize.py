@@ -81,7 +81,7 @@ def test_the_bundle_is_calibrated_and_knows_what_is_familiar(indexed: Callable[.
     labels, outcomes, predictor = validation(run)
     expected = calibration.fit(numbers(outcomes, "logits"), labels)
     assert predictor.info.temperature == pytest.approx(expected.temperature, rel=1e-4)
-    assert (predictor.info.threshold, predictor.info.sure_from) == (None, None)
+    assert (predictor.info.threshold, predictor.info.confidence_threshold) == (None, None)
     assert predictor.info.familiar_from == 0.005
     familiar = numbers(outcomes, "familiarity")
     assert np.median(familiar) == pytest.approx(0.5, abs=0.05)
@@ -106,7 +106,7 @@ def test_a_threshold_is_the_best_for_what_it_was_asked_for(indexed: Callable[...
 
 def test_labels_that_are_not_sure_enough_come_out_as_unsure(indexed: Callable[..., RunDir]) -> None:
     run = indexed()
-    report = train.run(replace(TINY, sure=0.9, familiar=1.0), run)
+    report = train.run(replace(TINY, target_accuracy=0.9, familiar=1.0), run)
     labels, outcomes, predictor = validation(run)
     given = np.array([outcome.verdict == "" for outcome in outcomes])
     right = np.array([predictor.info.classes.index(outcome.label) for outcome in outcomes]) == labels
@@ -120,10 +120,10 @@ def test_labels_that_are_not_sure_enough_come_out_as_unsure(indexed: Callable[..
 
 def test_many_classes_train_with_all_of_it_but_a_threshold(indexed: Callable[..., RunDir]) -> None:
     run = indexed(4)
-    train.run(replace(TINY, sure=0.8), run)
+    train.run(replace(TINY, target_accuracy=0.8), run)
     labels, outcomes, predictor = validation(run)
     assert len(predictor.info.classes) == 4 and len(outcomes) == len(labels)
-    assert predictor.info.sure_from is not None
+    assert predictor.info.confidence_threshold is not None
     with pytest.raises(UserError, match="--threshold_for f1 is for two classes, and the data have 4"):
         train.run(replace(TINY, threshold_for="f1"), indexed(4))
 
@@ -132,11 +132,14 @@ def test_many_classes_train_with_all_of_it_but_a_threshold(indexed: Callable[...
     ("changes", "message"),
     [
         ({"threshold_for": "f2"}, "--threshold_for 'f2' is unknown"),
-        ({"sure": 0.99}, "--sure 0.99 takes at least 99 validation images to tell, and there are 5"),
-        ({"sure": 1.0}, "--sure 1 is more than"),
+        (
+            {"target_accuracy": 0.99},
+            "--target_accuracy 0.99 takes at least 99 validation images to tell, and there are 5",
+        ),
+        ({"target_accuracy": 1.0}, "--target_accuracy 1 is more than"),
     ],
 )
-def test_what_cannot_be_decided_is_refused_before_anything_is_trained(
+def test_what_cannot_be_decided_is_rejected_before_anything_is_trained(
     indexed: Callable[..., RunDir], changes: dict[str, object], message: str
 ) -> None:
     run = indexed()
@@ -164,11 +167,11 @@ def test_decisions_may_be_others_when_a_training_is_resumed(
         patch.setattr(epoch_log, "tell", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train.run(TINY, run)
-    config = replace(TINY, threshold_for="f1", sure=0.8, familiar=0.9)
+    config = replace(TINY, threshold_for="f1", target_accuracy=0.8, familiar=0.9)
     resumed = train.run(replace(config, resume=True), run)
     info, _ = read_bundle_info(run.bundle)
     assert train.run(config, run).model_id == resumed.model_id
-    assert info.threshold is not None and info.sure_from is not None and info.familiar_from == 0.1
+    assert info.threshold is not None and info.confidence_threshold is not None and info.familiar_from == 0.1
 
 
 @pytest.mark.parametrize(("images", "over"), [(0, False), (90, False), (110, True)])
@@ -210,7 +213,7 @@ def validated(count: int, seed: int = 0, errors: float = 0.1) -> tuple[np.ndarra
 
 def test_each_decision_stands_on_the_one_before_it() -> None:
     logits, labels = validated(400)
-    config = replace(TINY, threshold_for="recall:0.99", sure=0.95)
+    config = replace(TINY, threshold_for="recall:0.99", target_accuracy=0.95)
     decided = decide(config, INFO, logits, labels, np.linspace(0, 1, 400))
     probabilities = decided.info.calibration.probabilities(logits)
     assert decided.info.calibration == calibration.fit(logits, labels)
@@ -218,8 +221,8 @@ def test_each_decision_stands_on_the_one_before_it() -> None:
     assert decided.info.threshold == choice.threshold
     predicted = classification.decide(probabilities, choice.threshold)
     confidence = probabilities[np.arange(400), predicted]
-    assert decided.info.sure_from == thresholds.choose_confidence(predicted == labels, confidence, 0.95)
-    assert (predicted == labels)[confidence >= decided.info.sure_from].mean() >= 0.95
+    assert decided.info.confidence_threshold == thresholds.choose_confidence(predicted == labels, confidence, 0.95)
+    assert (predicted == labels)[confidence >= decided.info.confidence_threshold].mean() >= 0.95
     assert len(decided.sentences) == 4
 
 
@@ -233,8 +236,8 @@ def test_with_too_little_to_go_by_the_sentences_say_so() -> None:
 def test_a_model_that_knows_nothing_is_sure_of_nothing() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(300, 2)), rng.integers(2, size=300)
-    decided = decide(replace(TINY, sure=0.95), INFO, logits, labels, None)
-    assert decided.info.sure_from == thresholds.NEVER
+    decided = decide(replace(TINY, target_accuracy=0.95), INFO, logits, labels, None)
+    assert decided.info.confidence_threshold == thresholds.NEVER
     assert decided.numbers["sure_coverage"] == 0 and decided.numbers["sure_accuracy"] is None
     assert "all are unsure" in decided.sentences[1]
 

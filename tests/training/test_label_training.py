@@ -248,7 +248,7 @@ def _interrupt() -> None:
 
 def test_precision_asked_for_is_kept_for_every_label(table: Path, tmp_path: Path) -> None:
     made = make_run(table, tmp_path).for_stage("train")
-    report = train.run(replace(TINY, epochs=1, threshold_for="recall:0.9", sure=0.6), made)
+    report = train.run(replace(TINY, epochs=1, threshold_for="recall:0.9", target_accuracy=0.6), made)
     assert any("labels have thresholds of their own, for recall:0.9" in line for line in report.summary)
     info, _ = read_bundle_info(made.bundle)
     rows = dataset.load_split(made, "val")
@@ -261,7 +261,7 @@ def test_precision_asked_for_is_kept_for_every_label(table: Path, tmp_path: Path
         if threshold != 0.5:
             assert decided[has, place].mean() >= 0.9
     right = all_right(decided, labels)
-    sure = np.array([outcome.confidence >= (info.sure_from or 0) for outcome in outcomes])
+    sure = np.array([outcome.confidence >= (info.confidence_threshold or 0) for outcome in outcomes])
     assert not sure.any() or right[sure].mean() >= 0.6
 
 

@@ -67,7 +67,7 @@ def test_times_are_read(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "ten", "-5m", "0s", "5d", "1h30m"])
-def test_what_is_no_time_is_refused_by_name(text: str) -> None:
+def test_what_is_no_time_is_rejected_by_name(text: str) -> None:
     with pytest.raises(UserError, match="--time_budget"):
         TrainConfig(time_budget=text)
 

@@ -43,7 +43,7 @@ def train_epoch(
     return train_loop.train_epoch(
         network, batches, settings, optimizer, scaler, lambda step: rate / (step + 1), epoch,
         [len(labels) for _, labels in batches],
-        Position(pieces=settings.config.accumulate), after_step=lambda: None,
+        Position(pieces=settings.config.grad_accum_steps), after_step=lambda: None,
     )  # fmt: skip
 
 
@@ -169,10 +169,10 @@ def test_gradients_that_are_not_finite_change_no_weights(clip):
 @pytest.mark.parametrize("weights", [None, [1.0, 0.25, 3.0]])
 @given(pieces=st.integers(2, 9))
 def test_a_batch_in_pieces_teaches_the_same(weights, smoothing, pieces):
-    def learnt(accumulate: int) -> tuple[list[torch.Tensor], float]:
+    def learnt(steps: int) -> tuple[list[torch.Tensor], float]:
         torch.manual_seed(0)
         network = nn.Linear(4, 3)
-        settings = settings_for(3, weights, label_smoothing=smoothing, accumulate=accumulate)
+        settings = settings_for(3, weights, label_smoothing=smoothing, grad_accum_steps=steps)
         loss = train_epoch(network, batches_of(1, 8, 8, 3), settings)
         return [parameter.detach() for parameter in network.parameters()], loss
 
@@ -216,7 +216,7 @@ def test_a_first_batch_that_does_not_fit_is_computed_in_halves(kind, caplog):
 
 @pytest.mark.parametrize(("room", "since"), [(0, 0), (7, 1)])
 def test_where_halves_do_not_help_or_come_too_late_the_remedy_is_said(room, since):
-    with pytest.raises(UserError, match=r"out of memory: .* --accumulate"):
+    with pytest.raises(UserError, match=r"out of memory: .* --grad_accum_steps"):
         train_epoch(Small(room, "cuda", since), batches_of(1, 8, 8), settings_for(3))
 
 

@@ -1,4 +1,4 @@
-"""What a training plans, and which settings it refuses."""
+"""What a training plans, and which settings it rejects."""
 
 import math
 
