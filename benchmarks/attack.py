@@ -2,7 +2,8 @@
 
 `python -m benchmarks.attack --bundle outputs/<run>/train/bundle --photo photo.jpg --output_dir FOLDER [--odd FOLDER]`
 Each row: what was tried how often, answered (200), rejected (4xx, 503), failed (any other 5xx), and lost: a request
-that was sent whole on a connection that the server took, and got no answer at all. `--odd` is a folder of strange files.
+that was sent whole on a connection that the server took, and got no answer at all. `--odd` is a folder of
+strange files.
 """
 
 import argparse

@@ -157,13 +157,13 @@ def _with_confidence(decided: Decided, sure: float, labels: np.ndarray, probabil
     coverage, accuracy = float(kept.mean()), float(correct[kept].mean()) if kept.any() else None
     if accuracy is None:
         sentence = (
-            f"--target_accuracy {sure:g} is out of reach: not even the most confident labels are right that often, so the "
-            "model abstains on every image"
+            f"--target_accuracy {sure:g} is out of reach: not even the most confident labels are right that often, so "
+            "the model abstains on every image"
         )
     else:
         sentence = (
-            f"--target_accuracy {sure:g}: the model answers on {coverage:.1%} of the validation images, and {accuracy:.1%} of "
-            "these labels are right"
+            f"--target_accuracy {sure:g}: the model answers on {coverage:.1%} of the validation images, and {accuracy:.1%} "
+            "of these labels are right"
         )
         sentence += f"; it abstains below a confidence of {confidence_threshold:.4g}" if confidence_threshold else ""
     numbers = {"sure_coverage": coverage, "sure_accuracy": accuracy}

@@ -134,7 +134,7 @@ def test_many_classes_train_with_all_of_it_but_a_threshold(indexed: Callable[...
         ({"threshold_for": "f2"}, "--threshold_for 'f2' is unknown"),
         (
             {"target_accuracy": 0.99},
-            "--target_accuracy 0.99 takes at least 99 validation images to tell, and there are 5",
+            "--target_accuracy 0.99 needs at least 99 validation images, and there are 5",
         ),
         ({"target_accuracy": 1.0}, "--target_accuracy 1 is more than"),
     ],
