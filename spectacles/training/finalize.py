@@ -162,8 +162,8 @@ def _with_confidence(decided: Decided, sure: float, labels: np.ndarray, probabil
         )
     else:
         sentence = (
-            f"--target_accuracy {sure:g}: the model answers on {coverage:.1%} of the validation images, and {accuracy:.1%} "
-            "of these labels are right"
+            f"--target_accuracy {sure:g}: the model answers on {coverage:.1%} of the validation images, and "
+            f"{accuracy:.1%} of these labels are right"
         )
         sentence += f"; it abstains below a confidence of {confidence_threshold:.4g}" if confidence_threshold else ""
     numbers = {"sure_coverage": coverage, "sure_accuracy": accuracy}
