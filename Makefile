@@ -43,10 +43,11 @@ demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no n
 test: check  ## check the code and run all tests
 	$(BIN)/python -m pytest
 
-check: dev  ## ruff, mypy and bandit
+check: dev  ## ruff, mypy, bandit and the order of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive spectacles benchmarks *.py
 
 $(FASTAI)/.installed: benchmarks/requirements-fastai.txt

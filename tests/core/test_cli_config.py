@@ -62,7 +62,6 @@ def test_each_source_of_a_setting_beats_the_one_before(tmp_path, monkeypatch):
     assert parse(defaults=defaults).batch_size == 33
     assert parse("--config", str(file), defaults=defaults).batch_size == 34
     monkeypatch.setenv("SPECTACLES_BATCH_SIZE", "35")
-    # fails until fixed: --config beats variables, and flags that stand before it
     assert parse("--config", str(file), defaults=defaults).batch_size == 35
     assert parse("--config", str(file), "--batch_size", "36", defaults=defaults).batch_size == 36
     assert parse("--batch_size=36", "--config", str(file), defaults=defaults).batch_size == 36
@@ -115,7 +114,6 @@ def test_a_saved_config_of_other_stages_is_no_obstacle(tmp_path):
 
 
 def test_the_defaults_come_from_the_run_that_the_config_file_names(tmp_path):
-    # fails until fixed: run_name and output_dir are looked for in flags and variables only, so `latest` is taken
     for name, lr in (("mine", 0.5), ("latest-one", 0.25)):
         create_run(tmp_path, name).save_config("train", {"lr": lr})
     file = tmp_path / "settings.yaml"
@@ -126,7 +124,6 @@ def test_the_defaults_come_from_the_run_that_the_config_file_names(tmp_path):
 
 
 def test_resuming_once_is_not_resuming_for_ever(tmp_path):
-    # fails until fixed: a later run on this folder would resume without being asked to
     create_run(tmp_path, "x").save_config("train", to_plain(TrainConfig(resume=True)))
     where = ["--output_dir", str(tmp_path), "--run_name", "x"]
     assert parse(*where, defaults=cli.run_defaults(where)).resume is False
@@ -146,7 +143,7 @@ def test_a_new_pipeline_run_does_not_inherit_from_the_latest(tmp_path):
     "flags",
     [
         ["--bach_size", "8"],
-        ["--batch", "8"],  # fails until fixed: abbreviations are taken
+        ["--batch", "8"],
         ["--epoch", "3"],
         ["--val_fraction", "0.2"],
         ["--batch_size", "many"],

@@ -148,7 +148,6 @@ def test_an_interpolation_without_a_pillow_name_becomes_bicubic():
     assert resolve_preprocessing({**CFG, "interpolation": "random"}, None, "squash", 3).interpolation == "bicubic"
 
 
-# fails until fixed: 0 silently becomes the backbone's own size
 @pytest.mark.parametrize("size", [-224, 0, 15, 2049])
 def test_an_image_size_out_of_range_is_the_users_mistake(size):
     with pytest.raises(UserError, match=f"--image_size {size} "):

@@ -87,19 +87,16 @@ def test_every_form_of_json_gives_the_same_rows(name, content, photos):
 
 
 def test_a_json_mapping_needs_no_suffixes(photos):
-    # fails until fixed: only names with an image suffix are taken for a mapping
     make_files(photos, "one", "two")
     assert pairs(rows_of('{"one": "x", "two": "y"}', photos, "t.json")) == [("one", "x"), ("two", "y")]
 
 
 def test_a_label_missing_in_one_json_record_stays_missing(photos):
-    # fails until fixed: fillna of a float column
     content = '{"file": "a.png", "label": 1}\n{"file": "b.png", "label": null}\n{"file": "c.png", "label": 0}'
     assert pairs(rows_of(content, photos, "t.jsonl")) == [("a.png", "1"), ("b.png", ""), ("c.png", "0")]
 
 
 def test_unlabelled_json_records_are_not_taken_for_a_mapping(tmp_path):
-    # fails until fixed: a record with one key reads as {file: label}
     path = tmp_path / "test.json"
     path.write_text('[{"file": "a.png"}, {"file": "b.png"}]')
     assert read_table(path).to_dict("list") == {"file": ["a.png", "b.png"]}
@@ -187,7 +184,6 @@ def test_file_names_are_built_from_columns(photos):
         ("filename_template", "{file"),
         ("filename_template", "{0}.png"),
         ("filename_template", "{file:d}"),
-        # fails until fixed: AttributeError and TypeError are not caught
         ("filename_template", "{file.png}"),
         ("filename_template", "{file[x]}.png"),
     ],
@@ -219,7 +215,6 @@ def test_a_table_that_cannot_be_read_is_named(name, content, photos):
 
 
 def test_rows_longer_than_the_header_are_not_shifted(photos):
-    # fails until fixed: the first column becomes pandas' index, and the labels are looked for as files
     assert "exist" not in mistake("file,label\na.png,0,\nb.png,1,\n", photos)
 
 
@@ -332,7 +327,6 @@ def test_train_validation_and_test_folders_are_kept(tmp_path):
 
 
 def test_a_flat_test_folder_beside_train_folders_is_unlabelled_test_data(tmp_path):
-    # fails until fixed: the pictures are dropped without a word
     make_files(tmp_path, "train/x/a.png", "train/y/b.png", "test/c.png")
     frame = read_rows(DatasetConfig(image_dir=tmp_path)).frame.set_index("file")
     assert frame.loc["test/c.png", ["label", "given_split"]].tolist() == ["", "test"]
@@ -340,7 +334,6 @@ def test_a_flat_test_folder_beside_train_folders_is_unlabelled_test_data(tmp_pat
 
 @pytest.mark.parametrize("stray", ["a.png", "train/b.png", "extra/c.png"])
 def test_pictures_outside_the_class_folders_are_not_dropped_silently(tmp_path, stray):
-    # fails until fixed: no row tells of them
     make_files(tmp_path, "train/x/a.png", "train/y/b.png", stray)
     assert stray in set(read_rows(DatasetConfig(image_dir=tmp_path)).frame["file"])
 
@@ -369,7 +362,6 @@ def test_a_test_csv_is_read_with_or_without_labels(content, labels, photos):
 
 
 def test_a_test_csv_goes_with_class_folders_too(tmp_path):
-    # fails until fixed: AssertionError
     make_files(tmp_path, "data/x/a.png", "data/y/b.png", "data/c.png")
     (tmp_path / "test.csv").write_text("file\nc.png\n")
     rows = read_rows(DatasetConfig(image_dir=tmp_path / "data", test_csv=tmp_path / "test.csv"))
@@ -386,7 +378,7 @@ def test_numbers_sort_as_numbers():
     assert natural_sort(names) == ["1", "2", "10", "A", "a", "b", "class 9", "class 10"]
 
 
-# fails until fixed: str.isdigit() is true for '²' and '①', which int() rejects
+# str.isdigit() is true for '²' and '①', which int() rejects
 @given(st.lists(st.text(st.sampled_from("a1²①٣½ ß."), max_size=4)))
 def test_any_names_can_be_sorted_whatever_their_order(names):
     assert natural_sort(names) == natural_sort(names[::-1])

@@ -84,13 +84,11 @@ def test_an_unknown_backbone_is_answered_with_suggestions(name, suggestion):
         backbones.build(name, 3, None)
 
 
-# fails until fixed: RuntimeError "Invalid pretrained tag"
 def test_an_unknown_tag_of_a_known_backbone_is_the_users_mistake():
     with pytest.raises(UserError, match=r"resnet18\.nonsense"):
         backbones.build("resnet18.nonsense", 3, None)
 
 
-# fails until fixed: AssertionError from the transformer (and RuntimeError from inception_v3 at 32 pixels)
 def test_a_size_that_the_backbone_cannot_take_is_the_users_mistake():
     with pytest.raises(UserError, match="--image_size 100"):
         model.build(ModelConfig(backbone="test_vit", no_pretrained=True, image_size=100), num_classes=2)
@@ -169,7 +167,6 @@ def test_colour_weights_see_a_grey_picture_as_three_equal_channels(tmp_path):
         ("other.pth", lambda path: torch.save(nn.Linear(2, 2).state_dict(), path)),
         ("other.safetensors", lambda path: save_file(nn.Linear(2, 2).state_dict(), path)),
         ("optimizer.pth", lambda path: torch.save(torch.optim.SGD([torch.zeros(1)], 0.1).state_dict(), path)),
-        # fails until fixed: AttributeError and RuntimeError from read_state
         ("numbered.pth", lambda path: torch.save({0: torch.zeros(2)}, path)),
         ("tensor.pth", lambda path: torch.save({"model": torch.zeros(2)}, path)),
     ],

@@ -141,7 +141,6 @@ def test_every_row_has_its_fate_and_the_ledger_adds_up(tmp_path):
 
 
 def test_a_row_without_a_file_name_says_so(tmp_path):
-    # fails until fixed: the folder is looked at, and "cannot be read (Is a directory)" stays the reason
     _, run_dir = run_table(tmp_path, *make_rows(tmp_path), ",no")
     assert fates(run_dir)[""] == [("rejected", "no file name")]
 
@@ -307,7 +306,6 @@ def test_the_fingerprint_does_not_depend_on_the_folder(tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_fingerprint_does_not_depend_on_the_order_of_rows(tmp_path, seed):
-    # fails until fixed: the split, and with it the fingerprint, follows the order of rows
     rows = make_rows(tmp_path)
     shuffled = random.Random(seed).sample(rows, len(rows))
     assert fingerprint(tmp_path, rows) == fingerprint(tmp_path, shuffled)
@@ -367,7 +365,6 @@ def test_odd_names_come_back_as_they_are(tmp_path):
 
 
 def test_a_file_name_that_is_no_text_is_rejected_not_fatal(tmp_path):
-    # fails until fixed: UnicodeEncodeError
     make_rows(tmp_path / "data" / "a", 6)
     write_noise(tmp_path / "data" / "b", [f"{number}.png" for number in range(6)], 100)
     shutil.copy(tmp_path / "data" / "a" / "0.png", os.fsencode(tmp_path / "data" / "b") + b"/caf\xe9.png")
