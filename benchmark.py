@@ -24,7 +24,7 @@ from spectacles.core.config_base import select, to_plain
 from spectacles.core.device import resolve_device
 from spectacles.core.environment import describe_environment
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import write_csv, write_json
+from spectacles.core.fileio import safe_name, write_csv, write_json
 from spectacles.core.results import DatasetReport, EvaluateReport, TrainReport
 from spectacles.core.run_dir import RunDir, create_run, find_run
 from spectacles.models import recipes
@@ -111,7 +111,7 @@ def measure(name: str, config: BenchmarkConfig, benchmark: RunDir, data: RunDir 
 
 def _results(config: BenchmarkConfig, benchmark: RunDir, data: RunDir | None) -> Row:
     settings = recipes.resolve(select(config, TrainConfig))  # an unknown name is told before anything is begun
-    own = create_run(benchmark.path, settings.backbone.replace("/", "_").replace(":", "_"))
+    own = create_run(benchmark.path, safe_name(settings.backbone))
     kept = own.path / "benchmark.json"
     if kept.is_file():
         log.info("  already measured")

@@ -29,8 +29,6 @@ from spectacles.report import error_galleries, review_page
 
 log = logging.getLogger("spectacles")
 
-SPLITS = ("train", "val", "test")
-
 
 def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     """Writes misclassified.csv, nearest.csv, confused_pairs.csv, noisy_labels.csv and review.html, with galleries and
@@ -115,7 +113,7 @@ def labelled_features(
     config: ErrorAnalysisConfig, run_dir: RunDir, classifier: Classifier, info: BundleInfo, device: torch.device
 ) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
     """All labelled rows, their features (N, D), which have seen no label where such can be had, and notes."""
-    rows = dataset.load_split(run_dir, *SPLITS)
+    rows = dataset.load_split(run_dir, *dataset.SPLITS)
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     backbone, notes = frozen_backbone(run_dir, classifier, info)
     log.info("  checking %d labels with features of %s", len(rows), info.backbone)

@@ -23,7 +23,7 @@ from spectacles.core.config_base import help_texts, to_plain
 from spectacles.core.device import resolve_device
 from spectacles.core.environment import describe_environment
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import check_writable, sweep, write_json
+from spectacles.core.fileio import check_writable, safe_name, sweep, write_json
 from spectacles.core.results import Report as StageReport
 from spectacles.core.run_dir import LATEST, RunDir, create_run, find_run, point_latest
 from spectacles.report import html_report, model_card
@@ -194,9 +194,8 @@ def check_device(config: Any) -> None:
 
 def new_name(config: RunConfig) -> str:
     backbone = getattr(config, "backbone", "")
-    return datetime.now().strftime("%Y%m%d-%H%M%S") + (f"-{backbone}".replace("/", "_").replace(":", "_")) * bool(
-        backbone
-    )
+    started = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return f"{started}-{safe_name(backbone)}" if backbone else started
 
 
 def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageReport:

@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,14 @@ def allocate(descriptor: int, path: Path) -> None:
         except OSError as error:
             error.filename = str(path)
             raise
+
+
+def safe_name(text: str) -> str:
+    """A name given by a person (class, model, photo) as part of a file name that any file system, URL and shell takes.
+
+    At most 60 characters. Different names may become the same: where that matters, number the files.
+    """
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.-")[:60] or "unnamed"
 
 
 def check_writable(folder: Path) -> None:

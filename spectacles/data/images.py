@@ -139,6 +139,13 @@ def _decode(content: bytes, max_pixels: int, least_side: int | None) -> DecodedI
     return DecodedImage(rgb, width, height, image_format, mode, tuple(conversions))
 
 
+def jpeg_round_trip(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """uint8 (H, W, C), C 1 or 3, compressed at `quality` (1 to 95) and decoded again: the same shape."""
+    buffer = BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer)).reshape(pixels.shape)
+
+
 def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
     """8-bit RGB, and in words what was lost or decided on the way ('' for RGB, grey, two-level and palette images)."""
     if image.mode.startswith("I;16"):

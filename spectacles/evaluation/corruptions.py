@@ -11,20 +11,19 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch.nn.functional import affine_grid, grid_sample
 
 from spectacles.core.device import derive_seed
 from spectacles.core.progress import progress
 from spectacles.core.wording import count_of, duration, percent
+from spectacles.data.images import jpeg_round_trip
 from spectacles.data.preprocessing import decoded_batches
 from spectacles.evaluation import adversarial
 from spectacles.inference.predictor import Predictor
@@ -167,14 +166,7 @@ def _noise(pixels: np.ndarray, deviation: float, seeds: list[int]) -> np.ndarray
 
 
 def _jpeg(pixels: np.ndarray, quality: float, seeds: list[int]) -> np.ndarray:
-    changed = np.empty_like(pixels)
-    for place, picture in enumerate(pixels):
-        buffer = BytesIO()
-        Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(
-            buffer, "JPEG", quality=int(quality)
-        )
-        changed[place] = np.asarray(Image.open(buffer)).reshape(picture.shape)
-    return changed
+    return np.stack([jpeg_round_trip(picture, int(quality)) for picture in pixels])
 
 
 def _light(pixels: np.ndarray, factor: float, seeds: list[int]) -> np.ndarray:

@@ -103,9 +103,7 @@ def _read(paths: Sequence[str], preprocessing: Preprocessing, config: ErrorAnaly
     batches = decoded_batches(map(Path, paths), preprocessing, config.batch_size, config.num_workers)
     for place, item in enumerate(item for batch in batches for item in batch):
         if item.pixels is None:
-            raise UserError(
-                f"{item.name} was readable when it was scored and is not any more ({item.reason}): restore it."
-            )
+            raise UserError(f"{item.name} could be read before and cannot be now ({item.reason}): restore the file.")
         pixels[place] = item.pixels
     return pixels
 

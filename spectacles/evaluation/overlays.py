@@ -1,6 +1,5 @@
 """Explanations of single files as pictures, for predict's --explain and the server's /explain."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import atomic_path
+from spectacles.core.fileio import atomic_path, safe_name
 from spectacles.data import label_sets
 from spectacles.data.images import MAX_PIXELS, ImageRejected, Source, decode
 from spectacles.data.preprocessing import Preprocessing, to_picture
@@ -85,4 +84,4 @@ def _overlays(
 
 def file_name(number: int, name: str) -> str:
     """A name that no other row has and that no folder can be left with, by which a person still finds the photo."""
-    return f"{number:06d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', Path(name).stem)[:60]}.png"
+    return f"{number:06d}-{safe_name(Path(name).stem)}.png"

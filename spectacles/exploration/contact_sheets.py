@@ -3,9 +3,9 @@
 Only these show photos; with --no_galleries none is made, and those of an earlier run in the same folder are removed.
 """
 
-import re
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,15 @@ import pandas as pd
 from PIL import Image
 
 from spectacles.core.device import derive_seed
-from spectacles.core.errors import UserError
+from spectacles.core.fileio import safe_name
 from spectacles.core.progress import progress
 from spectacles.core.wording import count_of, noun_of, plural
 from spectacles.data import label_sets
-from spectacles.data.images import ImageRejected, decode
 from spectacles.data.tables import NONE
 from spectacles.exploration.outliers import UNLIKE, UNLIKE_Z
 from spectacles.exploration.shortcuts import Shortcut
 from spectacles.report.image_grid import THUMBNAIL, image_grid
+from spectacles.report.thumbnails import load_thumbnail
 
 SAMPLE, ALL_SAMPLES = 200, 1200
 """Images decoded for a class's mean image, and for all of them together."""
@@ -145,17 +145,7 @@ def draw_shortcuts(
 
 
 def thumbnails(paths: Iterable[str], pool: ThreadPoolExecutor) -> list[Image.Image]:
-    return list(pool.map(thumbnail, paths))
-
-
-def thumbnail(path: str) -> Image.Image:
-    """RGB, as large as galleries show it. Raises UserError where a file is gone or changed since it was checked."""
-    try:
-        image = decode(Path(path)).image
-    except ImageRejected as error:
-        raise UserError(f"{path}: {error}, but dataset.py could read it: run dataset.py again.") from error
-    image.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
-    return image
+    return list(pool.map(partial(load_thumbnail, side=THUMBNAIL), paths))
 
 
 def mean_image(pictures: Sequence[Image.Image], size: tuple[int, int]) -> np.ndarray:
@@ -164,11 +154,6 @@ def mean_image(pictures: Sequence[Image.Image], size: tuple[int, int]) -> np.nda
     for picture in pictures:
         total += np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
     return np.rint(total / len(pictures)).astype(np.uint8)
-
-
-def safe_name(name: str) -> str:
-    """A class name as part of a file name that every file system, URL and shell takes."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.")[:40] or "class"
 
 
 def sample(rows: pd.DataFrame, size: int, seed: int) -> pd.DataFrame:

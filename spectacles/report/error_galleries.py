@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,9 @@ import pandas as pd
 from PIL import Image
 
 from spectacles.core.device import cpu_count
-from spectacles.core.errors import UserError
 from spectacles.data import label_sets
-from spectacles.data.images import ImageRejected, decode
 from spectacles.report.image_grid import THUMBNAIL, image_grid
+from spectacles.report.thumbnails import load_thumbnail
 
 
 def draw(
@@ -27,7 +27,7 @@ def draw(
     near = nearest[nearest["file"].isin(errors["file"])]
     names = list(dict.fromkeys([*errors["path"], *near["neighbour_path"], *noisy["path"]]))
     with ThreadPoolExecutor(num_workers or cpu_count(), "gallery") as pool:
-        photos = dict(zip(names, pool.map(_thumbnail, names), strict=True))
+        photos = dict(zip(names, pool.map(partial(load_thumbnail, side=THUMBNAIL), names), strict=True))
     return [
         show_errors(errors, photos, folder / "misclassified.png", split),
         show_nearest(errors, near, photos, folder / "nearest.png", split),
@@ -73,19 +73,3 @@ def _doubt(row: Any) -> str:
 
 def _captions(rows: pd.DataFrame) -> Sequence[str]:
     return [f"{row.file}\n{row.label} -> {row.predicted}, {row.confidence:.3f}" for row in rows.itertuples()]
-
-
-def _thumbnail(path: str) -> Image.Image:
-    image = photo(path, 2 * THUMBNAIL)
-    image.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL), reducing_gap=2.0)
-    return image
-
-
-def photo(path: str, least_side: int) -> Image.Image:
-    """For people to look at; JPEGs no larger than it takes. Raises UserError for a file that was readable once."""
-    try:
-        return decode(Path(path), least_side=least_side).image
-    except ImageRejected as error:
-        raise UserError(
-            f"{path} was readable when it was evaluated and is not any more ({error}): restore it."
-        ) from error

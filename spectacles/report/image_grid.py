@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from spectacles.report.style import DPI, INK, colour_table, new_figure, save, say_nothing, shorten
 
 THUMBNAIL, GAP, HEADER, LINE = 150, 12, 44, 13  # pixels; LINE is one line of caption
 CAPTION_LINES, CAPTION_COLUMNS = 4, 25  # as many characters of the caption's font as a thumbnail is wide
-MOUNT = 240  # the grey a letterboxed picture lies on
+MARGIN = (240, 240, 240)
 
 Picture = NDArray[np.uint8] | Image.Image
 
@@ -52,7 +52,7 @@ def image_grid(
     for index, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
         row, column = divmod(index, columns)
         top, left = header + row * cell_height, GAP + column * cell_width
-        page[top : top + THUMBNAIL, left : left + THUMBNAIL] = _thumbnail(image)
+        page[top : top + THUMBNAIL, left : left + THUMBNAIL] = _letterboxed(image)
         figure.text(
             left / width, 1 - (top + THUMBNAIL + 4) / height, "\n".join(lines), va="top", fontsize=6.5, color=INK
         )
@@ -84,14 +84,7 @@ def _wrap(caption: str) -> list[str]:
     return [shorten(line, CAPTION_COLUMNS) for line in lines]
 
 
-def _thumbnail(image: Picture) -> NDArray[np.uint8]:
-    """`(THUMBNAIL, THUMBNAIL, 3)`: the whole picture in the middle of the mount."""
+def _letterboxed(image: Picture) -> NDArray[np.uint8]:
+    """`(THUMBNAIL, THUMBNAIL, 3)` uint8: the whole picture, with grey margins."""
     picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
-    scale = THUMBNAIL / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    # reducing_gap shrinks large photos by whole factors first, several times faster and hardly visible.
-    small = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0))
-    mount = np.full((THUMBNAIL, THUMBNAIL, 3), MOUNT, dtype=np.uint8)
-    top, left = (THUMBNAIL - height) // 2, (THUMBNAIL - width) // 2
-    mount[top : top + height, left : left + width] = small
-    return mount
+    return np.asarray(ImageOps.pad(picture, (THUMBNAIL, THUMBNAIL), color=MARGIN))

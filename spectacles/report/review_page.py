@@ -17,7 +17,7 @@ from spectacles.core.fileio import atomic_write
 from spectacles.core.run_dir import RunDir
 from spectacles.data import similarity
 from spectacles.data.label_corrections import COLUMNS
-from spectacles.report import error_galleries, thumbnails
+from spectacles.report import thumbnails
 from spectacles.report.csp import inline_hash
 
 MOST = 200
@@ -111,7 +111,7 @@ def _pictures(large: list[str], small: list[str], embed: bool, num_workers: int 
 
 def _data_uri(path: str, sides: Sequence[int], allowed: int) -> str:
     """The photo as WebP, never enlarged, at the first of `sides` that takes at most `allowed` characters."""
-    image = error_galleries.photo(path, sides[0])
+    image = thumbnails.load_thumbnail(path, sides[0])
     uri = ""
     for side in dict.fromkeys(min(side, max(image.size)) for side in sides):
         image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)

@@ -1,4 +1,4 @@
-"""Photos small enough to lie inside a page, as WebP data URIs."""
+"""Small copies of photos: for contact sheets, and as WebP data URIs for pages that hold their pictures."""
 
 import base64
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from spectacles.core.device import cpu_count
+from spectacles.core.errors import UserError
 from spectacles.data.images import ImageRejected, decode
 
 SIDE = 128
@@ -25,13 +26,21 @@ class Thumbnail:
 
 
 def make(paths: Sequence[str]) -> dict[str, Thumbnail]:
-    """Path -> thumbnail. A file that has gone or changed since it was indexed gets the reason instead."""
+    """Path -> thumbnail; for a file that has gone or changed since it was indexed, the reason."""
     with ThreadPoolExecutor(max(1, cpu_count())) as pool:
         return dict(zip(paths, pool.map(_thumbnail, paths), strict=True))
 
 
+def load_thumbnail(path: str, side: int) -> Image.Image:
+    """The photo, its longer side at most `side` pixels. Raises UserError for a file that can no longer be read."""
+    try:
+        return _shrunk(path, side)
+    except ImageRejected as error:
+        raise UserError(f"{path} could be read before and cannot be now ({error}): restore the file.") from error
+
+
 def to_uri(image: Image.Image, quality: int) -> str:
-    """Pixels only: what else the image carries (place, camera, colour profile) stays behind."""
+    """Pixels only, without the metadata of the photo (place, camera, colour profile)."""
     buffer = BytesIO()
     Image.fromarray(np.asarray(image.convert("RGB"))).save(buffer, "WEBP", quality=quality, method=2)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -39,8 +48,12 @@ def to_uri(image: Image.Image, quality: int) -> str:
 
 def _thumbnail(path: str) -> Thumbnail:
     try:
-        image = decode(Path(path), least_side=SIDE).image
+        return Thumbnail(to_uri(_shrunk(path, SIDE), quality=72), "")
     except ImageRejected as error:
         return Thumbnail("", str(error))
-    image.thumbnail((SIDE, SIDE), reducing_gap=2.0)
-    return Thumbnail(to_uri(image, quality=72), "")
+
+
+def _shrunk(path: str, side: int) -> Image.Image:
+    image = decode(Path(path), least_side=side).image
+    image.thumbnail((side, side), reducing_gap=2.0)
+    return image

@@ -9,17 +9,16 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn.functional import affine_grid, avg_pool2d, conv2d, grid_sample, pad
 from torchvision.transforms import v2
 
 from spectacles.core.config import AugmentConfig
 from spectacles.core.device import derive_seed, to_device
+from spectacles.data.images import jpeg_round_trip
 from spectacles.data.preprocessing import Preprocessing
 
 COLUMNS = (
@@ -96,7 +95,7 @@ class Augmentation:
         pixels = pixels.copy()
         for place in chosen:
             quality = round(_between(JPEG_QUALITY, float(drawn["jpeg"][place])))
-            pixels[place] = _through_jpeg(pixels[place], quality)
+            pixels[place] = jpeg_round_trip(pixels[place], quality)
         return pixels
 
     def _frame(self, images: torch.Tensor, drawn: dict[str, np.ndarray], size: int) -> torch.Tensor:
@@ -182,13 +181,6 @@ def affine(config: AugmentConfig, drawn: dict[str, np.ndarray]) -> tuple[np.ndar
         [np.stack([wide * cos * mirrored, -wide * sin, x], 1), np.stack([high * sin * mirrored, high * cos, y], 1)], 1
     )
     return theta.astype(np.float32), scale
-
-
-def _through_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
-    """uint8 (S, S, C) -> the same."""
-    buffer = BytesIO()
-    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer)).reshape(picture.shape)
 
 
 def _between(bounds: tuple[float, float], share: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from spectacles.core.config import TrainConfig
 from spectacles.core.config_base import Goal, parse_goal
 from spectacles.core.errors import UserError
+from spectacles.core.fileio import safe_name
 from spectacles.core.progress import progress
 from spectacles.core.results import TrainReport
 from spectacles.data.pixel_cache import in_batches
@@ -211,9 +212,8 @@ def _look(training: Training, classifier: Classifier) -> tuple[np.ndarray, np.nd
 def _engine_memory(training: Training) -> Path:
     """Speed depends on the architecture and the size of its input, not on the weights."""
     info = training.info
-    name = info.backbone.replace("/", "_").replace(":", "_")
     size, channels = info.preprocessing.image_size, info.preprocessing.in_chans
-    return training.run_dir.cache / "engines" / f"{name}-{size}x{channels}.json"
+    return training.run_dir.cache / "engines" / f"{safe_name(info.backbone)}-{size}x{channels}.json"
 
 
 def _report(training: Training, best: Epoch, rescored: float, decided: Decided, model_id: str) -> TrainReport:

@@ -135,7 +135,7 @@ def test_no_more_hits_are_checked_than_said(
 
 def test_a_photo_that_is_gone_is_named(scored: pd.DataFrame, bundle_dir: Path, tmp_path: Path) -> None:
     Path(scored["path"][0]).unlink()
-    with pytest.raises(UserError, match=r"0\.png was readable when it was scored and is not any more \(file not found"):
+    with pytest.raises(UserError, match=r"0\.png could be read before and cannot be now \(file not found"):
         explain(scored, bundle_dir, tmp_path / "out")
 
 

@@ -188,12 +188,12 @@ def test_decisions_of_earlier_reviews_are_carried_on(tmp_path: Path) -> None:
     assert read(write_page(tmp_path, earlier=earlier)).data["earlier"] == rows
 
 
-def test_a_photo_that_is_gone_is_told(tmp_path: Path) -> None:
+def test_a_missing_photo_is_an_error_that_names_it(tmp_path: Path) -> None:
     class Gone:
         def save(self, path: str) -> None:
             """Leaves no file."""
 
-    with pytest.raises(UserError, match=r"0\.png was readable .*restore it"):
+    with pytest.raises(UserError, match=r"0\.png could be read before .*restore the file"):
         write_page(tmp_path, ["a"], draw=lambda _: Gone())
 
 

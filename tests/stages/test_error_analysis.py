@@ -238,5 +238,5 @@ def test_mistakes_are_told(prepared: Prepared) -> None:
         error_analysis.run(config, prepared.run_dir)
     for path in prepared.table["path"]:
         Path(path).unlink()
-    with pytest.raises(UserError, match="is not any more"):
+    with pytest.raises(UserError, match="restore the file"):
         prepared.run()

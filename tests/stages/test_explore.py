@@ -24,6 +24,7 @@ from spectacles.core.run_dir import RunDir, create_run
 from spectacles.exploration import contact_sheets, statistics
 from spectacles.exploration.outliers import find_outliers
 from spectacles.models import backbones
+from spectacles.report import thumbnails
 from spectacles.sample_data import generate
 
 CHARTS = [
@@ -207,14 +208,6 @@ def test_many_classes_with_awkward_names(tmp_path, monkeypatch):
     assert set(pd.read_csv(folder / "class_distribution.csv")["class"]) == set(names)
 
 
-@pytest.mark.parametrize(
-    ("name", "safe"),
-    [("cats/dogs", "cats_dogs"), ("..", "class"), ("日本", "class"), ("größe ü", "gr_e"), ("1" * 99, "1" * 40)],
-)
-def test_class_names_in_file_names(name, safe):
-    assert contact_sheets.safe_name(name) == safe
-
-
 def test_pairs_that_leak_come_first_and_say_how_they_were_found(tmp_path, monkeypatch):
     rows = [
         ("near", 3, "", "train", "train", "a", "b"),
@@ -241,11 +234,6 @@ def test_pairs_that_leak_come_first_and_say_how_they_were_found(tmp_path, monkey
         ["3a near (3 bits)", "labels differ"],
         ["4a exact", "p.png"],
     ]
-
-
-def test_a_file_that_vanished_since_is_a_users_mistake(tmp_path):
-    with pytest.raises(UserError, match=r"3\.jpg.*run dataset\.py again"):
-        contact_sheets.thumbnail(str(tmp_path / "3.jpg"))
 
 
 def test_gallery_size_is_checked(tmp_path):
@@ -386,7 +374,7 @@ def test_without_galleries_no_photo_is_opened_or_shown(featured, tmp_path, monke
     def opened(*_: object) -> None:
         raise AssertionError("a photo was opened")
 
-    monkeypatch.setattr(contact_sheets, "decode", opened)
+    monkeypatch.setattr(thumbnails, "decode", opened)
     run = RunDir(folder.parent)
     report = explored_again(run, **shared, galleries=False)
     found = {path.name for path in folder.iterdir()}
