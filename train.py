@@ -150,10 +150,10 @@ def _check_processes(config: TrainConfig) -> None:
     """Raises UserError for what several processes cannot share."""
     if distributed.world_size() == 1:
         return
-    if config.batch_norm == "train" or config.cached_views:
+    if config.batch_norm == "train":
         raise UserError(
-            "several processes cannot share --batch_norm train (which --no_pretrained implies) nor --cached_views: "
-            "leave them out, or train in one process."
+            "--batch_norm train (the default with --no_pretrained) needs a single process: leave it out, or train in "
+            "one process."
         )
     if config.batch_size < 2 * distributed.world_size():
         raise UserError(

@@ -161,9 +161,6 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     batch_norm: Literal["auto", "fold", "eval", "train"] = "auto"
     """BatchNorm in fine-tuning: folded into the convolutions, kept as it is, or learning. auto: fold, or train from
     random weights."""
-    cached_views: int = 0
-    """Fine-tune on this many fixed augmented views of each image, which lets what the frozen stages make of them be
-    computed once; 0: new ones each epoch."""
     progressive_size: bool = False
     """Fine-tune on smaller pictures first: from 70 % of --image_size up."""
     lr: float | None = None
@@ -231,11 +228,6 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
             seconds(self.time_budget)
         if self.threshold_for is not None:
             parse_goal(self.threshold_for)
-        if self.cached_views and (self.mixup or self.cutmix or self.progressive_size or self.unfreeze == "progressive"):
-            raise UserError(
-                "--cached_views needs the same pictures and the same frozen stages in every epoch: leave out --mixup, "
-                "--cutmix, --progressive_size and --unfreeze progressive."
-            )
         if self.backbone == "simple_cnn" and self.batch_size == 1:
             raise UserError("--batch_size 1 does not work with simple_cnn: its BatchNorm needs at least two images.")
 

@@ -40,7 +40,6 @@ LIMITS = {
     "epochs": (1, math.inf),
     "head_epochs": (0, math.inf),
     "views": (1, 64),
-    "cached_views": (0, 64),
     "lr": (1e-12, 1e30),
     "head_lr": (1e-12, 1e30),
     "layer_decay": (1e-3, 1),

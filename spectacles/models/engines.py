@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import platform
 import statistics
 import tempfile
@@ -226,8 +227,9 @@ def export(network: nn.Module, preprocessing: Preprocessing, folder: Path) -> Pa
     path = folder / "network.onnx"
     example = torch.zeros(2, *preprocessing.shape, dtype=torch.uint8)
     plain = FromPixels(network, preprocessing).eval()
-    with warnings.catch_warnings(), _no_graph_on_stdout(), torch.no_grad():
-        # The exporter that torch recommends takes 8 s for a small network, this one half a second; torch is pinned.
+    # The exporter that torch recommends takes 8 s for a small network, this one half a second; torch is pinned.
+    # Where it fails, it prints the whole graph on the process's standard output, whatever its `verbose` says.
+    with warnings.catch_warnings(), _silent_stdout(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             plain, (example,), str(path), dynamo=False, input_names=["pixels"], output_names=["outputs"],
@@ -237,14 +239,14 @@ def export(network: nn.Module, preprocessing: Preprocessing, folder: Path) -> Pa
 
 
 @contextmanager
-def _no_graph_on_stdout() -> Iterator[None]:
-    """Where the exporter fails, it prints the whole graph, whatever its `verbose` is set to."""
-    print_graph = torch._C._jit_onnx_log
-    torch._C._jit_onnx_log = lambda *_: None
-    try:
-        yield
-    finally:
-        torch._C._jit_onnx_log = print_graph
+def _silent_stdout() -> Iterator[None]:
+    """Sends file descriptor 1, on which C++ code writes, to the null device."""
+    with os.fdopen(os.dup(1), "wb") as stdout, open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(stdout.fileno(), 1)
 
 
 def _onnxruntime(path: Path) -> Engine:

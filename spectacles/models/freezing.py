@@ -8,6 +8,7 @@ from spectacles.models import backbones
 from spectacles.models.classifier import Classifier
 
 Stages = list[set[str]]
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def stage_modules(classifier: Classifier) -> Stages:
@@ -51,7 +52,7 @@ def train_mode(classifier: Classifier, batch_norm: str) -> None:
     for module in classifier.backbone.modules():
         own = list(module.parameters(recurse=False))
         is_frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
-        if is_frozen or (isinstance(module, nn.modules.batchnorm._BatchNorm) and batch_norm != "train"):
+        if is_frozen or (isinstance(module, BATCH_NORMS) and batch_norm != "train"):
             module.eval()
     if not any(parameter.requires_grad for parameter in classifier.backbone.parameters()):
         classifier.backbone.eval()  # dropout within: the head must see the features it will see later

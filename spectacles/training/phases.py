@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import nn
 
 from spectacles.core import distributed, signals
 from spectacles.core.device import to_device
@@ -18,7 +17,6 @@ from spectacles.core.signals import Stopped
 from spectacles.models import bn_folding, engines, feature_cache, freezing, linear_probe, recipes
 from spectacles.models.classifier import Classifier, network_state
 from spectacles.training import finalize, lr_schedule, train_loop
-from spectacles.training.activation_cache import Border
 from spectacles.training.augmentation import View
 from spectacles.training.batches import Batch, augmented_batches, epoch_order, make_optimizer, training_dtype, validate
 from spectacles.training.checkpoint import Checkpoint
@@ -86,7 +84,6 @@ class Descent:
     average: ModelEmaV3 | None
     """Of the weights, where --ema asks for it."""
     position: Position
-    border: Border | None = None
 
     @property
     def scored(self) -> Classifier:
@@ -121,7 +118,6 @@ def descend(training: Training, phase: str, count: int) -> None:
     if before is not None and goes_on:
         descent.restore(before)
     training.interrupted = None
-    descent.border = _border(training, count) if phase == FINE_TUNE and config.cached_views else None
     last_look = finalize.images(training)
     while descent.position.step or not (
         phase_over(training.history, phase, count, config.patience) or training.out_of_time(last_look)
@@ -165,16 +161,6 @@ def _fold(training: Training) -> None:
         training.classifier.backbone = folded
 
 
-def _border(training: Training, count: int) -> Border:
-    config = training.config
-    assert config.unfreeze is not None
-    learning = freezing.depth(config.unfreeze, len(training.stages), 0, count)
-    frozen = freezing.frozen(training.stages, learning)
-    views = [View(number, training.augmentation) for number in range(2, 2 + config.cached_views)]
-    return Border(training.classifier, frozen, training.train, views, training.settings,
-                  training.run_dir.cache, config.pixel_cache_gb)  # fmt: skip
-
-
 def run_epoch(training: Training, descent: Descent) -> Epoch:
     """What is left of an epoch, and its validation. Raises UserError where the numbers go wrong."""
     config, classifier, started = training.config, training.classifier, time.monotonic()
@@ -203,11 +189,11 @@ def run_epoch(training: Training, descent: Descent) -> Epoch:
             saved = time.monotonic()
         signals.check()
 
-    network, batches = _inputs(training, descent, number, len(own))
+    batches = _batches(training, descent, number, len(own))
     try:
         with signals.deferred():
-            loss = train_loop.train_epoch(network, batches, training.settings, descent.optimizer, descent.scaler, rate,
-                                        number, sizes, position, after_step)  # fmt: skip
+            loss = train_loop.train_epoch(classifier, batches, training.settings, descent.optimizer, descent.scaler,
+                                          rate, number, sizes, position, after_step)  # fmt: skip
     except NotFinite as error:
         raise _wrong_numbers(training, error, number, order[position.step]) from error
     validating = time.monotonic()
@@ -216,15 +202,12 @@ def run_epoch(training: Training, descent: Descent) -> Epoch:
     return training.scored(phase, loss, logits, float(descent.optimizer.param_groups[0]["lr"]), started)
 
 
-def _inputs(training: Training, descent: Descent, number: int, own: int) -> tuple[nn.Module, Iterator[Batch]]:
-    """(what learns, the batches that are left of an epoch), `own` epochs of the phase being over."""
+def _batches(training: Training, descent: Descent, number: int, own: int) -> Iterator[Batch]:
+    """The remaining batches of an epoch, after `own` epochs of the phase."""
     config, start = training.config, descent.position.step
     assert config.image_size is not None
-    if descent.border is not None:
-        return descent.border.network, descent.border.batches(number, start)
     side = recipes.side(config, own, descent.count) if descent.phase == FINE_TUNE else config.image_size
-    batches = augmented_batches(training.train, training.augmentation, training.settings, number, side, start)
-    return training.classifier, batches
+    return augmented_batches(training.train, training.augmentation, training.settings, number, side, start)
 
 
 def _wrong_numbers(training: Training, error: NotFinite, epoch: int, places: np.ndarray) -> UserError:

@@ -8,6 +8,7 @@ from torch import nn
 
 from spectacles.models import backbones
 from spectacles.models.bn_folding import fold_batchnorm, unfolded_state
+from spectacles.models.freezing import BATCH_NORMS
 
 NETS = {"resnet18": 64, "mobilenetv3_small_100": 64, "efficientnet_lite0": 64, "densenet121": 64, "simple_cnn": 32}
 
@@ -16,7 +17,7 @@ def randomized(network: nn.Module) -> nn.Module:
     """Statistics and parameters as after training, in evaluation mode."""
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
             module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
             module.num_batches_tracked.fill_(7)

@@ -11,6 +11,7 @@ from torch import nn
 from spectacles.models import backbones, freezing
 from spectacles.models.bn_folding import fold_batchnorm
 from spectacles.models.classifier import Classifier
+from spectacles.models.freezing import BATCH_NORMS
 
 RESNET18 = ["conv1|bn1", r"layer1\.", r"layer2\.", r"layer3\.", r"layer4\."]
 SIMPLE_CNN = [r"blocks\.0\.", r"blocks\.1\.", r"blocks\.2\.|fc|bn"]
@@ -39,7 +40,7 @@ def stage_of(name: str, parameter: str) -> int:
 
 def norms(classifier: Classifier) -> dict[str, nn.Module]:
     found = classifier.backbone.named_modules()
-    return {name: module for name, module in found if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    return {name: module for name, module in found if isinstance(module, BATCH_NORMS)}
 
 
 # depth

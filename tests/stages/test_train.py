@@ -146,7 +146,7 @@ MANY = MIXED | {"ema": 0.9, "grad_accum_steps": 2, "num_workers": 2}
     ("kind", "changes", "every"),
     [("random", {}, 1), ("random", {}, 5), ("random", MANY, 1), ("random", MANY, 2), ("pretrained", {}, 2),
      ("pretrained", {"ema": 0.9, "batch_norm": "train", "unfreeze": "progressive"}, 3),
-     ("pretrained", {"cached_views": 2, "optimizer": "sgd"}, 1)],
+     ("pretrained", {"optimizer": "sgd"}, 1)],
 )  # fmt: skip
 def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_weights(
     new_run: Callable[[str], RunDir],
@@ -274,7 +274,7 @@ def test_the_probe_is_what_scikit_learn_fits_on_the_features_of_the_bundle(
 
 @pytest.mark.parametrize("changes", [
     {}, {"unfreeze": "progressive", "progressive_size": True, "image_size": 64}, {"batch_norm": "eval"},
-    {"cached_views": 2}, {"views": 3, "layer_decay": 0.5}, {"batch_norm": "train", "unfreeze": "all"},
+    {"views": 3, "layer_decay": 0.5}, {"batch_norm": "train", "unfreeze": "all"},
 ])  # fmt: skip
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_pretrained_run_stopped_and_resumed_ends_with_the_same_weights(
@@ -346,22 +346,6 @@ def test_a_budget_that_is_too_small_takes_the_cheapest_plan_and_says_so(
         report = train.run(config, new_run("small"))
     assert report.epochs_run == 1
     assert "may be more than the budget" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"cached_views": 1, "unfreeze": "all"}, "no stage is frozen"),
-        ({"cached_views": 1, "unfreeze": "progressive"}, "--cached_views"),
-        ({"cached_views": 1, "mixup": 0.2}, "--cached_views"),
-        ({"cached_views": 1, "pixel_cache_gb": 1e-6}, "--cached_views"),
-    ],
-)
-def test_cached_views_that_cannot_work_are_rejected(
-    new_run: Callable[[str], RunDir], pretrained: TrainConfig, changes: dict[str, object], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        train.run(replace(pretrained, **changes), new_run("rejected"))
 
 
 def test_early_stopping_ends_a_phase(new_run: Callable[[str], RunDir]) -> None:

@@ -45,7 +45,6 @@ def test_a_probe_is_one_epoch_more_and_gradient_descent_shares_them(settings, ex
         ("layer_decay", 1.5),
         ("head_epochs", -1),
         ("views", 0),
-        ("cached_views", -1),
         ("patience", 0),
         ("num_workers", -1),
         ("dropout", 1.5),
