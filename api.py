@@ -1,6 +1,27 @@
 """Serves a bundle over HTTP: `uvicorn api:app` or `python api.py`; the page at / and the documentation at /docs."""
 
 import argparse
+import sys
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Serve a bundle over HTTP, with a page to try it at /.")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on; others than this machine's own "
+                        "need SPECTACLES_API_KEYS.")  # fmt: skip
+    parser.add_argument("--port", type=int, default=8000, help="Port to listen on; 0 takes a free one.")
+    parser.add_argument("--bundle", help="Bundle folder. Default: SPECTACLES_BUNDLE, else the latest run's.")
+    parser.add_argument("--output_dir", help="Folder of the runs. Default: SPECTACLES_OUTPUT_DIR, else outputs.")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps. Default: SPECTACLES_DEVICE, else auto.")
+    parser.add_argument("--make_key", metavar="NAME", help="Print a new key and its entry for SPECTACLES_API_KEYS.")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    arguments = parse()
+    from api import main
+
+    sys.exit(main(arguments))
+
 import asyncio
 import os
 import time
@@ -227,19 +248,10 @@ async def page(request: Request) -> HTMLResponse:
     return HTMLResponse(request.state.page, headers=schemas.page_headers(request.state.page))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve a bundle over HTTP, with a page to try it at /.")
-    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on; others than this machine's own "
-                        "need SPECTACLES_API_KEYS.")  # fmt: skip
-    parser.add_argument("--port", type=int, default=8000, help="Port to listen on; 0 takes a free one.")
-    parser.add_argument("--bundle", help="Bundle folder. Default: SPECTACLES_BUNDLE, else the latest run's.")
-    parser.add_argument("--output_dir", help="Folder of the runs. Default: SPECTACLES_OUTPUT_DIR, else outputs.")
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps. Default: SPECTACLES_DEVICE, else auto.")
-    parser.add_argument("--make_key", metavar="NAME", help="Print a new key and its entry for SPECTACLES_API_KEYS.")
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> None:
     if args.make_key:
         key, digest = auth.make_key()
-        print(f"key, for whoever asks:          {key}\nentry in SPECTACLES_API_KEYS:   {args.make_key}:{digest}")
+        print(f"key, for the client:            {key}\nentry in SPECTACLES_API_KEYS:   {args.make_key}:{digest}")
         return
     if args.output_dir:
         os.environ.pop("SPECTACLES_BUNDLE", None)  # a flag beats the environment
@@ -254,7 +266,3 @@ def main() -> None:
                 "(python api.py --make_key NAME prints one), or leave --host out."
             )
     serve(app, args.host, args.port, given.drain)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,24 @@
-"""What backbones cost and reach on this machine: size, speed and memory, and, given data, accuracy and training time.
+"""Measure size, speed and memory of backbones on this machine and, given data, their accuracy and training time.
 
 `python benchmark.py --backbones efficientnet_lite0,resnet18` measures; with data flags it trains each as well.
 """
 
+from spectacles import cli
+from spectacles.core.config import BenchmarkConfig, DatasetConfig, EvaluateConfig, TrainConfig
+
+
+def parse(arguments: list[str]) -> BenchmarkConfig:
+    # Speed and accuracy are compared; robustness is scored where somebody asks for it.
+    defaults = {"robustness_images": 0} | cli.run_defaults(arguments, reopen=False)
+    return cli.parse(BenchmarkConfig, arguments, __doc__, defaults)
+
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    cli.start("benchmark", parse)
+
 import json
 import logging
 import shutil
-import sys
 import time
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -18,8 +30,6 @@ import dataset
 import evaluate
 import model
 import train
-from spectacles import cli
-from spectacles.core.config import BenchmarkConfig, DatasetConfig, EvaluateConfig, TrainConfig
 from spectacles.core.config_base import select, to_plain
 from spectacles.core.device import resolve_device
 from spectacles.core.environment import describe_environment
@@ -167,14 +177,7 @@ def publish(rows: list[Row], benchmark: RunDir) -> None:
         log.info("%s", line)
 
 
-def main() -> None:
-    with cli.exit_codes():
-        arguments, started = sys.argv[1:], time.monotonic()
-        # Speed and accuracy are compared; robustness is scored where somebody asks for it.
-        defaults = {"robustness_images": 0} | cli.run_defaults(arguments, reopen=False)
-        run(cli.parse(BenchmarkConfig, arguments, __doc__ or "", defaults))
-        log.info("done in %.0f s", time.monotonic() - started)
-
-
-if __name__ == "__main__":
-    main()
+def main(config: BenchmarkConfig) -> None:
+    started = time.monotonic()
+    run(config)
+    log.info("done in %.0f s", time.monotonic() - started)

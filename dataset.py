@@ -1,4 +1,10 @@
-"""Index -> check every file once -> ledger and splits."""
+"""Index the images, check every file once, and split them without leaks."""
+
+from spectacles import cli
+from spectacles.core.config import DatasetConfig
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    cli.main("dataset", DatasetConfig, __doc__)
 
 import hashlib
 import logging
@@ -9,8 +15,6 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from spectacles import cli
-from spectacles.core.config import DatasetConfig
 from spectacles.core.device import cpu_count, prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_csv
@@ -302,7 +306,3 @@ def load_split(run_dir: RunDir, *splits: str) -> pd.DataFrame:
 def _read(path: Path) -> pd.DataFrame:
     slices = [column for column in pd.read_csv(path, nrows=0).columns if column.startswith(SLICE)]
     return pd.read_csv(path, dtype={**TEXT, **dict.fromkeys(slices, str)}, keep_default_na=False)
-
-
-if __name__ == "__main__":
-    cli.main("dataset", run, DatasetConfig, "Index the images, check every file once, and split without leaks.")

@@ -1,4 +1,10 @@
-"""What the model gets wrong, which labels look wrong, and where in a photo the model looks."""
+"""Show what the model gets wrong, which labels look wrong, and where in a photo the model looks."""
+
+from spectacles import cli
+from spectacles.core.config import ErrorAnalysisConfig
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    cli.main("error_analysis", ErrorAnalysisConfig, __doc__)
 
 import logging
 from collections.abc import Sequence
@@ -10,8 +16,6 @@ import pandas as pd
 import torch
 
 import dataset
-from spectacles import cli
-from spectacles.core.config import ErrorAnalysisConfig
 from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_csv
@@ -234,7 +238,3 @@ def _most_confused(worst: "pd.Series[Any]") -> str:
         return f"most confused: {worst['label']} taken for {worst['predicted']}, {often} its images)"
     whose = "the images that have it" if worst["error"] == "missed" else "the images without it"
     return f"most frequent error: {worst['label']} {worst['error']}, {often} {whose})"
-
-
-if __name__ == "__main__":
-    cli.main("error_analysis", run, ErrorAnalysisConfig, "Show errors, labels to check, and why the model decides.")

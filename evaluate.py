@@ -1,4 +1,10 @@
-"""One inference pass over validation and test data; metrics with intervals, slices and plots come from it."""
+"""Score the run's bundle on validation and test data: metrics with intervals, slices, robustness and plots."""
+
+from spectacles import cli
+from spectacles.core.config import EvaluateConfig
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    cli.main("evaluate", EvaluateConfig, __doc__)
 
 import logging
 from pathlib import Path
@@ -9,8 +15,6 @@ import pandas as pd
 import torch
 
 import dataset
-from spectacles import cli
-from spectacles.core.config import EvaluateConfig
 from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_csv, write_json
@@ -334,7 +338,3 @@ def _numbers_of(found: dict[str, Any]) -> dict[str, float]:
     for name, each in (changed.get("attacks") or {}).items():
         numbers |= {f"accuracy_{name}_{level.split('/')[0]}": value for level, value in each.items()}
     return numbers
-
-
-if __name__ == "__main__":
-    cli.main("evaluate", run, EvaluateConfig, "Score the run's bundle on validation and test data.")

@@ -1,7 +1,13 @@
-"""What is in the data, what is wrong with it, and what to try.
+"""Show what is in the data, warn of what is wrong with it, and suggest what to try.
 
 The dataset stage has measured every file and computed its features; only samples are decoded again, for galleries.
 """
+
+from spectacles import cli
+from spectacles.core.config import ExploreConfig
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    cli.main("explore", ExploreConfig, __doc__)
 
 import logging
 from collections.abc import Sequence
@@ -13,8 +19,6 @@ import numpy as np
 import pandas as pd
 
 import dataset
-from spectacles import cli
-from spectacles.core.config import ExploreConfig
 from spectacles.core.device import cpu_count, prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_write, write_csv, write_json
@@ -289,7 +293,3 @@ def _telling(folder: Path) -> list[Path]:
              "shortcuts.csv", "conflicting_duplicates.csv", "label_pairs.csv", "reachable.json", "warnings.txt",
              "suggestions.txt")  # fmt: skip
     return [folder / name for name in names if (folder / name).is_file()]
-
-
-if __name__ == "__main__":
-    cli.main("explore", run, ExploreConfig, "Show what is in the data, warn of what is wrong, and say what to try.")

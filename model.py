@@ -1,12 +1,14 @@
-"""Builds the classifier: backbone, head, and the preprocessing that goes with them.
+"""Build the classifier: backbone, head, and the preprocessing that goes with them.
 
 `python model.py --backbone resnet50` prints what a backbone is made of.
 """
 
-import sys
-
 from spectacles import cli
 from spectacles.core.config import ModelConfig
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    cli.start("model", lambda arguments: cli.parse(ModelConfig, arguments, __doc__))
+
 from spectacles.data.preprocessing import Preprocessing, resolve_preprocessing
 from spectacles.models import backbones
 from spectacles.models.classifier import Classifier
@@ -42,12 +44,6 @@ def describe(classifier: Classifier, preprocessing: Preprocessing, name: str) ->
     )
 
 
-def main() -> None:
-    with cli.exit_codes():
-        config = cli.parse(ModelConfig, sys.argv[1:], "Show what a backbone is made of.")
-        classifier, preprocessing = build(config, num_classes=2)
-        print(describe(classifier, preprocessing, config.backbone))
-
-
-if __name__ == "__main__":
-    main()
+def main(config: ModelConfig) -> None:
+    classifier, preprocessing = build(config, num_classes=2)
+    print(describe(classifier, preprocessing, config.backbone))

@@ -3,11 +3,42 @@
 `python predict.py photo.jpg` prints one line. Every input gets a row, rejected ones with the reason.
 """
 
+from spectacles import cli
+from spectacles.core.config import ImageDirConfig, PredictCommand, PredictConfig
+from spectacles.core.config_base import help_texts
+from spectacles.core.errors import UserError
+
+DESCRIPTION = "Predict labels for files, folders, globs, addresses or a table; without any, for the run's test data."
+
+
+def parse(arguments: list[str]) -> tuple[list[str], PredictCommand]:
+    """(what to predict, the settings). Raises UserError for flags that go with files where there are none."""
+    parser = cli.build_parser(PredictCommand, DESCRIPTION, positional="inputs")
+    # Where the training photos were says nothing about the files to predict.
+    defaults = {k: v for k, v in cli.run_defaults(arguments).items() if k not in help_texts(ImageDirConfig)}
+    values = cli.parse_namespace(parser, PredictCommand, arguments, defaults)
+    if values["engine"] == "ray":  # what the run's own predictions look like does not matter to it
+        defaults = {key: value for key, value in defaults.items() if key not in ("explain", "format")}
+        parser = cli.build_parser(PredictCommand, DESCRIPTION, positional="inputs")
+        values = cli.parse_namespace(parser, PredictCommand, arguments, defaults)
+    inputs = values.pop("inputs")
+    config = PredictCommand(**values)
+    flags = {argument.split("=")[0] for argument in arguments}
+    of_files = next((flag for flag in ("--bundle", "--output") if flag in flags), None)
+    if not inputs and of_files:
+        raise UserError(f"{of_files} goes with files to predict: name them, or leave it out.")
+    if not inputs and (config.engine == "ray" or config.shard or config.worker_cpus != 1):
+        raise UserError("--engine ray, --shard and --worker_cpus go with files to predict: name some, or leave it out.")
+    return inputs, config
+
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    cli.start("predict", parse)
+
 import csv
 import json
 import logging
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,11 +47,8 @@ from functools import partial
 from pathlib import Path
 
 import dataset
-from spectacles import cli
-from spectacles.core.config import ImageDirConfig, PredictCommand, PredictConfig
-from spectacles.core.config_base import explanation_methods, help_texts, select
+from spectacles.core.config_base import explanation_methods, select
 from spectacles.core.device import prepare_device, resolve_device
-from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path
 from spectacles.core.progress import progress
 from spectacles.core.results import DatasetReport, PredictReport
@@ -34,10 +62,6 @@ from spectacles.inference.predictor import UNSURE, Prediction, Predictor
 from spectacles.models.bundle import BundleInfo
 
 log = logging.getLogger("spectacles")
-
-OF_FILES = ("--bundle", "--output")
-
-DESCRIPTION = "Predict labels for files, folders, globs, addresses or a table; without any, for the run's test data."
 
 
 def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
@@ -227,30 +251,9 @@ def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
         print(f"what speaks for it: {output.parent / overlay}")
 
 
-def main() -> None:
-    with cli.exit_codes():
-        arguments = sys.argv[1:]
-        parser = cli.build_parser(PredictCommand, DESCRIPTION, positional="inputs")
-        # Where the training photos were says nothing about the files to predict.
-        defaults = {k: v for k, v in cli.run_defaults(arguments).items() if k not in help_texts(ImageDirConfig)}
-        values = cli.parse_namespace(parser, PredictCommand, arguments, defaults)
-        if values["engine"] == "ray":  # what the run's own predictions look like does not matter to it
-            defaults = {key: value for key, value in defaults.items() if key not in ("explain", "format")}
-            parser = cli.build_parser(PredictCommand, DESCRIPTION, positional="inputs")
-            values = cli.parse_namespace(parser, PredictCommand, arguments, defaults)
-        inputs = values.pop("inputs")
-        config = PredictCommand(**values)
-        if inputs:
-            predict_inputs(inputs, config)
-        elif of_files := next((name for name in arguments if name.split("=")[0] in OF_FILES), None):
-            raise UserError(f"{of_files.split('=')[0]} goes with files to predict: name them, or leave it out.")
-        elif config.engine == "ray" or config.shard or config.worker_cpus != 1:
-            raise UserError(
-                "--engine ray, --shard and --worker_cpus go with files to predict: name some, or leave it out."
-            )
-        else:
-            cli.run_alone("predict", run, select(config, PredictConfig), cli.open_run(config, makes_run=False))
-
-
-if __name__ == "__main__":
-    main()
+def main(given: tuple[list[str], PredictCommand]) -> None:
+    inputs, config = given
+    if inputs:
+        predict_inputs(inputs, config)
+    else:
+        cli.run_alone("predict", run, select(config, PredictConfig), cli.open_run(config, makes_run=False))

@@ -10,15 +10,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import dataset
-import error_analysis
-import evaluate
-import explore
-import predict
-import train
 from spectacles import cli
 from spectacles.core import distributed
 from spectacles.core.config import (
@@ -34,29 +29,31 @@ from spectacles.core.config_base import select, to_plain
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport
 from spectacles.core.run_dir import LATEST, STAGES, RunDir, create_run, find_run
-from spectacles.data import label_corrections
 from spectacles.tracking import tracking
 
 log = logging.getLogger("spectacles")
 
 TABLE = {
-    "dataset": (dataset.run, DatasetConfig),
-    "explore": (explore.run, ExploreConfig),
-    "train": (train.run, TrainConfig),
-    "evaluate": (evaluate.run, EvaluateConfig),
-    "error_analysis": (error_analysis.run, ErrorAnalysisConfig),
-    "predict": (predict.run, PredictConfig),
+    "dataset": DatasetConfig,
+    "explore": ExploreConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "error_analysis": ErrorAnalysisConfig,
+    "predict": PredictConfig,
 }
+"""Stage, which is a script of that name, and its settings. A stage is imported when it is its turn."""
 
 
 def run(config: PipelineConfig) -> RunDir:
     """Runs the chosen stages in order on one run folder; with --resume, only those that are not finished."""
     chosen = choose_stages(config.stages)
-    distributed.reject("run_pipeline.py")
+    distributed.require_single_process("run_pipeline.py")
     cli.check_device(config)
     before = _run_before(config)
     run_dir = _open(config, chosen)
     if config.label_fixes is not None and before is not None:
+        from spectacles.data import label_corrections
+
         config = replace(config, label_fixes=label_corrections.keep(config.label_fixes, run_dir))
     # Whole and at once: a stage that a crash keeps from starting is resumed with its settings too.
     settings = run_dir.load_config()
@@ -67,11 +64,10 @@ def run(config: PipelineConfig) -> RunDir:
             if config.resume and run_dir.done(stage):
                 log.info("[%s] already finished", stage)
                 continue
-            action, config_class = TABLE[stage]
             if stage == "predict" and not _has_test_data(run_dir):
                 log.info("[predict] skipped: there is no test data")
                 continue
-            cli.execute(stage, action, select(config, config_class), run_dir)
+            cli.execute(stage, import_module(stage).run, select(config, TABLE[stage]), run_dir)
         cli.publish(run_dir)
     _announce(run_dir)
     if config.label_fixes is not None:
@@ -106,6 +102,8 @@ def _run_before(config: PipelineConfig) -> RunDir | None:
     """The run whose labels are mended by the run that `config` begins."""
     if config.label_fixes is None or not _begins(config, choose_stages(config.stages)):
         return None
+    from spectacles.data import label_corrections
+
     return label_corrections.run_before(config.label_fixes, config.output_dir)
 
 

@@ -1,4 +1,10 @@
-"""Training in two phases: the head on frozen features, then as much of the backbone as pays; the best epoch is kept."""
+"""Fine-tune a backbone in two phases, the head on frozen features first, and keep the best epoch of both."""
+
+from spectacles import cli
+from spectacles.core.config import AugmentConfig, TrainConfig
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    cli.main("train", TrainConfig, __doc__)
 
 import json
 import logging
@@ -13,9 +19,7 @@ import torch
 
 import dataset
 import model
-from spectacles import cli
-from spectacles.core import distributed
-from spectacles.core.config import AugmentConfig, TrainConfig
+from spectacles.core import collectives, distributed
 from spectacles.core.config_base import select, to_plain
 from spectacles.core.device import derive_seed, prepare_device, resolve_device
 from spectacles.core.errors import UserError
@@ -46,9 +50,9 @@ PROFILED = ("brightness", "contrast", "sharpness")
 
 def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
     """Trains, and leaves the bundle of the best epoch, history.csv and curves.png."""
-    device = distributed.own_device(resolve_device(config.device))
+    device = collectives.process_device(resolve_device(config.device))
     with ExitStack() as stack:
-        with distributed.joined(device):
+        with collectives.process_group(device):
             training = prepare(config, run_dir, device)
             stack.enter_context(training.pixels)
             _train(training)
@@ -143,7 +147,7 @@ def _plan(
     for line in reasons:
         log.info("  %s", line)
     chosen = {name: value for name, value in to_plain(plan).items() if name in time_budget.CHOSEN}
-    return recipes.resolve(replace(config, **distributed.broadcast_object(chosen, device)))
+    return recipes.resolve(replace(config, **collectives.broadcast_object(chosen, device)))
 
 
 def _check_processes(config: TrainConfig) -> None:
@@ -216,7 +220,3 @@ def _announce(training: Training) -> None:
     decoding = time_budget.decoding_seconds(training.pixels.paths, config)
     seconds_needed = time_budget.estimate(config, rates, decoding, images, len(training.val.labels))
     log.info("  estimated training time: about %s", duration(seconds_needed))
-
-
-if __name__ == "__main__":
-    cli.main("train", run, TrainConfig, "Fine-tune a backbone in two phases and keep the best epoch of both.")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
@@ -20,13 +21,11 @@ from jsonargparse import ActionYesNo, ArgumentParser
 from spectacles.core import cost, distributed, signals
 from spectacles.core.config import RunConfig
 from spectacles.core.config_base import help_texts, to_plain
-from spectacles.core.device import resolve_device
 from spectacles.core.environment import describe_environment
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import check_writable, safe_name, sweep, write_json
 from spectacles.core.results import Report as StageReport
 from spectacles.core.run_dir import LATEST, RunDir, create_run, find_run, point_latest
-from spectacles.report import html_report, model_card
 from spectacles.tracking import tracking
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -40,23 +39,34 @@ OF_ONE_CALL = {"output_dir", "run_name", "resume", "stages"}
 """Settings that a run's saved config does not hand on to the next command."""
 
 
-def main(stage: str, run: Run, config_class: type[RunConfig], description: str) -> None:
-    """A stage script's whole command line: parse, run on a run folder, exit with 0, 2 (user's mistake) or 130."""
+def start(script: str, parse: Callable[[list[str]], ConfigT]) -> NoReturn:
+    """A script's whole command line: flags are parsed before the script's own module, and all that it imports, is
+    loaded; then its `main` is given what they say. Exits with 0, 2 (user's mistake) or 130."""
+    with exit_codes():
+        config = parse(sys.argv[1:])
+        import_module(script).main(config)
+    sys.exit()
+
+
+def main(stage: str, config_class: type[RunConfig], description: str | None) -> NoReturn:
+    """A stage script's whole command line: parse, load the script as a module, and call its `run` on a run folder."""
     with exit_codes():
         args = sys.argv[1:]
         config = parse(config_class, args, description, run_defaults(args, reopen=stage != "dataset"))
         check_device(config)
         if stage != "train":
-            distributed.reject(f"{stage}.py")
+            distributed.require_single_process(f"{stage}.py")
         run_dir = open_run(config, makes_run=stage == "dataset")
         if getattr(config, "resume", False) and run_dir.done(stage):
             log.info("[%s] already finished in %s; without --resume it starts anew", stage, run_dir.path)
-            return
+            sys.exit()
+        run: Run = import_module(stage).run
         if distributed.is_main_process():
             run_alone(stage, run, config, run_dir)
         else:
             log.setLevel(logging.WARNING)
             run(config, run_dir.for_stage(stage))
+    sys.exit()
 
 
 def run_alone(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> None:
@@ -68,6 +78,8 @@ def run_alone(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> None:
 
 def publish(run_dir: RunDir) -> None:
     """Writes the model card and the report and shows them, with the numbers that compare runs, on the parent run."""
+    from spectacles.report import html_report, model_card
+
     card = model_card.write(run_dir)  # first: the report links to it
     if card is not None:
         tracking.log_artifact(card)
@@ -98,7 +110,7 @@ def exit_codes() -> Iterator[None]:
         sys.exit(getattr(stop, "code", 130))
 
 
-def build_parser(config_class: type, description: str, positional: str | None = None) -> ArgumentParser:
+def build_parser(config_class: type, description: str | None, positional: str | None = None) -> ArgumentParser:
     """One flat flag a field, its docstring as help; --config, SPECTACLES_* variables and --print_config for free."""
     parser = ArgumentParser(description=description, default_env=True, env_prefix="SPECTACLES", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
@@ -123,7 +135,7 @@ def build_parser(config_class: type, description: str, positional: str | None = 
 
 
 def parse(
-    config_class: type[ConfigT], args: Sequence[str], description: str, defaults: dict[str, Any] | None = None
+    config_class: type[ConfigT], args: Sequence[str], description: str | None, defaults: dict[str, Any] | None = None
 ) -> ConfigT:
     """defaults < --config file < SPECTACLES_* variables < flags; `defaults` are those of an existing run folder."""
     parser = build_parser(config_class, description)
@@ -189,6 +201,8 @@ def open_run(config: RunConfig, makes_run: bool) -> RunDir:
 def check_device(config: Any) -> None:
     """A device that is not there is told before anything is begun. Raises UserError."""
     if hasattr(config, "device"):
+        from spectacles.core.device import resolve_device
+
         resolve_device(config.device)
 
 
@@ -232,6 +246,8 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
 def _device(config: Any, run_dir: RunDir) -> str:
     """The device in use; a stage that computes on none keeps what an earlier one wrote."""
     if hasattr(config, "device"):
+        from spectacles.core.device import resolve_device
+
         return str(resolve_device(config.device))
     known = json.loads(run_dir.environment.read_text(encoding="utf-8")) if run_dir.environment.is_file() else {}
     return str(known.get("device", "cpu"))

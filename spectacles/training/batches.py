@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from spectacles.core import distributed
+from spectacles.core import collectives, distributed
 from spectacles.core.config import TrainConfig
 from spectacles.core.device import derive_seed, to_device
 from spectacles.core.errors import UserError
@@ -91,7 +91,7 @@ def augmented_batches(
     seed, device = settings.config.seed, settings.device
     rows = draws(seed, epoch, len(examples.labels))
     whole = epoch_order(seed, epoch, len(examples.labels), settings.config.batch_size)[start:]
-    batches = [distributed.shard_batch(indices) for indices in whole]
+    batches = [collectives.shard_batch(indices) for indices in whole]
     pictures = examples.pixels.batches(examples.positions[indices] for indices in batches if len(indices))
     for indices in batches:
         images = augmentation(next(pictures), rows[indices], size, device) if len(indices) else torch.empty(0)
@@ -123,7 +123,7 @@ def validate(classifier: nn.Module, examples: Examples, settings: StepSettings) 
     for pixels in progress(pictures, "validating", len(batches), unit="batch"):
         logits.append(classifier(preprocessing.normalize(to_device(pixels, settings.device))))
     seen = torch.cat(logits).cpu().numpy() if logits else np.empty((0, settings.num_classes), dtype=np.float32)
-    values = distributed.gather(seen, len(examples.positions), settings.device)
+    values = collectives.gather(seen, len(examples.positions), settings.device)
     if not np.isfinite(values).all():
         raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
     return values

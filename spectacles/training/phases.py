@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
-from spectacles.core import distributed, signals
+from spectacles.core import collectives, distributed, signals
 from spectacles.core.device import to_device
 from spectacles.core.errors import UserError
 from spectacles.core.signals import Stopped
@@ -41,8 +41,8 @@ def shared_probe(training: Training) -> Epoch:
     """The head is fitted by the first process."""
     epoch = asdict(fit_probe(training)) if distributed.is_main_process() else None
     device = training.settings.device
-    distributed.copy_from_first([tensor.data for tensor in training.classifier.head.parameters()])
-    return Epoch(**distributed.broadcast_object(epoch, device))
+    collectives.broadcast_tensors([tensor.data for tensor in training.classifier.head.parameters()])
+    return Epoch(**collectives.broadcast_object(epoch, device))
 
 
 def fit_probe(training: Training) -> Epoch:

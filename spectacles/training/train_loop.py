@@ -10,7 +10,7 @@ import torch
 from timm.data.mixup import Mixup
 from torch import nn
 
-from spectacles.core import distributed, signals
+from spectacles.core import collectives, distributed, signals
 from spectacles.core.device import derive_seed
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
@@ -107,7 +107,7 @@ def _agreed(learning: list[nn.Parameter], batch: Batch, settings: StepSettings, 
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad.mul_(weight))
-    total, weights, asked = distributed.all_reduce_sum(gradients, [loss * weight, weight, float(signals.asked())])
+    total, weights, asked = collectives.all_reduce_sum(gradients, [loss * weight, weight, float(signals.asked())])
     for gradient in gradients:
         gradient.div_(weights)
     if asked:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spectacles.core import distributed
+from spectacles.core import collectives, distributed
 from spectacles.core.config import TrainConfig
 from spectacles.core.config_base import seconds, to_plain
 from spectacles.core.errors import UserError
@@ -163,7 +163,7 @@ class Training:
 
     def out_of_time(self, images_at_the_end: int) -> bool:
         """Would one more epoch like the last one, and a look at so many images after it, overrun the time budget?"""
-        return bool(distributed.broadcast_object(self._out_of_time(images_at_the_end), self.settings.device))
+        return bool(collectives.broadcast_object(self._out_of_time(images_at_the_end), self.settings.device))
 
     def _out_of_time(self, images_at_the_end: int) -> bool:
         own = of_phase(self.history, FINE_TUNE)

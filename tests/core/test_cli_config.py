@@ -269,7 +269,7 @@ def test_an_internal_error_keeps_its_traceback():
 def test_a_stage_without_a_run_explains_itself(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--output_dir", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
-        cli.main("train", lambda *_: pytest.fail("must not run"), TrainConfig, "Train.")
+        cli.main("train", TrainConfig, "Train.")
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no run yet")
     assert list(tmp_path.iterdir()) == []

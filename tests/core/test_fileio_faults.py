@@ -17,7 +17,7 @@ OLD, NEW = "old\n" * 1000, "new!\n" * 2000
 SAVE = """
 import sys
 from pathlib import Path
-from spectacles.run_dir import atomic_write
+from spectacles.core.fileio import atomic_write
 try:
     atomic_write(Path(sys.argv[1]), "new!\\n" * 2000)
 except OSError as error:

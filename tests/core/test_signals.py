@@ -10,7 +10,7 @@ import pytest
 
 BEGIN = """
 import sys, time
-from spectacles import interruption
+from spectacles.core import signals
 def say(text):
     print(text, flush=True)
 def stay():
@@ -18,7 +18,7 @@ def stay():
     while True:
         time.sleep(0.01)
 try:
-    with interruption.handled():
+    with signals.handled():
 """
 END = """
 except KeyboardInterrupt as stop:
@@ -34,11 +34,11 @@ STUBBORN = """
             time.sleep(3600)
 """
 DEFERRED = """
-        with interruption.deferred():
+        with signals.deferred():
             say("ready")
             sys.stdin.readline()
             say("step finished")
-            interruption.check()
+            signals.check()
             say("never")
 """
 
@@ -81,6 +81,6 @@ def test_a_second_signal_ends_at_once() -> None:
 
 
 def test_whatever_does_not_end_is_ended() -> None:
-    with process("        interruption.SECONDS = 0.1\n" + STUBBORN) as started:
+    with process("        signals.SECONDS = 0.1\n" + STUBBORN) as started:
         started.send_signal(signal.SIGTERM)
         assert rest(started) == ("stopping\n", 143)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import made_up_run
@@ -219,11 +220,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
         val_fraction=0.25, test_fraction=0.25, robustness_images=4, output_dir=folder / "outputs",
     )  # fmt: skip
     run_dir = RunDir(folder / "outputs" / "tiny")
-    for stage, (action, config_class) in run_pipeline.TABLE.items():
+    for stage, config_class in run_pipeline.TABLE.items():
         part = select(config, config_class)
         run_dir.save_config(stage, to_plain(part))
         write_json(run_dir.environment, describe_environment(0, "cpu"))
-        run_dir.save_result(stage, action(part, run_dir.for_stage(stage)))
+        run_dir.save_result(stage, import_module(stage).run(part, run_dir.for_stage(stage)))
     return run_dir
 
 

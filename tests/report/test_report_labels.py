@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import made_up_run
@@ -134,8 +135,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run_dir = RunDir(folder / "outputs" / "tiny")
     write_json(run_dir.environment, describe_environment(0, "cpu"))
     for stage in ("dataset", "explore", "train", "evaluate"):
-        action, config_class = run_pipeline.TABLE[stage]
-        run_dir.save_result(stage, action(select(config, config_class), run_dir.for_stage(stage)))
+        part = select(config, run_pipeline.TABLE[stage])
+        run_dir.save_result(stage, import_module(stage).run(part, run_dir.for_stage(stage)))
     return run_dir
 
 

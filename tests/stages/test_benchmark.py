@@ -18,6 +18,7 @@ from torch import nn
 
 import benchmark
 import model
+from spectacles import cli
 from spectacles.core.config import BenchmarkConfig, TrainConfig
 from spectacles.core.errors import UserError
 from spectacles.models import recipes
@@ -130,7 +131,7 @@ def test_where_nothing_could_be_measured_the_reasons_are_kept_and_it_exits_with_
     flags = ["--backbones", "nothing,simple_cnn", "--device", "cpu", "--output_dir", str(tmp_path), "--run_name", "b"]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags])
     with pytest.raises(SystemExit) as stopped:
-        benchmark.main()
+        cli.start("benchmark", benchmark.parse)
     assert stopped.value.code == 2
     assert "none of the backbones" in capsys.readouterr().err
     problems = pd.read_csv(tmp_path / "b" / "benchmark.csv")["problem"]
