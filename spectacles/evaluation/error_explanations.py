@@ -24,7 +24,7 @@ from spectacles.evaluation.feature_maps import draw_feature_maps
 from spectacles.metrics import prediction_table
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
-from spectacles.report.image_grid import image_grid, overlay_heatmap
+from spectacles.report.image_grid import image_grid, overlay_saliency
 
 log = logging.getLogger("spectacles")
 
@@ -140,7 +140,7 @@ def _draw(rows: pd.DataFrame, pixels: np.ndarray, heat: dict[str, np.ndarray], p
     pictures, captions = [], []
     for place, row in zip(rows.index, rows.itertuples(), strict=True):
         picture = to_picture(pixels[place])
-        pictures += [picture, *(overlay_heatmap(picture, maps[place]) for maps in heat.values())]
+        pictures += [picture, *(overlay_saliency(picture, maps[place]) for maps in heat.values())]
         captions.append(f"{row.file}\n{row.label} -> {row.predicted}, {row.confidence:.3f}")
         captions += [f"{method.replace('_', ' ')}: speaks for {row.explained}" for method in heat]
     group = 1 + len(heat)

@@ -17,7 +17,7 @@ from spectacles.evaluation.attribution import REMEDY, explain
 from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.models.bundle import BundleInfo
-from spectacles.report.image_grid import overlay_heatmap
+from spectacles.report.image_grid import overlay_saliency
 
 SIDE = 384
 """Of an overlay, in pixels, where the model's input is not larger: that is often too small to look at."""
@@ -77,7 +77,7 @@ def _overlays(
     except NoFeatureMap as reason:
         raise UserError(f"--explain_with gradcam does not work with {info.backbone}: {reason}; {REMEDY}.") from reason
     return [
-        np.concatenate([overlay_heatmap(picture, maps[place]) for maps in heat], axis=1)
+        np.concatenate([overlay_saliency(picture, maps[place]) for maps in heat], axis=1)
         for place, (_, picture) in enumerate(read)
     ]
 

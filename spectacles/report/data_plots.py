@@ -1,7 +1,7 @@
-"""Charts of the data and of training. Each is written as a PNG to `path`, whole or not at all.
+"""Charts of the data and of training, each written atomically as a PNG to `path`.
 
-Class names are drawn literally, elided where they are long; what does not fit legibly is left out and the title says
-so. The charts of an evaluation are in `evaluation_plots`, pictures made of photos in `galleries`.
+Class names are drawn literally, elided where they are long. What does not fit legibly is left out, and the title says
+so. Charts of an evaluation are in `evaluation_plots`, contact sheets in `image_grid`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from spectacles.report.style import (
     MUTED,
     Panel,
     add_legend,
-    name_rows,
+    draw_matrix,
+    draw_placeholder,
+    label_rows,
     new_figure,
     nth_colour,
     save,
-    say_nothing,
     shorten,
     tick_integers,
     tick_plain_log,
 )
 
-MAX_CLASSES = 40  # more rows than this are not read
+MAX_CLASSES = 40  # nobody reads more rows than this
 MAX_OVERLAYS = 6
-MAX_NUMBERED = 20  # labels up to which the cells of a chart hold numbers
 BACKING = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}  # keeps a text legible over points
 
 
@@ -53,7 +53,7 @@ def class_distribution(
     row = 0.1 + 0.16 * len(counts)
     figure, [axes] = new_figure(title, 8, 1.2 + row * max(2, len(names)))
     if not names:
-        say_nothing(axes)
+        draw_placeholder(axes)
         return save(figure, path)
     thickness = 0.8 / len(counts)
     for index, (split, per_class) in enumerate(counts.items()):
@@ -62,7 +62,7 @@ def class_distribution(
         bars = axes.barh(np.arange(len(names)) + offset, values, thickness * 0.92, color=nth_colour(index))
         bars.set_label(f"{shorten(split)} ({images[split]:,})")
         axes.bar_label(bars, labels=[f"{value:,}" for value in values], padding=3, fontsize=8, color=INK)
-    name_rows(axes, names)
+    label_rows(axes, names)
     tick_integers(axes.xaxis)
     axes.margins(x=0.1)
     axes.set_xlabel("images")
@@ -94,7 +94,7 @@ def histogram(
         title += f": the {MAX_OVERLAYS} largest of {len(shown)} classes"
     figure, [axes] = new_figure(title, 7, 4)
     if not shown:
-        say_nothing(axes)
+        draw_placeholder(axes)
         return save(figure, path)
     edges = _bin_edges(np.concatenate([group for _, group in shown]), log)
     for index, (name, group) in enumerate(shown[:MAX_OVERLAYS]):
@@ -121,7 +121,7 @@ def scatter_sizes(widths: NDArray[Any], heights: NDArray[Any], path: Path) -> Pa
     sizes, counts = np.unique(np.column_stack([widths, heights]), axis=0, return_counts=True)
     figure, [axes] = new_figure(f"Image sizes ({counts.sum():,} images, distinct sizes: {len(sizes):,})", 7, 5.5)
     if not len(sizes):
-        say_nothing(axes)
+        draw_placeholder(axes)
         return save(figure, path)
     order = np.argsort(counts, kind="stable")  # the most frequent sizes are drawn on top
     sizes, counts = sizes[order], counts[order]
@@ -147,31 +147,23 @@ def scatter_sizes(widths: NDArray[Any], heights: NDArray[Any], path: Path) -> Pa
 
 
 def label_pairs(together: NDArray[np.integer[Any]], names: Sequence[str], path: Path) -> Path:
-    """Of the images with a row's label the share that have a column's too; `together` (K, K) are images with both, on
-    the diagonal those of each. Of more than 40 labels the most frequent."""
-    own = np.asarray(together).diagonal()
-    chosen = np.sort(np.argsort(-own, kind="stable")[:MAX_CLASSES])
+    """Of the images with a row's label, the share that also have a column's label; at most the 40 most frequent.
+
+    `together` (K, K): images that have both labels; on its diagonal, images that have the label.
+    """
+    totals = np.asarray(together).diagonal()
+    chosen = np.sort(np.argsort(-totals, kind="stable")[:MAX_CLASSES])
     title = "Which labels go together, in %"
-    if len(chosen) < len(own):
-        title += f": the {len(chosen)} most frequent of {len(own)}"
-    shares = 100 * together[np.ix_(chosen, chosen)] / np.maximum(own[chosen, None], 1)
-    numbered = len(chosen) <= MAX_NUMBERED
-    side = max(2.6, len(chosen) * (0.58 if numbered else 0.25))
-    figure, [axes] = new_figure(title, side + 2.8, side + 1.7)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    axes.grid(visible=False)
-    for (row, column), share in np.ndenumerate(shares) if numbered else ():
-        if row != column:
-            colour = "white" if share > 60 else INK
-            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    if len(chosen) < len(totals):
+        title += f": the {len(chosen)} most frequent of {len(totals)}"
+    shares = 100 * together[np.ix_(chosen, chosen)] / np.maximum(totals[chosen, None], 1)
+    texts = np.char.mod("%.0f", shares)
+    np.fill_diagonal(texts, "")  # always 100
     labels = [shorten(names[index], 18) for index in chosen]
-    axes.set_xticks(range(len(labels)), labels, rotation=90)
-    axes.set_yticks(
-        range(len(labels)), [f"{label} ({own[index]:,})" for label, index in zip(labels, chosen, strict=True)]
-    )
-    axes.set_ylabel("of the images with ...")
-    axes.set_xlabel("... so many also have")
-    figure.colorbar(image, ax=axes, label="% of the row", shrink=0.8)
+    row_names = [f"{label} ({totals[index]:,})" for label, index in zip(labels, chosen, strict=True)]
+    figure, axes = draw_matrix(title, shares, texts, row_names, labels, "of the images with the row's label")
+    axes.set_ylabel("images with this label ...")
+    axes.set_xlabel("... that also have this one")
     return save(figure, path)
 
 
@@ -183,7 +175,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path, metric: st
     """
     figure, panels = new_figure("Training", 7.5, 6, (1, 1))
     if not history:
-        say_nothing(panels[0])
+        draw_placeholder(panels[0])
         panels[1].set_axis_off()
         return save(figure, path)
     epochs = np.array([float(row["epoch"]) for row in history])

@@ -1,4 +1,4 @@
-"""Charts of an evaluation. Each is written as a PNG to `path`, whole or not at all.
+"""Charts of an evaluation, each written atomically as a PNG to `path`.
 
 Labels, probabilities and class indices are as in `metrics`, whose numbers these charts show.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spectacles.core.wording import noun_of, plural
 from spectacles.metrics import classification
 from spectacles.metrics.classification import Bools, Float64s, Floats, Ints
 from spectacles.report.style import (
@@ -20,18 +21,17 @@ from spectacles.report.style import (
     MUTED,
     Panel,
     add_legend,
-    name_rows,
+    draw_matrix,
+    draw_placeholder,
+    label_rows,
     new_figure,
     nth_colour,
     save,
-    say_nothing,
     shorten,
-    square_root_norm,
     tick_integers,
 )
 
-MAX_CLASSES = 40  # more rows than this are not read
-MAX_NUMBERED = 20  # classes up to which the cells of a confusion matrix hold numbers
+MAX_CLASSES = 40  # nobody reads more rows than this
 MAX_CURVES = 10
 
 
@@ -42,6 +42,10 @@ def confusion_matrix(matrix: NDArray[np.integer[Any]], class_names: Sequence[str
     """
     matrix = np.asarray(matrix)
     title = "Confusion matrix"
+    if not len(matrix):
+        figure, [axes] = new_figure(title, 5.4, 4.3)
+        draw_placeholder(axes)
+        return save(figure, path)
     if len(matrix) > MAX_CLASSES:
         title += f": the {MAX_CLASSES} most confused of {len(matrix)} classes"
     chosen = _most_confused(matrix)
@@ -49,21 +53,11 @@ def confusion_matrix(matrix: NDArray[np.integer[Any]], class_names: Sequence[str
     # Shares are of all images of a class, also of those predicted as a class that is not shown.
     shares = 100 * counts / np.maximum(matrix.sum(axis=1)[chosen, None], 1)
     names = [shorten(class_names[index], 18) for index in chosen]
-    numbered = len(names) <= MAX_NUMBERED
-    side = max(2.6, len(names) * (0.58 if numbered else 0.25))
-    figure, [axes] = new_figure(title, side + 2.8, side + 1.7)
-    if not names:
-        say_nothing(axes)
-        return save(figure, path)
-    image = axes.imshow(shares, cmap="Blues", norm=square_root_norm(100))
-    axes.grid(visible=False)
-    if numbered:
-        _number_cells(axes, counts, shares)
-    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    cells = zip(counts.ravel(), shares.ravel(), strict=True)
+    texts = np.array([f"{count:,}\n{share:.0f} %" if count else "0" for count, share in cells]).reshape(counts.shape)
+    figure, axes = draw_matrix(title, shares, texts, names, names, "of the true class")
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8, aspect=30)
     return save(figure, path)
 
 
@@ -81,7 +75,7 @@ def roc_curves(labels: Ints, probabilities: Floats, class_names: Sequence[str], 
     axes.set_ylabel("true-positive rate")
     add_legend(axes, "AUC", "lower right" if len(worst) < 2 else "beside")
     if not worst:
-        say_nothing(axes, "undefined: needs positive and negative samples")
+        draw_placeholder(axes, "undefined: needs positive and negative images")
     return save(figure, path)
 
 
@@ -97,19 +91,19 @@ def precision_recall_curves(labels: Ints, probabilities: Floats, class_names: Se
     axes.set_ylabel("precision")
     add_legend(axes, "average precision", "lower left" if len(worst) < 2 else "beside")
     if not worst:
-        say_nothing(axes, "undefined: needs positive and negative samples")
+        draw_placeholder(axes, "undefined: needs positive and negative images")
     return save(figure, path)
 
 
 def reliability(labels: Ints, probabilities: Floats, path: Path, before: Floats | None = None) -> Path:
-    """Accuracy by top-1 confidence against the diagonal of perfect calibration, and how many samples stand behind.
+    """Accuracy by top-1 confidence against the diagonal of perfect calibration, and the number of images in each bin.
 
-    `before`: the probabilities (N, K) without calibration, drawn beside.
+    `before`: the probabilities (N, K) without calibration, drawn for comparison.
     """
     error = classification.expected_calibration_error(labels, probabilities)
     if error is None:
         figure, [axes] = new_figure("Reliability", 6, 2)
-        say_nothing(axes)
+        draw_placeholder(axes)
         return save(figure, path)
     raw_error = None if before is None else classification.expected_calibration_error(labels, before)
     title = f"Reliability (ECE {error:.3f}" + ("" if raw_error is None else f", {raw_error:.3f} before calibration")
@@ -118,7 +112,7 @@ def reliability(labels: Ints, probabilities: Floats, path: Path, before: Floats 
     used, bins = counts > 0, len(counts)
     centres = (np.arange(bins) + 0.5) / bins
     upper.bar(centres[used], accuracy[used], 0.92 / bins, color=COLOURS[0], alpha=0.85, label="accuracy")
-    upper.plot(confidence[used], accuracy[used], "o", color=COLOURS[1], markersize=5, label="at its mean confidence")
+    upper.plot(confidence[used], accuracy[used], "o", color=COLOURS[1], markersize=5, label="at the mean confidence")
     if before is not None:
         raw_counts, raw_confidence, raw_accuracy = classification.reliability_bins(labels, before)
         raw = raw_counts > 0
@@ -136,20 +130,20 @@ def reliability(labels: Ints, probabilities: Floats, path: Path, before: Floats 
     lower.margins(y=0.25)
     add_legend(lower, loc="upper left")
     lower.set_xlabel("confidence of the predicted class")
-    lower.set_ylabel("samples")
+    lower.set_ylabel("images")
     return save(figure, path)
 
 
 def confidence_histograms(confidence: Floats, correct: Bools, path: Path) -> Path:
-    """Confidence `(N,)` of right and of wrong predictions, each on its own scale: the wrong ones are usually few."""
+    """Confidence `(N,)` of correct and of wrong predictions, on separate scales: wrong ones are usually few."""
     confidence, correct = np.asarray(confidence), np.asarray(correct, dtype=bool)
-    figure, panels = new_figure("Confidence of right and wrong predictions", 7, 5, (1, 1))
+    figure, panels = new_figure("Confidence of correct and wrong predictions", 7, 5, (1, 1))
     edges = np.linspace(0, 1, 41)
-    rows = (("right", correct, COLOURS[0]), ("wrong", ~correct, COLOURS[1]))
+    rows = (("correct", correct, COLOURS[0]), ("wrong", ~correct, COLOURS[1]))
     for axes, (name, chosen, colour) in zip(panels, rows, strict=True):
         axes.stairs(np.histogram(confidence[chosen], edges)[0], edges, fill=True, color=colour, alpha=0.85)
         axes.set_title(f"{name} ({chosen.sum():,})", loc="left", fontsize=10, color=colour)
-        axes.set_ylabel("samples")
+        axes.set_ylabel("images")
         axes.set_ylim(bottom=0, top=None if chosen.any() else 1)
         tick_integers(axes.yaxis)
     panels[-1].set_xlim(0, 1)
@@ -160,7 +154,7 @@ def confidence_histograms(confidence: Floats, correct: Bools, path: Path) -> Pat
 def per_class_accuracy(
     class_names: Sequence[str], recall: Sequence[float | None], support: Sequence[int], path: Path
 ) -> Path:
-    """Recall per class as bars, the worst on top (at most 40); classes without images (recall None) are left out."""
+    """Recall per class as bars, the lowest on top (at most 40); classes without images (recall None) are left out."""
     triples = zip(class_names, recall, support, strict=True)
     rows = sorted(((value, name, count) for name, value, count in triples if value is not None), key=lambda row: row[0])
     title = "Accuracy per class"
@@ -169,28 +163,31 @@ def per_class_accuracy(
     rows = rows[:MAX_CLASSES]
     figure, [axes] = new_figure(title, 7, 1.2 + 0.28 * max(3, len(rows)))
     if not rows:
-        say_nothing(axes)
+        draw_placeholder(axes)
         return save(figure, path)
     bars = axes.barh(range(len(rows)), [value for value, _, _ in rows], 0.72, color=COLOURS[0])
     texts = [f"{100 * value:.1f} % of {count:,}" for value, _, count in rows]
     axes.bar_label(bars, labels=texts, padding=3, fontsize=8, color=INK)
-    name_rows(axes, [name for _, name, _ in rows])
+    label_rows(axes, [name for _, name, _ in rows])
     axes.set_xlim(0, 1.22)
     axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_xlabel("share of the class's images predicted right")
+    axes.set_xlabel("share of the images of the class that are predicted correctly")
     return save(figure, path)
 
 
 def label_errors(class_names: Sequence[str], scores: Sequence[Mapping[str, Any]], images: int, path: Path) -> Path:
-    """Of each label (`label_metrics.per_label_metrics`) the share of images with it that were missed, and of those
-    without that got it; the worst on top (at most 40)."""
+    """For each label (`multilabel.per_label_metrics`), the share of the images with it that were missed and of those
+    without it that were given it; the worst on top (at most 40)."""
     rows = sorted(zip(class_names, scores, strict=True), key=lambda row: -row[1]["missed"] - row[1]["added"])
-    title = "Labels missed, and given where they should not be"
+    title = "Labels missed and labels added wrongly"
     if len(rows) > MAX_CLASSES:
         title += f": the {MAX_CLASSES} most often wrong of {len(rows)}"
     rows = rows[:MAX_CLASSES]
     figure, [axes] = new_figure(title, 7.5, 1.6 + 0.42 * max(3, len(rows)))
-    kinds = (("missed", "of those with it", -0.19, COLOURS[0]), ("added", "of those without", 0.19, COLOURS[1]))
+    kinds = (
+        ("missed", "of the images with it", -0.19, COLOURS[0]),
+        ("added", "of the images without it", 0.19, COLOURS[1]),
+    )
     for kind, of_what, offset, colour in kinds:
         totals = [s["support"] if kind == "missed" else images - s["support"] for _, s in rows]
         shares = [100 * s[kind] / max(1, total) for (_, s), total in zip(rows, totals, strict=True)]
@@ -198,7 +195,7 @@ def label_errors(class_names: Sequence[str], scores: Sequence[Mapping[str, Any]]
         bars = axes.barh(places, shares, 0.36, color=colour, label=f"{kind}, % {of_what}")
         texts = [f"{s[kind]:,} of {total:,}" for (_, s), total in zip(rows, totals, strict=True)]
         axes.bar_label(bars, labels=texts, padding=3, fontsize=8, color=INK)
-    name_rows(axes, [name for name, _ in rows])
+    label_rows(axes, [name for name, _ in rows])
     axes.set_xlim(0, max(5.0, axes.get_xlim()[1]) * 1.25)
     axes.set_xlabel("% of the images with, or without, the label")
     add_legend(axes, loc="lower right")
@@ -209,14 +206,6 @@ def _most_confused(matrix: NDArray[np.integer[Any]]) -> NDArray[np.intp]:
     """Indices, in class order, of the classes with the most wrong predictions from or to them."""
     wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
     return np.sort(np.argsort(-wrong, kind="stable")[:MAX_CLASSES])
-
-
-def _number_cells(axes: Panel, counts: NDArray[np.integer[Any]], shares: Float64s) -> None:
-    for (row, column), count in np.ndenumerate(counts):
-        share = shares[row, column]
-        text = f"{count:,}\n{share:.0f} %" if count else "0"
-        colour = "white" if share > 30 else INK if count else MUTED
-        axes.text(column, row, text, ha="center", va="center", fontsize=9 if len(counts) <= 8 else 7.5, color=colour)
 
 
 def _worst_classes(
@@ -230,15 +219,15 @@ def _worst_classes(
 
 
 def _positive(labels: Ints, index: int) -> Bools:
-    """(N,): which images are of a class (N,), or have a label (N, K)."""
-    own = np.asarray(labels[:, index] == 1 if labels.ndim == 2 else labels == index)
-    return own
+    """(N,): which images are of the class (`labels` (N,)), or have the label (`labels` (N, K))."""
+    return np.asarray(labels[:, index] == 1 if labels.ndim == 2 else labels == index)
 
 
 def _curves_title(name: str, score: str, curves: int, class_names: Sequence[str], labels: Ints) -> str:
     if len(class_names) == 2 and labels.ndim == 1:
         return f"{name} of {shorten(class_names[1], 40)}"
-    one, many = ("label", "labels") if labels.ndim == 2 else ("class", "classes")
+    one = noun_of(labels.ndim == 2)
+    many = plural(one)
     if curves > MAX_CURVES:
         return f"{name}: the {MAX_CURVES} {many} of {curves} with the lowest {score}"
     return f"{name}, each {one} against the rest"

@@ -1,4 +1,4 @@
-"""Pictures made of pictures: contact sheets, and where in a photo a model looks."""
+"""Pictures made of photos: contact sheets, and saliency maps laid over a photo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from spectacles.report.style import DPI, INK, colour_table, new_figure, save, say_nothing, shorten
+from spectacles.report.style import DPI, INK, colour_table, draw_placeholder, new_figure, save, shorten
 
 THUMBNAIL, GAP, HEADER, LINE = 150, 12, 44, 13  # pixels; LINE is one line of caption
 CAPTION_LINES, CAPTION_COLUMNS = 4, 25  # as many characters of the caption's font as a thumbnail is wide
@@ -25,21 +25,21 @@ def image_grid(
 ) -> Path:
     """A contact sheet of `(H, W, 3)` uint8 arrays or PIL images, each letterboxed above its caption.
 
-    Line breaks in a caption are kept, long lines wrapped, more than four lines cut. Meant for up to a few hundred
-    images: they are composed in memory.
+    Captions keep their line breaks, are wrapped, and cut after four lines. The sheet is composed in memory: for up to
+    a few hundred images.
     """
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images but {len(captions)} captions")
     if not images:
         figure, [axes] = new_figure(title, 5, 1.6)
-        say_nothing(axes)
+        draw_placeholder(axes)
         return save(figure, path)
     wrapped = [_wrap(caption) for caption in captions]
     cell_width = THUMBNAIL + GAP
     cell_height = THUMBNAIL + GAP + LINE * max(len(lines) for lines in wrapped)
     columns = min(columns, len(images))
     header = HEADER if title else GAP
-    # A title is not cut to the width of a single column.
+    # Wide enough for the title, also with a single column.
     width = max(GAP + columns * cell_width, 400 if title else 0)
     height = header + -(-len(images) // columns) * cell_height
     page = np.full((height, width, 3), 255, dtype=np.uint8)
@@ -56,20 +56,20 @@ def image_grid(
         figure.text(
             left / width, 1 - (top + THUMBNAIL + 4) / height, "\n".join(lines), va="top", fontsize=6.5, color=INK
         )
-    # One picture instead of an Axes a thumbnail: drawing is then as fast as pasting.
+    # One picture instead of one Axes per thumbnail: as fast as pasting.
     figure.figimage(page)
     return save(figure, path)
 
 
-def overlay_heatmap(
-    image: NDArray[np.uint8], heat: NDArray[np.floating[Any]], opacity: float = 0.45
+def overlay_saliency(
+    image: NDArray[np.uint8], saliency: NDArray[np.floating[Any]], opacity: float = 0.45
 ) -> NDArray[np.uint8]:
-    """Blends heat `(h, w)`, 0..1 from cold to hot, over a photo `(H, W, 3)` uint8; returns `(H, W, 3)` uint8.
+    """Blends a saliency map `(h, w)`, clipped to 0..1 (NaN counts as 0), over a photo `(H, W, 3)`; the result is uint8.
 
-    The heat is clipped to 0..1 (NaN counts as 0) and stretched to the photo, whatever its own resolution.
+    The map is stretched to the photo, whatever its own resolution.
     """
     height, width = image.shape[:2]
-    clipped = np.clip(np.nan_to_num(heat, nan=0.0), 0.0, 1.0).astype(np.float32)
+    clipped = np.clip(np.nan_to_num(saliency, nan=0.0), 0.0, 1.0).astype(np.float32)
     stretched = np.asarray(Image.fromarray(clipped).resize((width, height), Image.Resampling.BILINEAR))
     colours = colour_table("turbo")[np.rint(stretched * 255).astype(np.uint8)]
     blended = (1 - opacity) * image.astype(np.float32) + opacity * colours

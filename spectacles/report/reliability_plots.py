@@ -1,6 +1,6 @@
-"""Charts of how far scores can be trusted: by confidence, threshold, group of images, and on changed photos.
+"""Charts of how far scores can be trusted: by confidence, threshold, group of images, and on corrupted photos.
 
-Each is written as a PNG to `path`, whole or not at all; what it shows is in metrics.json, slices.json, robustness.json.
+Each is written atomically as a PNG to `path`; its numbers are in metrics.json, slices.json or robustness.json.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from spectacles.report.style import (
     MUTED,
     Panel,
     add_legend,
+    draw_placeholder,
     new_figure,
     nth_colour,
     save,
-    say_nothing,
     shorten,
 )
 
@@ -33,10 +33,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def coverage(selective: Mapping[str, Any], labelled: Mapping[str, Any] | None, images: int, path: Path) -> Path:
-    """Accuracy of the surest images by the share of them (`confidence.selective`), and where the bundle stands: the
-    images to which it gives a label (`labelled` of `confidence.by_verdict`)."""
+    """Accuracy by coverage, the most confident images first (`selective.selective`), and the operating point of the
+    bundle: the images that it labels (`labelled` of `selective.by_verdict`)."""
     share, accuracy = np.array(selective["coverage"]), np.array(selective["accuracy"])
-    figure, [axes] = new_figure(f"Accuracy of the surest images (AURC {selective['aurc']:.4f})", 6.5, 4)
+    figure, [axes] = new_figure(f"Accuracy by coverage (AURC {selective['aurc']:.4f})", 6.5, 4)
     axes.plot(100 * share, 100 * accuracy, color=COLOURS[0], linewidth=1.8, label="accuracy")
     axes.axhline(100 * accuracy[-1], color=MUTED, linewidth=0.9, linestyle="--", label=f"all: {percent(accuracy[-1])}")
     if labelled is not None and labelled["accuracy"] is not None:
@@ -47,19 +47,21 @@ def coverage(selective: Mapping[str, Any], labelled: Mapping[str, Any] | None, i
         axes.plot(at, 100 * labelled["accuracy"], "o", color=COLOURS[1], markersize=6, label=text)
     axes.set_xlim(0, 101)
     axes.set_ylim(max(0.0, 100 * accuracy.min() - 3), 100.5)
-    axes.set_xlabel("% of the images, the surest first")
-    axes.set_ylabel("% of them right")
+    axes.set_xlabel("coverage (% of the images, most confident first)")
+    axes.set_ylabel("% of them correct")
     add_legend(axes, loc="lower left")
     return save(figure, path)
 
 
 def thresholds(labels: Ints, scores: Floats, threshold: float | None, positive: str, path: Path) -> Path:
-    """Error rates, precision and recall of two classes by the probability (N,) from which an image counts as the
-    positive class; the bundle's threshold (None: the most probable class) is marked."""
-    figure, panels = new_figure(f"Errors by the threshold of {shorten(positive, 40)}", 7, 6, (1, 1))
+    """Error rates, precision and recall of two classes by the threshold on the positive class's probability (N,).
+
+    The bundle's own threshold (None: the most probable class wins) is marked.
+    """
+    figure, panels = new_figure(f"Errors by the threshold for {shorten(positive, 40)}", 7, 6, (1, 1))
     positives = np.asarray(labels) == 1
     if not positives.any() or positives.all():
-        say_nothing(panels[0], "undefined: needs positive and negative samples")
+        draw_placeholder(panels[0], "undefined: needs positive and negative images")
         panels[1].set_axis_off()
         return save(figure, path)
     fall_out, recall, starts = classification.roc_curve(positives, scores)
@@ -68,8 +70,8 @@ def thresholds(labels: Ints, scores: Floats, threshold: float | None, positive: 
     # A row holds for thresholds from above the next lower score up to its own.
     x = np.append(np.append(0.0, starts[:0:-1]), 1.0)
     at = np.append(np.append(len(starts) - 1, np.arange(len(starts) - 1, 0, -1)), 0)
-    here = 0.5 if threshold is None else threshold
-    place = at[min(int(np.searchsorted(x, here, side="left")), len(at) - 1)]
+    current = 0.5 if threshold is None else threshold
+    place = at[min(int(np.searchsorted(x, current, side="left")), len(at) - 1)]
     rows = (
         (panels[0], "false positives", fall_out), (panels[0], "false negatives", 1 - recall),
         (panels[1], "precision", precision), (panels[1], "recall", recall),
@@ -78,14 +80,14 @@ def thresholds(labels: Ints, scores: Floats, threshold: float | None, positive: 
         label = f"{name}: {percent(values[place])}"
         axes.step(x, 100 * values[at], where="pre", color=nth_colour(index), linewidth=1.6, label=label)
     middle = (x > 0.05) & (x < 0.95)
-    # What lies at the very ends would flatten what lies between.
-    seen = [100 * values[np.append(at[middle], place)] for _, _, values in rows]
-    panels[0].set_ylim(0, min(100.5, max(5.0, 1.3 * float(np.max(seen[:2])))))
-    panels[1].set_ylim(max(0.0, min(95.0, float(np.min(seen[2:])) - 5)), 100.5)
-    said = "the most probable class" if threshold is None else f"the bundle's threshold, {here:.3f}"
-    for axes, what in zip(panels, ("% of their class", "%"), strict=True):
-        axes.axvline(here, color=INK, linewidth=1, linestyle="--", label=f"at {said}")
-        axes.set_ylabel(what)
+    # The extremes at both ends would flatten the rest.
+    visible = [100 * values[np.append(at[middle], place)] for _, _, values in rows]
+    panels[0].set_ylim(0, min(100.5, max(5.0, 1.3 * float(np.max(visible[:2])))))
+    panels[1].set_ylim(max(0.0, min(95.0, float(np.min(visible[2:])) - 5)), 100.5)
+    where = "the most probable class" if threshold is None else f"the bundle's threshold, {current:.3f}"
+    for axes, unit in zip(panels, ("% of their class", "%"), strict=True):
+        axes.axvline(current, color=INK, linewidth=1, linestyle="--", label=f"at {where}")
+        axes.set_ylabel(unit)
         add_legend(axes)
     panels[1].set_xlim(-0.01, 1.01)
     panels[1].set_xlabel("threshold on the probability")
@@ -101,7 +103,7 @@ def slices(entries: Sequence[Mapping[str, Any]], overall: float, path: Path) -> 
     order = order[:MAX_SLICES]
     figure, [axes] = new_figure(title, 9, 1.4 + 0.26 * max(3, len(order)))
     if not order:
-        say_nothing(axes)
+        draw_placeholder(axes)
         return save(figure, path)
     for row, entry in enumerate(order):
         colour = COLOURS[0] if entry["sufficient"] else MUTED
@@ -118,19 +120,19 @@ def slices(entries: Sequence[Mapping[str, Any]], overall: float, path: Path) -> 
     axes.set_xlim(left, 100.5 + 0.32 * (100.5 - left))
     axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= 100])
     for row, entry in enumerate(order):
-        few = "" if entry["sufficient"] else ", insufficient"
+        few = "" if entry["sufficient"] else ", too few"
         axes.text(100.5, row, f" {percent(entry['accuracy'])} of {entry['images']:,}{few}", fontsize=8, va="center")
-    axes.set_xlabel("% right, with 95 % interval")
+    axes.set_xlabel("% correct, with 95 % interval")
     return save(figure, path)
 
 
 def robustness(measured: Mapping[str, Any], path: Path) -> Path:
-    """Accuracy by strength of each change (robustness.json), 0 being the photos as they are."""
+    """Accuracy by severity of each corruption (robustness.json); severity 0 is the clean photos."""
     title = f"Accuracy on changed photos ({measured['images']:,} images)"
     figure, [axes] = new_figure(title, 8.5, 4.6)
     changes: Mapping[str, Sequence[float]] = measured["corruptions"]
     if not changes:
-        say_nothing(axes)
+        draw_placeholder(axes)
         return save(figure, path)
     clean = measured["accuracy_clean"]
     low, high = (100 * end for end in measured["interval_clean"])

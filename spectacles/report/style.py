@@ -1,4 +1,4 @@
-"""The look every picture of the project shares, and how one reaches the disk. The only importer of matplotlib.
+"""The common look of all charts, and how they are written. The only module that imports matplotlib.
 
 Figures are plain objects without pyplot, which keeps global state and is not safe in threads.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.text import Text
@@ -26,7 +26,8 @@ from spectacles.core.fileio import atomic_path
 Panel = Axes  # for annotations in the modules that draw
 DPI = 110
 INK, MUTED = "#222222", "#7a7a7a"
-# Okabe & Ito's palette, which people with any common colour blindness can tell apart; its yellow is lost on white.
+MAX_NUMBERED = 20  # rows up to which the cells of a matrix hold numbers
+# Okabe & Ito's palette, safe for common colour blindness, without its yellow, which is invisible on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7a7a7a")
 _FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS")
 
@@ -49,7 +50,7 @@ def new_figure(
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes the figure as PNG to `path`, all of it or nothing, and returns the path."""
+    """Writes the figure as PNG, atomically, and returns the path."""
     for text in figure.findobj(lambda artist: isinstance(artist, Text)):
         text.set(parse_math=False, fontfamily=_font_families())  # class names and paths may hold $
     with atomic_path(path) as unfinished:
@@ -58,7 +59,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def shorten(text: str, length: int = 24) -> str:
-    """User text that can be drawn: on one line, elided in the middle, a box for what the fonts lack."""
+    """User text fit for a chart: on one line, elided in the middle, a box for characters that no font has."""
     text = " ".join(str(text).split())
     if len(text) > length:
         head = length // 2
@@ -68,18 +69,18 @@ def shorten(text: str, length: int = 24) -> str:
 
 
 def nth_colour(index: int) -> str:
-    """The colour of the index-th thing in a chart; they repeat."""
+    """The colour of the index-th series; colours repeat."""
     return COLOURS[index % len(COLOURS)]
 
 
-def say_nothing(axes: Axes, reason: str = "nothing to show") -> None:
-    """Empties the panel but for the reason why it is empty."""
+def draw_placeholder(axes: Axes, reason: str = "nothing to show") -> None:
+    """Shows only the reason why the panel is empty."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=MUTED)
 
 
 def add_legend(axes: Axes, title: str = "", loc: str = "best") -> None:
-    """A small legend without a frame, if anything is labelled; `loc` may be "beside", outside on the right."""
+    """A small frameless legend, if anything is labelled; `loc` may also be "beside": outside, on the right."""
     options: dict[str, Any] = {"title": title, "loc": loc, "fontsize": 8, "title_fontsize": 8, "edgecolor": "none"}
     options["alignment"] = "left"
     if loc == "beside":
@@ -88,11 +89,36 @@ def add_legend(axes: Axes, title: str = "", loc: str = "best") -> None:
         axes.legend(**options)
 
 
-def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Class names down the y axis, the first on top."""
+def label_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names down the y axis, the first on top."""
     axes.set_yticks(range(len(names)), [shorten(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
+
+
+def draw_matrix(
+    title: str,
+    shares: NDArray[np.floating[Any]],
+    texts: NDArray[np.str_],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    of_what: str,
+) -> tuple[Figure, Axes]:
+    """A heat map of `shares` (K, K), 0..100 % `of_what`, with `texts` (K, K) in the cells up to 20 rows."""
+    numbered = len(row_names) <= MAX_NUMBERED
+    side = max(2.6, len(row_names) * (0.58 if numbered else 0.25))
+    figure, [axes] = new_figure(title, side + 2.8, side + 1.7)
+    # Coloured by square root, so that small shares differ visibly from none.
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+    axes.grid(visible=False)
+    for (row, column), text in np.ndenumerate(texts) if numbered else ():
+        colour = "white" if shares[row, column] > 30 else INK if shares[row, column] else MUTED
+        size = 9 if len(row_names) <= 8 else 7.5
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+    axes.set_xticks(range(len(column_names)), column_names, rotation=90 if len(column_names) > 4 else 0, fontsize=8)
+    axes.set_yticks(range(len(row_names)), row_names, fontsize=8)
+    figure.colorbar(image, ax=axes, label=f"% {of_what}", shrink=0.8, aspect=30)
+    return figure, axes
 
 
 def tick_integers(axis: Axis) -> None:
@@ -106,11 +132,6 @@ def tick_plain_log(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
     axis.set_major_formatter("{x:,.10g}")
     axis.set_minor_formatter(NullFormatter())
-
-
-def square_root_norm(high: float) -> Normalize:
-    """Colours 0..high by square root, so that small values can be told from none."""
-    return PowerNorm(0.5, 0, high)
 
 
 def colour_table(name: str) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from spectacles.data.preprocessing import Preprocessing, to_picture
 from spectacles.evaluation import attribution, overlays
 from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.inference.predictor import Predictor
-from spectacles.report.image_grid import overlay_heatmap
+from spectacles.report.image_grid import overlay_saliency
 from spectacles.server import limits, urls
 from spectacles.server.auth import Rejected
 from spectacles.server.batching import Answer, Batcher, Overloaded
@@ -116,5 +116,5 @@ def _draw(
 ) -> tuple[list[list[float]], bytes]:
     heat = attribution.explain(method, model.classifier, seen[None], [index], model.info.preprocessing)[0]
     buffer = BytesIO()
-    Image.fromarray(overlay_heatmap(to_picture(shown), heat)).save(buffer, "PNG")
+    Image.fromarray(overlay_saliency(to_picture(shown), heat)).save(buffer, "PNG")
     return heat.astype(float).round(3).tolist(), buffer.getvalue()

@@ -29,10 +29,10 @@ from spectacles.report.style import (
     MUTED,
     Panel,
     add_legend,
+    draw_placeholder,
     new_figure,
     nth_colour,
     save,
-    say_nothing,
     shorten,
     tick_plain_log,
 )
@@ -226,7 +226,7 @@ def plot(table: pd.DataFrame, path: Path) -> Path:
     title = "Validation accuracy against latency" if trained else f"Throughput against parameters, batches of {BATCH}"
     figure, [axes] = new_figure(title, 8, 4.5)
     if drawn.empty:
-        say_nothing(axes)
+        draw_placeholder(axes)
         return save(figure, path)
     for number, row in enumerate(drawn.to_dict("records")):
         _point(axes, number, row, x, y)

@@ -23,7 +23,7 @@ from spectacles.evaluation.attribution import explain
 from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.evaluation.overlays import SIDE, file_name, view
 from spectacles.inference.predictor import Predictor
-from spectacles.report.image_grid import overlay_heatmap
+from spectacles.report.image_grid import overlay_saliency
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_an_overlay_is_of_its_own_row_and_of_the_class_that_was_predicted(
         index = info.classes.index(row["label"])
         heat = explain("gradcam", predictor.classifier, pixels[None], [index], info.preprocessing)[0]
         with Image.open(output.parent / row["explanation"]) as stored:
-            difference = np.asarray(stored).astype(int) - overlay_heatmap(picture, heat)
+            difference = np.asarray(stored).astype(int) - overlay_saliency(picture, heat)
         assert np.abs(difference).mean() < 0.1  # a batch may round otherwise than a single image
 
 

@@ -1,4 +1,4 @@
-"""Every plot writes a whole PNG of a sensible size, also for the input that breaks plots: none, too much, odd names."""
+"""Every plot writes a complete PNG of a sensible size, also for what usually breaks plots: no, too much, odd input."""
 
 from __future__ import annotations
 
@@ -179,15 +179,15 @@ def test_image_grid_wants_a_caption_for_each_image(path):
         image_grid.image_grid([Image.new("RGB", (2, 2))], [], path)
 
 
-def test_overlay_heatmap():
+def test_overlay_saliency():
     image = np.full((30, 50, 3), 100, dtype=np.uint8)
-    heat = np.array([[0.0, np.nan], [2.0, -1.0]])
-    blended = image_grid.overlay_heatmap(image, heat)
+    saliency = np.array([[0.0, np.nan], [2.0, -1.0]])
+    blended = image_grid.overlay_saliency(image, saliency)
     assert blended.shape == image.shape and blended.dtype == np.uint8
-    assert (image == 100).all(), "the photo itself is left alone"
+    assert (image == 100).all(), "the photo itself is not changed"
     hot, cold = blended[-1, 0].astype(int), blended[0, 0].astype(int)
     assert hot[0] > hot[2] and cold[2] > cold[0]  # turbo runs from blue to red
-    np.testing.assert_array_equal(image_grid.overlay_heatmap(image, heat, opacity=0.0), image)
+    np.testing.assert_array_equal(image_grid.overlay_saliency(image, saliency, opacity=0.0), image)
 
 
 def test_user_text_is_drawn_literally(path):

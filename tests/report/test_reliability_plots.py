@@ -1,4 +1,4 @@
-"""Charts of trust are whole pictures also for what breaks charts: nothing, one class, long and odd names."""
+"""Reliability charts survive what usually breaks charts: no data, one class, long and odd names."""
 
 from __future__ import annotations
 
