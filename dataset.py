@@ -18,7 +18,7 @@ from torch import nn
 from spectacles.core.device import cpu_count, prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_csv
-from spectacles.core.results import DatasetReport, Ledger
+from spectacles.core.results import DatasetReport, RowAccounting
 from spectacles.core.run_dir import RunDir
 from spectacles.data import duplicates, label_corrections, label_sets, leakage
 from spectacles.data.file_index import look_at_all
@@ -43,7 +43,7 @@ Frozen = tuple[nn.Module, Preprocessing]
 
 
 def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
-    """Writes index.csv (every row given, with its fate), splits.csv, duplicates.csv and issues.csv."""
+    """Writes index.csv (every row given, with its status), splits.csv, duplicates.csv and issues.csv."""
     _check_fractions(config)
     backbone, notes = load_frozen(config)
     rows = read_rows(config)
@@ -111,7 +111,7 @@ def find_duplicates(
 
 
 def check_files(frame: pd.DataFrame, config: DatasetConfig) -> pd.DataFrame:
-    """The rows with each file's facts and fate; a file that several rows name is looked at once."""
+    """The rows with each file's facts and status; a file that several rows name is looked at once."""
     paths = frame["path"].unique()
     facts = look_at_all(paths, config.num_workers or cpu_count())
     facts.insert(0, "path", paths)
@@ -222,31 +222,36 @@ def _report(
     notes: list[str],
     run_dir: RunDir,
 ) -> DatasetReport:
-    ledger = _ledger(index)
+    accounting = _account_for_rows(index)
     labelled = index[(index["split"] != "") & (index["label"] != "")]
     counts, images = label_sets.count_splits(labelled, SPLITS, classes, rows.multi_label)
     unlabelled = int(((index["split"] == "test") & (index["label"] == "")).sum())
     sizes = ", ".join(f"{split} {count}" for split, count in images.items())
     summary = [
-        f"{ledger.rows} rows = {ledger.used} used + {ledger.converted} converted + {ledger.rejected} rejected",
+        f"{accounting.rows} rows = {accounting.used} used + {accounting.converted} converted + "
+        f"{accounting.rejected} rejected",
         f"{'labels, any number an image' if rows.multi_label else 'classes'}: {', '.join(classes[:20])}"
         f"{' ...' if len(classes) > 20 else ''} (column {rows.label_column!r})",
         f"images: {sizes}" + (f", unlabelled test {unlabelled}" if unlabelled else ""),
         *label_sets.rare(counts, rows.multi_label),
         *leakage.summarise(pairs, issues),
-        *(f"rejected {count}: {reason}" for reason, count in ledger.rejections.items()),
+        *(f"rejected {count}: {reason}" for reason, count in accounting.rejections.items()),
         *notes,
     ]
     metrics = {f"images_{split}": float(count) for split, count in images.items()}
-    metrics |= {"rows": float(ledger.rows), "rejected": float(ledger.rejected), "duplicate_pairs": float(len(pairs))}
-    metrics["crossing_pairs"] = float(pairs["crosses_border"].sum())
+    metrics |= {
+        "rows": float(accounting.rows),
+        "rejected": float(accounting.rejected),
+        "duplicate_pairs": float(len(pairs)),
+    }
+    metrics["crossing_pairs"] = float(pairs["crosses_split"].sum())
     return DatasetReport(
         summary=summary,
         metrics=metrics,
         artifacts=run_dir.relative(run_dir.splits, run_dir.issues, run_dir.duplicates, run_dir.index),
         classes=classes,
         multi_label=rows.multi_label,
-        ledger=ledger,
+        row_accounting=accounting,
         counts=counts,
         images=images,
         unlabelled=unlabelled,
@@ -256,10 +261,10 @@ def _report(
     )
 
 
-def _ledger(index: pd.DataFrame) -> Ledger:
+def _account_for_rows(index: pd.DataFrame) -> RowAccounting:
     reasons = {status: Counter(index.loc[index["status"] == status, "reason"]) for status in ("converted", "rejected")}
     status = index["status"].value_counts()
-    return Ledger(
+    return RowAccounting(
         rows=len(index),
         used=int(status.get("used", 0)),
         converted=int(status.get("converted", 0)),

@@ -41,7 +41,7 @@ MAX_TOLD = 5
 
 
 def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
-    """Writes charts, tables, galleries, reachable.json, warnings.txt and suggestions.txt into explore/."""
+    """Writes charts, tables, galleries, baseline.json, warnings.txt and suggestions.txt into explore/."""
     data = run_dir.load_result("dataset", DatasetReport)
     index, pairs = dataset.load_index(run_dir), load_pairs(run_dir)
     used = index[index["status"] != "rejected"].reset_index(drop=True)
@@ -50,11 +50,11 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
     odd, unlike = find_outliers(used), unlike_others(used, features, config.seed)
     outliers = pd.concat([odd, unlike[unlike["z"] > UNLIKE_Z]], ignore_index=True) if len(unlike) else odd
     given_away, separation = shortcuts.find(labelled, config.seed, data.multi_label)
-    within_reach = measure_reachable(labelled, features, data, config.seed)
+    measured_baseline = measure_baseline(labelled, features, data, config.seed)
 
     folder = run_dir.folder("explore")
     write_tables(data, used, pairs, outliers, given_away, folder)
-    write_reachable(within_reach, folder)
+    write_baseline(measured_baseline, folder)
     draw_charts(data, used, folder)
     about_pairs, suspicious = look_at_label_pairs(data, labelled, folder)
     contact_sheets.clear(folder)
@@ -69,7 +69,7 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
         *[shortcut.sentence() for shortcut in given_away[:MAX_TOLD]],
         *statistics.check_shift(used),
     ]
-    advice = suggest(data, used, outliers, given_away, within_reach, config)
+    advice = suggest(data, used, outliers, given_away, measured_baseline, config)
     for name, lines in (("warnings", warnings), ("suggestions", advice)):
         atomic_write(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))
     summary = [
@@ -78,15 +78,16 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
         *_tell_contact_sheets(data),
         *shortcuts.summarise(given_away, separation, noun_of(data.multi_label)),
         *(
-            baseline.sentences(within_reach, data.multi_label)
-            if within_reach
-            else [f"what is within reach was not measured: {left_out}"]
+            baseline.sentences(measured_baseline, data.multi_label)
+            if measured_baseline
+            else [f"the baseline was not measured: {left_out}"]
         ),
         f"{count_of(len(warnings), 'warning')}, {count_of(len(advice), 'suggestion')}; charts and lists in {folder}",
     ]
     return ExploreReport(
         summary=summary + [f"warning: {line}" for line in warnings] + [f"suggestion: {line}" for line in advice],
-        metrics=_metrics(data, used, pairs, outliers, separation, within_reach) | {"warnings": float(len(warnings))},
+        metrics=_metrics(data, used, pairs, outliers, separation, measured_baseline)
+        | {"warnings": float(len(warnings))},
         artifacts=run_dir.relative(*_telling(folder), *galleries),
         warnings=warnings,
         suggestions=advice,
@@ -96,9 +97,9 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
 def load_pairs(run_dir: RunDir) -> pd.DataFrame:
     """The dataset stage's duplicate pairs: first those on two sides of a split, then those with different labels."""
     text = dict.fromkeys(["label_a", "label_b", "file_a", "file_b", "split_a", "split_b", "path_a", "path_b"], str)
-    types = {**text, "conflict": bool, "crosses_border": bool}
+    types = {**text, "conflict": bool, "crosses_split": bool}
     pairs = pd.read_csv(run_dir.duplicates, dtype=types, keep_default_na=False)
-    order = ["crosses_border", "conflict"]
+    order = ["crosses_split", "conflict"]
     return pairs.sort_values(order, ascending=False, kind="stable", ignore_index=True)
 
 
@@ -116,15 +117,15 @@ def frozen_features(used: pd.DataFrame, config: ExploreConfig, run_dir: RunDir) 
     ), ""
 
 
-def measure_reachable(
+def measure_baseline(
     labelled: pd.DataFrame, features: np.ndarray | None, data: DatasetReport, seed: int
 ) -> dict[str, Any] | None:
-    """See reachable.measure; `labelled` are rows, none of the test split, of the table that `features` stand for."""
+    """See baseline.measure; `labelled` are rows, none of the test split, of the table that `features` stand for."""
     if features is None:
         return None
     most = baseline.most_rows(len(data.classes) if data.multi_label else 1)
     rows = labelled.iloc[baseline.sample_clusters(labelled["cluster"].to_numpy(), most, seed)]
-    log.info("  measuring on %d images what is within reach", len(rows))
+    log.info("  measuring the baseline on %d images", len(rows))
     labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
     return baseline.measure(features[rows.index], labels, rows["cluster"].to_numpy(), seed)
 
@@ -149,12 +150,12 @@ def write_tables(
         write_csv(folder / name, table)
 
 
-def write_reachable(within_reach: dict[str, Any] | None, folder: Path) -> None:
-    path = folder / "reachable.json"
-    if within_reach is None:
+def write_baseline(measured: dict[str, Any] | None, folder: Path) -> None:
+    path = folder / "baseline.json"
+    if measured is None:
         path.unlink(missing_ok=True)  # of an earlier run with other weights
     else:
-        write_json(path, within_reach)
+        write_json(path, measured)
 
 
 def look_at_label_pairs(data: DatasetReport, labelled: pd.DataFrame, folder: Path) -> tuple[list[str], list[str]]:
@@ -233,7 +234,7 @@ def suggest(
     used: pd.DataFrame,
     outliers: pd.DataFrame,
     given_away: Sequence[Shortcut],
-    within_reach: dict[str, Any] | None,
+    measured_baseline: dict[str, Any] | None,
     config: ExploreConfig,
 ) -> list[str]:
     """What to try, each with its reason."""
@@ -248,7 +249,7 @@ def suggest(
         *suggestions.group_column(used),
         *(suggestions.rare_label(train, data.images["train"]) if data.multi_label else suggestions.balance(train)),
         *suggestions.more_images(data),
-        *suggestions.learning_curve(within_reach, data.multi_label),
+        *suggestions.learning_curve(measured_baseline, data.multi_label),
         *suggestions.unusual(outliers, look_at),
         *suggestions.resize(used, config.resize),
         *suggestions.image_size(used, size, native),
@@ -269,7 +270,7 @@ def _metrics(
     pairs: pd.DataFrame,
     outliers: pd.DataFrame,
     separation: float | None,
-    within_reach: dict[str, Any] | None,
+    measured_baseline: dict[str, Any] | None,
 ) -> dict[str, float | None]:
     train = data.counts["train"]
     metrics: dict[str, float | None] = {
@@ -283,13 +284,13 @@ def _metrics(
         "median_brightness": float(used["brightness"].median()),
         "shortcut_balanced_accuracy": separation,
     }
-    scores = ("honest", "naive") if within_reach else ()
-    return metrics | {f"reachable_{name}": within_reach[name]["accuracy"] for name in scores if within_reach}
+    scores = ("grouped_split", "random_split") if measured_baseline else ()
+    return metrics | {f"baseline_{name}": measured_baseline[name]["accuracy"] for name in scores if measured_baseline}
 
 
 def _telling(folder: Path) -> list[Path]:
     """Charts and lists worth showing that exist."""
     names = ("class_distribution.png", "label_pairs.png", "sizes.png", "brightness.png", "outliers.csv",
-             "shortcuts.csv", "conflicting_duplicates.csv", "label_pairs.csv", "reachable.json", "warnings.txt",
+             "shortcuts.csv", "conflicting_duplicates.csv", "label_pairs.csv", "baseline.json", "warnings.txt",
              "suggestions.txt")  # fmt: skip
     return [folder / name for name in names if (folder / name).is_file()]

@@ -19,7 +19,7 @@ from PIL import Image
 import dataset
 from benchmarks import common
 from spectacles.core.errors import UserError
-from spectacles.core.results import DatasetReport, Ledger
+from spectacles.core.results import DatasetReport, RowAccounting
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
 from spectacles.data.pixel_cache import Pixels
@@ -146,9 +146,9 @@ def write_table(run_dir: RunDir, rows: int, chunk: int = 100_000) -> None:
         }
         part = pd.DataFrame(values)[dataset.SPLIT_COLUMNS]
         part.to_csv(run_dir.splits, mode="a", header=start == 0, index=False)
-    ledger = Ledger(rows=rows, used=rows, converted=0, rejected=0, conversions={}, rejections={})
+    accounting = RowAccounting(rows=rows, used=rows, converted=0, rejected=0, conversions={}, rejections={})
     report = DatasetReport(
-        summary=[], metrics={}, artifacts=[], classes=CLASSES, multi_label=False, ledger=ledger, counts={},
+        summary=[], metrics={}, artifacts=[], classes=CLASSES, multi_label=False, row_accounting=accounting, counts={},
         images={}, unlabelled=0, fingerprint="", label_column="label", id_column="id",
     )  # fmt: skip
     run_dir.save_result("dataset", report)

@@ -93,7 +93,9 @@ def exit_codes() -> Iterator[None]:
     traceback."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
     log.setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters ends in the ledger
+    warnings.filterwarnings(
+        "ignore", module="PIL"
+    )  # odd metadata; what matters is accounted for as a converted or rejected row
     try:
         with signals.handled():
             yield

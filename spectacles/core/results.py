@@ -24,7 +24,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Ledger:
+class RowAccounting:
     """rows = used + converted + rejected, always."""
 
     rows: int
@@ -42,7 +42,7 @@ class DatasetReport(Report):
     multi_label: bool
     """Whether an image has any number of labels: classes are labels then, and counts add up to more or less than the
     images."""
-    ledger: Ledger
+    row_accounting: RowAccounting
     counts: dict[str, dict[str, int]]
     """split -> class -> images."""
     images: dict[str, int]

@@ -22,10 +22,10 @@ def describe_pairs(pairs: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
             described[f"{column}_{side}"] = index.loc[rows, column].to_numpy()
     labelled = (described["label_a"] != "") & (described["label_b"] != "")
     described["conflict"] = labelled & (described["label_a"] != described["label_b"])
-    described["crosses_border"] = described["split_a"] != described["split_b"]
+    described["crosses_split"] = described["split_a"] != described["split_b"]
     described["kind"] = pd.Categorical(described["kind"], KINDS)
     order = described.sort_values(
-        ["crosses_border", "conflict", "kind", "distance"], ascending=[False, False, True, True], kind="stable"
+        ["crosses_split", "conflict", "kind", "distance"], ascending=[False, False, True, True], kind="stable"
     )
     return order.astype({"kind": str}).reset_index(drop=True)
 
@@ -37,11 +37,11 @@ def list_issues(index: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     torn = torn.assign(kind=GROUP_ACROSS, detail="group " + torn["group"] + " is also in another split")
     doubles = pairs.rename(columns={"file_a": "file"})
     kind = np.where(doubles["conflict"], "duplicate with another label", "duplicate")
-    kind = np.where(doubles["crosses_border"], ACROSS, kind)
+    kind = np.where(doubles["crosses_split"], ACROSS, kind)
     detail = doubles["kind"] + " duplicate of " + doubles["file_b"]
-    detail = detail.where(~doubles["crosses_border"], detail + " (" + doubles["split_b"] + ")")
+    detail = detail.where(~doubles["crosses_split"], detail + " (" + doubles["split_b"] + ")")
     doubles = doubles.assign(kind=kind, detail=detail)
-    crosses = doubles["crosses_border"]
+    crosses = doubles["crosses_split"]
     rejected, converted = (
         index[index["status"] == status].assign(kind=status).rename(columns={"reason": "detail"})
         for status in ("rejected", "converted")
@@ -58,7 +58,7 @@ def by_kind(pairs: pd.DataFrame) -> str:
 
 def summarise(pairs: pd.DataFrame, issues: pd.DataFrame) -> list[str]:
     """Sentences, what crosses a border first, with what to do about it."""
-    crossing, lines = pairs[pairs["crosses_border"]], []
+    crossing, lines = pairs[pairs["crosses_split"]], []
     if len(crossing):
         files = crossing["file_a"].nunique()
         lines.append(

@@ -1,4 +1,4 @@
-"""What accuracy is within reach before anything is fine-tuned, and what a split that leaks would have made of it."""
+"""A baseline before fine-tuning: linear probes on frozen features, with grouped folds and with random ones."""
 
 from typing import Any
 
@@ -18,18 +18,18 @@ FOLDS = 5
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """scikit-learn's C, from strong to weak regularisation."""
 MOST_ROWS = 10_000
-"""Images that are judged, whole clusters drawn with a seed, where there are more."""
-MOST_ANSWERS, FEWEST_ROWS = 60_000, 1_000
-"""Each label is a fit of its own: of many labels fewer images, but not below the second."""
+"""Of a larger data set so many images are scored: whole clusters, drawn with a seed."""
+MOST_DECISIONS, FEWEST_ROWS = 60_000, 1_000
+"""Each label is fitted separately: with many labels fewer images are scored, but not fewer than the second."""
 
 
-def most_rows(labels_an_image: int) -> int:
-    """How many images are judged: see MOST_ROWS and MOST_ANSWERS. One class an image is one label."""
-    return min(MOST_ROWS, max(FEWEST_ROWS, MOST_ANSWERS // labels_an_image))
+def most_rows(num_labels: int) -> int:
+    """How many images are scored: see MOST_ROWS and MOST_DECISIONS; 1 label where each image has one class."""
+    return min(MOST_ROWS, max(FEWEST_ROWS, MOST_DECISIONS // num_labels))
 
 
 def sample_clusters(clusters: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Positions, rising, of whole clusters (N,) drawn until `limit` rows are reached; all of them where they fit."""
+    """Sorted positions of whole clusters (N,), drawn until `limit` rows are reached; all of them where they fit."""
     if len(clusters) <= limit:
         return np.arange(len(clusters))
     _, numbers, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
@@ -39,24 +39,25 @@ def sample_clusters(clusters: np.ndarray, limit: int, seed: int) -> np.ndarray:
 
 
 def measure(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int) -> dict[str, Any]:
-    """Frozen features (N, D), class indices (N,) or labels (N, K) of 0 and 1, and clusters (N,) -> what
-    explore/reachable.json holds.
+    """Frozen features (N, D), class indices (N,) or labels (N, K) of 0 and 1, and clusters (N,) -> the contents of
+    explore/baseline.json.
 
-    `honest`, `naive`: logistic regression in five folds that keep clusters whole, or that deal their images out anew;
-    `half`: honest, from half of the images instead of four fifths. `nearest_neighbour`: the class of the most similar
-    image of another cluster, or of any. Accuracies with 95 % intervals, `differences` to `honest` over the same images;
-    whole clusters are drawn. An image whose class occurs in no other fold counts as wrong.
+    `grouped_split`, `random_split`: logistic regression in five folds that keep clusters whole, or that reassign their
+    images at random; `half`: grouped, but fitted to half of the images instead of four fifths. `nearest_neighbour`: the
+    class of the most similar image of another cluster, or of any. Accuracies have 95 % intervals, `differences` are to
+    `grouped_split` over the same images; the bootstrap draws whole clusters. An image whose class occurs in no other
+    fold counts as wrong.
 
-    Of labels there is a logistic regression each, decided at a probability of 0.5, and an image is right where all its
-    labels are.
+    With several labels each has a logistic regression, decided at a probability of 0.5; an image is right where all
+    its labels are.
     """
     fold = stratified_split(labels, clusters, [1 / FOLDS] * FOLDS, seed)
-    torn = _tear(fold, labels, clusters, seed)
-    honest = _probe(features, labels, fold)
+    random_fold = _split_groups(fold, labels, clusters, seed)
+    grouped = _probe(features, labels, fold)
     right = {
-        "honest": honest,
+        "grouped_split": grouped,
         "half": _probe(features, labels, stratified_split(labels, clusters, [0.5, 0.5], seed)),
-        "naive": honest if np.array_equal(torn, fold) else _probe(features, labels, torn),
+        "random_split": grouped if np.array_equal(random_fold, fold) else _probe(features, labels, random_fold),
     }
 
     def interval(values: np.ndarray) -> list[float]:
@@ -68,13 +69,16 @@ def measure(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed
     }
     differences = {
         name: {
-            "accuracy": round(float((right[name] - right["honest"]).mean()), 6),
-            "interval": interval(right[name] - right["honest"]),
+            "accuracy": round(float((right[name] - right["grouped_split"]).mean()), 6),
+            "interval": interval(right[name] - right["grouped_split"]),
         }
-        for name in ("naive", "half")
+        for name in ("random_split", "half")
     }
     unit = normalize(features - features.mean(axis=0))
-    neighbours = {"honest": _neighbour(unit, labels, clusters), "naive": _neighbour(unit, labels, None)}
+    neighbours = {
+        "grouped_split": _nearest_is_right(unit, labels, clusters),
+        "random_split": _nearest_is_right(unit, labels, None),
+    }
     return {
         "images": len(labels),
         "groups": len(np.unique(clusters)),
@@ -84,17 +88,18 @@ def measure(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed
     }
 
 
-def _tear(fold: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int) -> np.ndarray:
-    """Folds (N,) as if nobody had looked for clusters: their images are dealt out anew, class by class (with labels all
-    at once: of some sets of labels there may be one image). All others stay where they are, so that the two divisions
-    differ by what leaks and not by luck."""
+def _split_groups(fold: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int) -> np.ndarray:
+    """Folds (N,) as if clusters were unknown: their images are reassigned at random within each class (with several
+    labels among all: a combination of labels may have a single image). All other images stay, so that the two splits
+    differ by leakage and not by luck."""
     _, numbers, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
-    torn, rng = fold.copy(), np.random.default_rng(seed)
+    split_groups = fold.copy()
+    rng = np.random.default_rng(seed)
     kinds = labels if labels.ndim == 1 else np.zeros(len(labels))
     for kind in np.unique(kinds):
         members = np.flatnonzero((kinds == kind) & (sizes[numbers] > 1))
-        torn[members] = rng.permutation(fold[members])
-    return torn
+        split_groups[members] = rng.permutation(fold[members])
+    return split_groups
 
 
 def _probe(features: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
@@ -152,32 +157,35 @@ def _label_probabilities(features: np.ndarray, has: np.ndarray, judged: np.ndarr
     return probabilities
 
 
-def _neighbour(unit: np.ndarray, labels: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
-    everything = np.arange(len(labels))
-    found = nearest(unit, everything, everything, 1, clusters)[0][:, 0]
-    return np.asarray(((found >= 0) & all_right(labels[found], labels)), dtype=np.float64)
+def _nearest_is_right(unit: np.ndarray, labels: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
+    rows = np.arange(len(labels))
+    neighbour = nearest(unit, rows, rows, 1, clusters)[0][:, 0]
+    return np.asarray((neighbour >= 0) & all_right(labels[neighbour], labels), dtype=np.float64)
 
 
 def sentences(measured: dict[str, Any], multi_label: bool = False) -> list[str]:
-    """What a person should know of it."""
-    honest, naive, neighbour = measured["honest"], measured["naive"], measured["nearest_neighbour"]
-    difference = measured["differences"]["naive"]
+    """The baseline, and by how much a random split would overstate it, for the summary."""
+    grouped, random = measured["grouped_split"], measured["random_split"]
+    neighbour = measured["nearest_neighbour"]
     what = "all labels right for " if multi_label else ""
-    told = [
-        f"reachable before fine-tuning: {what}{percent(honest['accuracy'])} ({percents(honest['interval'])}) by "
-        f"logistic regression on frozen features, {percent(neighbour['honest'])} by the nearest neighbour "
+    lines = [
+        f"baseline before fine-tuning: {what}{percent(grouped['accuracy'])} ({percents(grouped['interval'])}) by "
+        f"logistic regression on frozen features, {percent(neighbour['grouped_split'])} by the nearest neighbour "
         f"({count_of(measured['images'], 'image')}, {FOLDS} folds)"
     ]
     if measured["groups"] == measured["images"]:
-        return told
-    flattered, near = percent(naive["accuracy"]), percent(neighbour["naive"])
-    split = f"the score if split naively: {what}{flattered}, nearest neighbour {near}"
+        return lines
+    score = (
+        f"with a random split: {what}{percent(random['accuracy'])}, "
+        f"nearest neighbour {percent(neighbour['random_split'])}"
+    )
+    difference = measured["differences"]["random_split"]
     low, high = difference["interval"]
     if low > 0:
-        split += (
-            f"; it would flatter by {100 * difference['accuracy']:.1f} points ({100 * low:.1f} to {100 * high:.1f}), "
-            "because near duplicates and groups would be learnt from and judged by at once"
+        score += (
+            f"; it would overstate the accuracy by {100 * difference['accuracy']:.1f} points ({100 * low:.1f} to "
+            f"{100 * high:.1f}), because near duplicates and groups would be both in training and in test data"
         )
     else:
-        split += f" (no more than chance apart, at most {100 * max(high, 0):.1f} points)"
-    return [*told, split]
+        score += f" (no more than chance apart, at most {100 * max(high, 0):.1f} points)"
+    return [*lines, score]

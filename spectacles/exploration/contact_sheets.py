@@ -108,7 +108,7 @@ def draw_pairs(pairs: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: P
     shown = pairs[: max(1, size // 2)]
     paths, captions = [], []
     for number, pair in enumerate(shown.to_dict("records"), start=1):
-        faults = ", ".join(["labels differ"] * pair["conflict"] + ["across splits"] * pair["crosses_border"])
+        faults = ", ".join(["labels differ"] * pair["conflict"] + ["across splits"] * pair["crosses_split"])
         for side in "ab":
             name, belongs = Path(pair[f"file_{side}"]).name, _label(pair[f"label_{side}"], pair[f"split_{side}"])
             paths.append(pair[f"path_{side}"])

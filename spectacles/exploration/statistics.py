@@ -49,7 +49,7 @@ def describe(data: DatasetReport, used: pd.DataFrame, pairs: pd.DataFrame, outli
         classes = f"with any of {len(data.classes)} labels"
         of_train = f"{data.images['train']}, of them with {of_train}"
     return [
-        f"{len(used)} usable images ({data.ledger.rejected} rejected) {classes}; training images: {of_train}",
+        f"{len(used)} usable images ({data.row_accounting.rejected} rejected) {classes}; training images: {of_train}",
         f"{width.median():.0f} x {height.median():.0f} pixels in the median (widths {width.min()} to {width.max()}, "
         f"heights {height.min()} to {height.max()}); {_shares(used['format'])}; {_shares(used['mode'])}",
         f"medians: brightness {light.median():.0f} of 255, contrast {used['contrast'].median():.0f}, "
@@ -120,14 +120,14 @@ def check_files(index: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
     rejected = int((index["status"] == "rejected").sum())
     if rejected:
         warnings.append(f"{rejected} of {count_of(len(index), 'row')} cannot be used: see dataset/issues.csv")
-    conflicts, crossing = int(pairs["conflict"].sum()), int(pairs["crosses_border"].sum())
+    conflicts, crossing = int(pairs["conflict"].sum()), int(pairs["crosses_split"].sum())
     if conflicts:
         carry = "pair of duplicates carries" if conflicts == 1 else "pairs of duplicates carry"
         warnings.append(f"{conflicts} {carry} different labels: see explore/conflicting_duplicates.csv")
     if crossing:
         warnings.append(
             f"{count_of(crossing, 'pair')} of duplicates in two different splits: scores there are optimistic; "
-            "see crosses_border in dataset/duplicates.csv"
+            "see crosses_split in dataset/duplicates.csv"
         )
     return warnings
 

@@ -60,7 +60,7 @@ WIDE = 900
 """Pixels: galleries are wider, charts are not."""
 CHARTS_ONLY = ("train", "evaluate")
 """Stages whose pictures hold no photo, whatever they were told."""
-ON_CARDS = ("comparison", "reachable")
+ON_CARDS = ("comparison", "baseline")
 """Highlights that the cards on top say already."""
 PLACED = ("coverage", "threshold", "reliability", "slices", "robustness")
 """Charts that stand beside the numbers they show."""
@@ -122,7 +122,7 @@ def write(run_dir: RunDir) -> Path:
         duplicates=duplicates,
         outliers=_outliers(found.outliers),
         noisy=found.noisy_labels.head(NOISY_ROWS).to_dict("records"),
-        predicted=_predicted_ledger(run_dir, found),
+        predicted=_account_for_predictions(run_dir, found),
         has_card=run_dir.model_card.is_file(),
         has_review=(run_dir.path / "error_analysis" / "review.html").is_file(),
         **_scores(found),
@@ -158,7 +158,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "interval_of": run_summary.interval_of,
         "slice_name": key_findings.slice_name,
-        "flatters": key_findings.flatters,
+        "random_split_overstates": key_findings.random_split_overstates,
         "FEW_CLASSES": FEW_CLASSES,
         "PLACED": PLACED,
     }
@@ -233,7 +233,7 @@ def _duplicates(pairs: pd.DataFrame) -> dict[str, Any]:
     """Counts by kind, and the pairs that lie on both sides of a split's border."""
     if pairs.empty:
         return {"kinds": [], "crossing": [], "more": 0}
-    crosses = pairs["crosses_border"] == "True"
+    crosses = pairs["crosses_split"] == "True"
     flags = pd.DataFrame({"kind": pairs["kind"], "conflicts": pairs["conflict"] == "True", "crossing": crosses})
     kinds = flags.groupby("kind", sort=False).agg(
         pairs=("crossing", "size"), conflicts=("conflicts", "sum"), crossing=("crossing", "sum")
@@ -253,7 +253,7 @@ def _outliers(outliers: pd.DataFrame) -> dict[str, Any]:
     return {"kinds": kinds, "rows": outliers.groupby("what", sort=False).head(OUTLIERS_OF_A_KIND).to_dict("records")}
 
 
-def _predicted_ledger(run_dir: RunDir, found: Findings) -> Json | None:
+def _account_for_predictions(run_dir: RunDir, found: Findings) -> Json | None:
     """Of the predicted rows, as the dataset stage keeps one of the given rows; None where the table has no status."""
     path = run_dir.path / "predict" / "predictions.csv"
     if "predict" not in found.results or not path.is_file():

@@ -27,12 +27,12 @@ def find(findings: Findings) -> list[Highlight]:
         ("evaluate", _optimistic(findings)),
         ("evaluate", _few(findings.scored)),
         ("comparison", str(findings.comparison.get("sentence", ""))),
-        ("reachable", _flattered(findings.reachable)),
+        ("baseline", _leakage_of_a_random_split(findings.baseline)),
         ("slices", weakest_slice(findings.worst_gap)),
         ("robustness", weakest_change(findings.robustness)),
         ("noisy_labels", _doubtful_labels(findings)),
         ("error_analysis", unfaithful(findings.faithfulness)),
-        ("duplicates", _leaks(findings)),
+        ("duplicates", _duplicates_across_splits(findings)),
         ("abstention", abstention(findings.scored, findings.multi_label)),
         ("dataset", _rejected(findings)),
     ]
@@ -130,22 +130,24 @@ def unfaithful(methods: Json) -> str:
     return f"Explanations by {' and '.join(failed)} do not show what matters to the model." if failed else ""
 
 
-def _flattered(reachable: Json) -> str:
-    if not flatters(reachable):
+def _leakage_of_a_random_split(baseline: Json) -> str:
+    if not random_split_overstates(baseline):
         return ""
-    honest, naive = reachable["honest"]["accuracy"], reachable["naive"]["accuracy"]
+    grouped, random = baseline["grouped_split"]["accuracy"], baseline["random_split"]["accuracy"]
     return (
-        f"A naive split would flatter: the frozen features' probe gets {percent(naive)} right on it, {percent(honest)} "
-        "on one that keeps near duplicates and groups together."
+        f"A random split would overstate the accuracy: a linear probe gets {percent(random)} right on it, but "
+        f"{percent(grouped)} on a split that keeps near duplicates and groups together."
     )
 
 
-def flatters(reachable: Json) -> bool:
-    """Whether the naive score of explore/reachable.json is surely above the honest one."""
-    if not reachable:
+def random_split_overstates(baseline: Json) -> bool:
+    """Whether the random split's score in explore/baseline.json is significantly above the grouped split's."""
+    if not baseline:
         return False
-    low = reachable.get("differences", {}).get("naive", {}).get("interval", [None])[0]
-    return bool(low > 0 if low is not None else reachable["naive"]["interval"][0] > reachable["honest"]["interval"][1])
+    low = baseline.get("differences", {}).get("random_split", {}).get("interval", [None])[0]
+    if low is not None:
+        return bool(low > 0)
+    return bool(baseline["random_split"]["interval"][0] > baseline["grouped_split"]["interval"][1])
 
 
 def _doubtful_labels(findings: Findings) -> str:
@@ -155,15 +157,15 @@ def _doubtful_labels(findings: Findings) -> str:
     return f"{count_of(suspected, 'label')} {'looks' if suspected == 1 else 'look'} wrong."
 
 
-def _leaks(findings: Findings) -> str:
-    crossing = 0 if findings.duplicates.empty else int((findings.duplicates["crosses_border"] == "True").sum())
+def _duplicates_across_splits(findings: Findings) -> str:
+    crossing = 0 if findings.duplicates.empty else int((findings.duplicates["crosses_split"] == "True").sum())
     if not crossing:
         return ""
-    return f"{count_of(crossing, 'pair')} of duplicates across a split's border: the score may be optimistic."
+    return f"{count_of(crossing, 'pair')} of duplicates in two different splits: the score may be optimistic."
 
 
 def _rejected(findings: Findings) -> str:
-    ledger = findings.results.get("dataset", {}).get("ledger", {})
-    if not ledger.get("rejected"):
+    accounting = findings.results.get("dataset", {}).get("row_accounting", {})
+    if not accounting.get("rejected"):
         return ""
-    return f"{ledger['rejected']:,} of {count_of(ledger['rows'], 'row')} could not be used."
+    return f"{accounting['rejected']:,} of {count_of(accounting['rows'], 'row')} could not be used."

@@ -33,7 +33,7 @@ class Findings:
     worst_gap: Json
     comparison: Json
     robustness: Json
-    reachable: Json
+    baseline: Json
     duplicates: pd.DataFrame
     outliers: pd.DataFrame
     noisy_labels: pd.DataFrame
@@ -85,7 +85,7 @@ def read(run_dir: RunDir) -> Findings:
         worst_gap=groups.get("worst_gap") or {},
         comparison=json_of("evaluate", "comparison.json"),
         robustness=json_of("evaluate", "robustness.json"),
-        reachable=json_of("explore", "reachable.json"),
+        baseline=json_of("explore", "baseline.json"),
         duplicates=table_of("dataset", "duplicates.csv"),
         outliers=table_of("explore", "outliers.csv"),
         noisy_labels=table_of("error_analysis", "noisy_labels.csv"),

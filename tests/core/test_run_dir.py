@@ -16,9 +16,9 @@ from spectacles.core.results import (
     ErrorReport,
     EvaluateReport,
     ExploreReport,
-    Ledger,
     PredictReport,
     Report,
+    RowAccounting,
     TrainReport,
     from_json,
     to_json,
@@ -26,7 +26,7 @@ from spectacles.core.results import (
 from spectacles.core.run_dir import STAGES, RunDir, create_run, find_run, point_latest
 
 COMMON = {"summary": ["it went well"], "metrics": {"accuracy": 0.5, "roc_auc": None}, "artifacts": ["a/b.png"]}
-LEDGER = Ledger(rows=3, used=1, converted=1, rejected=1, conversions={"x": 1}, rejections={"ü \n": 1})
+ACCOUNTING = RowAccounting(rows=3, used=1, converted=1, rejected=1, conversions={"x": 1}, rejections={"ü \n": 1})
 TRAIN = TrainReport(
     **COMMON, backbone="simple_cnn", model_id="0f", metric="accuracy", best_value=0.1 + 0.2, best_epoch=2,
     best_phase="head", epochs_run=3, seconds=1.5,
@@ -34,7 +34,7 @@ TRAIN = TrainReport(
 RECORDS = [
     Report(**COMMON),
     DatasetReport(
-        **COMMON, classes=["0", "1"], multi_label=False, ledger=LEDGER, counts={"train": {"0": 1, "1": 1}},
+        **COMMON, classes=["0", "1"], multi_label=False, row_accounting=ACCOUNTING, counts={"train": {"0": 1, "1": 1}},
         images={"train": 2}, unlabelled=0, fingerprint="f", label_column="label", id_column="",
     ),
     ExploreReport(**COMMON, warnings=[], suggestions=[]),

@@ -35,7 +35,7 @@ def test_copies_and_near_copies_stay_on_one_side(tmp_path):
     assert set(split.values()) == {"train", "val", "test"}
     duplicates = pd.read_csv(run_dir.duplicates)
     assert Counter(duplicates["kind"])["exact"] == 30
-    assert not duplicates["crosses_border"].any()
+    assert not duplicates["crosses_split"].any()
     assert report.metrics["duplicate_pairs"] == len(duplicates)
 
 
@@ -90,7 +90,7 @@ def test_what_crosses_the_given_border_is_told_first_and_stays_where_it_is(tmp_p
         ["new.png", "ada.png", "copy.png", "small.png", "turned.png"], "test"
     )
     pairs = pd.read_csv(run_dir.duplicates, keep_default_na=False)
-    assert pairs["crosses_border"].tolist() == [True, True, True, False]
+    assert pairs["crosses_split"].tolist() == [True, True, True, False]
     assert list(zip(pairs["kind"], pairs["file_a"], pairs["file_b"], strict=True))[:3] == [
         ("exact", "3.png", "copy.png"), ("near", "4.png", "small.png"), ("mirrored", "5.png", "turned.png"),
     ]  # fmt: skip

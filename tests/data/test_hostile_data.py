@@ -1,4 +1,4 @@
-"""Data as they should not be: each is told in a clear sentence, or handled and in the ledger; nothing is dropped."""
+"""Data as they should not be: each gets a clear sentence, or is handled and accounted for; nothing is dropped."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from dataset_runs import fates, run, split_of
+from dataset_runs import row_statuses, run, split_of
 from pictures import encoded, noise, write_noise
 
 import dataset
@@ -164,7 +164,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("make", "expected"), TABLE.values(), ids=TABLE)
-def test_hostile_data_are_told_or_in_the_ledger(
+def test_hostile_data_are_reported_or_accounted_for(
     make: Make, expected: str | dict[str, int], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     flags = make(tmp_path) | {"output_dir": tmp_path_factory.mktemp("outputs")}
@@ -172,13 +172,13 @@ def test_hostile_data_are_told_or_in_the_ledger(
         with pytest.raises(UserError, match=expected):
             run(tmp_path, **flags)
         return
-    ledger = run(tmp_path, **flags)[0].ledger
+    accounting = run(tmp_path, **flags)[0].row_accounting
     rejections = {reason: count for reason, count in expected.items() if reason != "used"}
-    assert ledger.rejections == rejections
-    assert ledger.rows == ledger.used + sum(rejections.values())
+    assert accounting.rejections == rejections
+    assert accounting.rows == accounting.used + sum(rejections.values())
     contradictory = rejections.get("listed with different labels", 0)
     count = len(ODD) if make is odd_names else COUNT
-    assert ledger.used == expected.get("used", count - contradictory // 2)
+    assert accounting.used == expected.get("used", count - contradictory // 2)
 
 
 def deny(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -216,7 +216,7 @@ def test_what_is_no_class_and_what_is_not_followed_is_told(tmp_path: Path, caplo
 def test_pictures_beside_the_classes_of_the_test_data_are_not_dropped(tmp_path: Path) -> None:
     exam = folders(add("stray.png"))(tmp_path / "exam")["image_dir"]
     report, _ = run(tmp_path, **table()(tmp_path), test_dir=exam)
-    assert (report.ledger.rows, report.unlabelled) == (2 * COUNT + 1, 1)
+    assert (report.row_accounting.rows, report.unlabelled) == (2 * COUNT + 1, 1)
 
 
 def test_spaces_around_a_name_belong_to_it_where_there_is_such_a_file(tmp_path: Path) -> None:
@@ -224,8 +224,8 @@ def test_spaces_around_a_name_belong_to_it_where_there_is_such_a_file(tmp_path: 
     noise(77).save(tmp_path / "0.png ", "PNG")
     (tmp_path / "t.csv").write_text("\n".join(["file,label", *rows(), "0.png ,no", "1.png ,yes"]))
     _, run_dir = run(tmp_path, train_csv=tmp_path / "t.csv")
-    assert fates(run_dir)["0.png"] == [("used", "")] * 2
-    assert fates(run_dir)["1.png"] == [("used", ""), ("rejected", "listed more than once")]
+    assert row_statuses(run_dir)["0.png"] == [("used", "")] * 2
+    assert row_statuses(run_dir)["1.png"] == [("used", ""), ("rejected", "listed more than once")]
 
 
 TINY = TrainConfig(

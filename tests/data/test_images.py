@@ -267,13 +267,13 @@ def test_a_phone_photo_with_a_second_picture_in_it_is_decoded_smaller_too():
 @pytest.mark.parametrize("least_side", [None, 1, 1000])
 @pytest.mark.parametrize("name", odd_files())
 def test_odd_files_meet_their_expected_fate(name, least_side):
-    fate = name.partition("_")[0]
+    status = name.partition("_")[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        if fate == "rejected":
+        if status == "rejected":
             assert rejection(odd_files()[name], least_side=least_side)
         else:
-            assert bool(decode(odd_files()[name], least_side=least_side).conversions) == (fate == "converted")
+            assert bool(decode(odd_files()[name], least_side=least_side).conversions) == (status == "converted")
 
 
 JPEG, PNG = encoded(noise(0), "JPEG"), encoded(noise(0))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from dataset_runs import fates, run, run_table, split_of
+from dataset_runs import row_statuses, run, run_table, split_of
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import write_csv, write_noise
@@ -101,7 +101,7 @@ def test_a_row_without_an_answer_is_rejected_and_named(tmp_path: Path) -> None:
     rows = column_rows(tmp_path)
     write_noise(tmp_path, ["gap.png", "words.png"], first_seed=90)
     _, run_dir = run_columns(tmp_path, *rows, "gap.png,1,,0", "words.png,Yes,false,0")
-    assert fates(run_dir)["gap.png"] == [("rejected", "no label")]
+    assert row_statuses(run_dir)["gap.png"] == [("rejected", "no label")]
     assert dataset.load_index(run_dir).set_index("file").loc["words.png", "label"] == "cat"
 
 
@@ -144,8 +144,8 @@ def test_a_test_row_with_an_unknown_label_is_rejected(tmp_path: Path) -> None:
     write_noise(tmp_path, ["new.png", "old.png"], first_seed=50)
     test = write_csv(tmp_path / "test.csv", TAGS, "new.png,a|z", "old.png,b")
     _, run_dir = run_table(tmp_path, *rows, header=TAGS, multi_label=True, test_csv=test)
-    assert fates(run_dir)["new.png"] == [("rejected", "its label does not occur in the training data")]
-    assert fates(run_dir)["old.png"] == [("used", "")]
+    assert row_statuses(run_dir)["new.png"] == [("rejected", "its label does not occur in the training data")]
+    assert row_statuses(run_dir)["old.png"] == [("used", "")]
 
 
 def test_a_label_that_all_have_is_told(tmp_path: Path) -> None:

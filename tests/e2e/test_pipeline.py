@@ -50,12 +50,12 @@ def test_every_stage_finishes_and_the_closing_lines_name_real_paths(finished: Fi
     assert str(finished.run_dir.report) in finished.output
 
 
-def test_the_ledger_adds_up_and_no_row_is_lost(finished: Finished) -> None:
-    ledger = read_json(finished.run_dir.result("dataset"))["ledger"]
+def test_the_row_accounting_adds_up_and_no_row_is_lost(finished: Finished) -> None:
+    accounting = read_json(finished.run_dir.result("dataset"))["row_accounting"]
     given = len(pd.read_csv(finished.sample / "train.csv")) + len(pd.read_csv(finished.sample / "test.csv"))
-    assert ledger["rows"] == given == ledger["used"] + ledger["converted"] + ledger["rejected"]
-    assert ledger["rejected"] == sum(ledger["rejections"].values()) > 0
-    assert ledger["converted"] == sum(ledger["conversions"].values()) > 0
+    assert accounting["rows"] == given == accounting["used"] + accounting["converted"] + accounting["rejected"]
+    assert accounting["rejected"] == sum(accounting["rejections"].values()) > 0
+    assert accounting["converted"] == sum(accounting["conversions"].values()) > 0
 
 
 def test_planted_duplicates_never_cross_a_split(finished: Finished) -> None:

@@ -12,7 +12,7 @@ import torch
 from pictures import write_rows
 
 from spectacles.core.errors import UserError
-from spectacles.core.results import DatasetReport, Ledger
+from spectacles.core.results import DatasetReport, RowAccounting
 from spectacles.core.run_dir import RunDir
 from spectacles.data import label_sets
 from spectacles.evaluation import cross_training
@@ -63,11 +63,11 @@ def rows(tmp_path: Path) -> pd.DataFrame:
 @pytest.fixture
 def run_dir(tmp_path: Path) -> RunDir:
     run = RunDir(tmp_path / "outputs" / "run")
-    ledger = Ledger(rows=12, used=12, converted=0, rejected=0, conversions={}, rejections={})
+    accounting = RowAccounting(rows=12, used=12, converted=0, rejected=0, conversions={}, rejections={})
     counts = {"train": {"0": 6, "1": 6}, "val": {"0": 0, "1": 0}, "test": {"0": 0, "1": 0}}
-    report = DatasetReport(summary=[], metrics={}, artifacts=[], classes=["0", "1"], ledger=ledger, counts=counts,
-                           multi_label=False, images={"train": 12, "val": 0, "test": 0}, unlabelled=3, fingerprint="f",
-                           label_column="label", id_column="")  # fmt: skip
+    report = DatasetReport(summary=[], metrics={}, artifacts=[], classes=["0", "1"], multi_label=False,
+                           row_accounting=accounting, counts=counts, images={"train": 12, "val": 0, "test": 0},
+                           unlabelled=3, fingerprint="f", label_column="label", id_column="")  # fmt: skip
     run.save_result("dataset", report)
     run.save_config("train", {"epochs": 2, "device": "cpu", "run_name": "run", "output_dir": "elsewhere"})
     return run

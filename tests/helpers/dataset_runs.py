@@ -31,7 +31,7 @@ def run_table(folder: Path, *rows: str, header: str = "file,label", **flags: obj
     return run(folder, train_csv=write_csv(folder / "train.csv", header, *rows), **flags)
 
 
-def fates(run_dir: RunDir) -> dict[str, list[tuple[str, str]]]:
+def row_statuses(run_dir: RunDir) -> dict[str, list[tuple[str, str]]]:
     """File -> (status, reason) of each of its rows."""
     index = dataset.load_index(run_dir)
     result: dict[str, list[tuple[str, str]]] = {}

@@ -11,7 +11,7 @@ import yaml
 from pictures import exif, noise
 from PIL import Image
 
-from spectacles.core.results import DatasetReport, Ledger
+from spectacles.core.results import DatasetReport, RowAccounting
 from spectacles.core.run_dir import RunDir
 
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -80,8 +80,8 @@ def data_of(counts: dict[str, dict[str, int]], images: Mapping[str, int] | None 
     used = sum(totals.values())
     return DatasetReport(
         summary=[], metrics={}, artifacts=[], classes=list(counts["train"]), multi_label=images is not None,
-        ledger=Ledger(rows=used, used=used, converted=0, rejected=0, conversions={}, rejections={}), counts=counts,
-        images=dict(totals), unlabelled=0, fingerprint="f", label_column="label", id_column="id",
+        row_accounting=RowAccounting(rows=used, used=used, converted=0, rejected=0, conversions={}, rejections={}),
+        counts=counts, images=dict(totals), unlabelled=0, fingerprint="f", label_column="label", id_column="id",
     )  # fmt: skip
 
 
@@ -116,25 +116,30 @@ def _dataset(run: MadeUp) -> None:
     a, b = run.classes[:2]
     counts = {split: dict.fromkeys(run.classes, 0) | {a: size, b: 4} for split, size in
               (("train", 5), ("val", 1), ("test", 5))}  # fmt: skip
-    ledger = {"rows": 30, "used": 26, "converted": 1, "rejected": 3, "conversions": {"CMYK converted to RGB": 1},
-              "rejections": {"empty file": 2, f"odd {EVIL}": 1}}  # fmt: skip
-    run.result("dataset", classes=list(run.classes), ledger=ledger, counts=counts, unlabelled=2, fingerprint="f" * 64,
-               label_column="label", id_column="id")  # fmt: skip
+    accounting = {"rows": 30, "used": 26, "converted": 1, "rejected": 3, "conversions": {"CMYK converted to RGB": 1},
+                  "rejections": {"empty file": 2, f"odd {EVIL}": 1}}  # fmt: skip
+    run.result("dataset", classes=list(run.classes), row_accounting=accounting, counts=counts, unlabelled=2,
+               fingerprint="f" * 64, label_column="label", id_column="id")  # fmt: skip
     splits = [
         {"file": name, "path": str(run.photo(name)), "label": a, "split": "train"} for name in ("t1.jpg", "t2.jpg")
     ]
     run.write_table("dataset/splits.csv", splits)
     pair = {"distance": 0, "similarity": "", "file_a": "t1.jpg", "label_a": a, "split_a": "train",
             "path_a": str(run.photo("t1.jpg")), "file_b": "b2.jpg", "label_b": b, "split_b": "test",
-            "path_b": str(run.photo("b2.jpg")), "conflict": True, "crosses_border": True}  # fmt: skip
-    inside = pair | {"split_b": "train", "crosses_border": False, "conflict": False}
+            "path_b": str(run.photo("b2.jpg")), "conflict": True, "crosses_split": True}  # fmt: skip
+    inside = pair | {"split_b": "train", "crosses_split": False, "conflict": False}
     run.write_table("dataset/duplicates.csv", [pair | {"kind": "exact"}, inside | {"kind": "mirrored"}])
 
 
 def _explore(run: MadeUp) -> None:
-    honest, naive = {"accuracy": 0.9, "interval": [0.85, 0.94]}, {"accuracy": 0.97, "interval": [0.95, 0.98]}
-    run.write_json("explore/reachable.json", {"images": 25, "groups": 20, "honest": honest, "naive": naive,
-                                              "nearest_neighbour": {"honest": 0.8, "naive": 0.99}})  # fmt: skip
+    baseline = {
+        "images": 25,
+        "groups": 20,
+        "grouped_split": {"accuracy": 0.9, "interval": [0.85, 0.94]},
+        "random_split": {"accuracy": 0.97, "interval": [0.95, 0.98]},
+        "nearest_neighbour": {"grouped_split": 0.8, "random_split": 0.99},
+    }
+    run.write_json("explore/baseline.json", baseline)
     outlier = {"file": "t1.jpg", "label": run.classes[0], "split": "train", "value": 9, "z": -7}
     run.write_table("explore/outliers.csv", [outlier | {"what": "dark"}, outlier | {"what": "unlike the others"}])
     pictures = [run.chart("explore/contact.png"), "explore/gone.png"]

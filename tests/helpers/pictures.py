@@ -62,7 +62,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def odd_files() -> dict[str, bytes]:
-    """Name -> content: what people's folders hold besides plain photos. The first letters tell the fate expected."""
+    """Name -> content: what people's folders hold besides plain photos. The first letters give the expected status."""
     red = Image.new("RGB", (8, 8), RED)
     grey16 = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
     grey32 = Image.fromarray(np.arange(64, dtype=np.int32).reshape(8, 8) * 1000)

@@ -60,7 +60,7 @@ def test_numbers_come_from_the_run(made: MadeUp) -> None:
     training = section(card, "Training data")
     assert "30 rows given = 26 used + 1 converted + 3 rejected" in training and f"`{'f' * 64}`" in training
     assert "Labels suspected to be wrong: 9" in training
-    assert "90.0 % right on splits made so (85.0 to 94.0 %), and 97.0 % on naive ones" in section(
+    assert "90.0 % right on grouped splits (85.0 to 94.0 %), and 97.0 % on random ones" in section(
         card, "Evaluation data"
     )
     assert rows(section(card, "What it cost"))["train"] == ["12 s", "not measured"]
@@ -120,7 +120,7 @@ def test_a_data_set_that_was_indexed_anew_is_not_taken_for_the_training_data(mad
     assert "indexed anew" not in write(made)
     made.result("dataset", classes=list(CLASSES), fingerprint="e" * 64, label_column="label", unlabelled=0,
                 counts={"train": dict.fromkeys(CLASSES, 1)},
-                ledger={"rows": 2, "used": 2, "converted": 0, "rejected": 0, "conversions": {},
+                row_accounting={"rows": 2, "used": 2, "converted": 0, "rejected": 0, "conversions": {},
                         "rejections": {}})  # fmt: skip
     assert "indexed anew since" in write(made)
 

@@ -45,8 +45,8 @@ def test_the_page_is_sound_and_hostile_names_are_only_text(made: MadeUp) -> None
 
 def test_the_headline_says_what_each_number_is_of(made: MadeUp) -> None:
     page = write(made)
-    assert page.text("reachable").startswith("If split naively 97.0 % instead of 90.0 % split honestly.")
-    assert "Both are of a probe on the frozen features, measured alike; the score is of" in page.text("reachable")
+    assert page.text("baseline").startswith("With a random split 97.0 % instead of 90.0 % with a grouped split.")
+    assert "Both are of a probe on the frozen features, measured alike; the score is of" in page.text("baseline")
     source = " ".join(made.run_dir.report.read_text(encoding="utf-8").split())
     assert "57.1 %</b>" in source and "95 % interval: 20.0 to 90.0 %" in source
     assert "50.0 % → 60.0 %" in source and "This run is better than other run." in source
@@ -78,7 +78,7 @@ def test_tables_hold_the_numbers_of_the_files(made: MadeUp) -> None:
     assert page.row(f"sex: {EVIL}")[3].endswith("insufficient")
 
 
-def test_ledgers_of_training_and_prediction_add_up(made: MadeUp) -> None:
+def test_the_row_accounting_of_training_and_prediction_adds_up(made: MadeUp) -> None:
     page = write(made)
     assert "30 rows = 26 used + 1 converted + 3 rejected" in page.text("dataset")
     assert page.row("rejected: empty file")[1] == "2"
@@ -90,7 +90,7 @@ def test_what_stands_out_is_said_first_and_leads_to_its_section(made: MadeUp) ->
     text = write(made).text("highlights")
     for said in ("9 labels look wrong", "Weakest group: light: dark, 35.0 % of its 40 images right, 22.0 points below",
                  "Hardest change of the photos: gaussian noise",
-                 "1 pair of duplicates across", "3 of 30 rows could not be used",
+                 "1 pair of duplicates in two different splits", "3 of 30 rows could not be used",
                  "Only 7 images to score on", "Explanations by gradcam do not show",
                  "Of 7 images, 1 unsure and 2 unfamiliar get no label; 75.0 % of the others are right"):  # fmt: skip
         assert said in text, text
@@ -139,7 +139,7 @@ def test_without_galleries_no_pixel_of_a_photo_is_in_the_page(made: MadeUp) -> N
     assert len(write(made).images()) == 3
 
 
-OPTIONAL = ("explore/reachable.json", "explore/outliers.csv", "evaluate/slices.json", "evaluate/robustness.json",
+OPTIONAL = ("explore/baseline.json", "explore/outliers.csv", "evaluate/slices.json", "evaluate/robustness.json",
             "evaluate/comparison.json", "evaluate/predictions.csv", "error_analysis/nearest.csv", "config.yaml",
             "error_analysis/noisy_labels.csv", "error_analysis/review.html", "dataset/duplicates.csv",
             "predict/predictions.csv", "train/bundle/bundle.json", "environment.json", "dataset/splits.csv",

@@ -78,7 +78,7 @@ def test_without_galleries_the_labels_are_still_named(made: MadeUp) -> None:
     assert len(page.images()) == 2
 
 
-@pytest.mark.parametrize("missing", ["train/bundle/bundle.json", "evaluate/predictions.csv", "explore/reachable.json"])
+@pytest.mark.parametrize("missing", ["train/bundle/bundle.json", "evaluate/predictions.csv", "explore/baseline.json"])
 def test_any_part_may_be_missing(made: MadeUp, missing: str) -> None:
     (made.run_dir.path / missing).unlink()
     page = write(made)

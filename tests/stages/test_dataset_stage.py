@@ -1,4 +1,4 @@
-"""From files to index, ledger and splits: every row has its fate, nothing leaks, and the same data give the same."""
+"""From files to index and splits: every row is accounted for, nothing leaks, and the same data give the same splits."""
 
 import os
 import random
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from dataset_runs import fates, make_rows, run, run_table, split_of
+from dataset_runs import make_rows, row_statuses, run, run_table, split_of
 from pictures import encoded, exif, frames, noise, odd_files, photo, png_header, write_csv, write_noise
 from PIL import Image
 
@@ -78,7 +78,7 @@ DAMAGES = {
 }  # fmt: skip
 
 
-def test_the_ledger_counts_every_kind_of_damage_and_every_decision(tmp_path):
+def test_the_row_accounting_counts_every_kind_of_damage_and_every_decision(tmp_path):
     rows = make_rows(tmp_path, 40)
     for name, (content, _, _) in DAMAGES.items():
         (tmp_path / name).write_bytes(content)
@@ -104,45 +104,48 @@ def test_the_ledger_counts_every_kind_of_damage_and_every_decision(tmp_path):
         "label changed from no to yes by review": 1,
         "CMYK converted to RGB; label changed from yes to no by review": 1,
     })  # fmt: skip
-    ledger = report.ledger
-    assert ledger.rejections == rejections and ledger.conversions == conversions
-    assert (ledger.rejected, ledger.converted) == (sum(rejections.values()), sum(conversions.values()))
-    assert ledger.rows == len(given) + 4 == ledger.used + ledger.converted + ledger.rejected
-    fate = fates(run_dir)
-    assert {name: fate[name] for name in DAMAGES if name != "print.jpg"} == {
+    accounting = report.row_accounting
+    assert accounting.rejections == rejections and accounting.conversions == conversions
+    assert (accounting.rejected, accounting.converted) == (sum(rejections.values()), sum(conversions.values()))
+    assert accounting.rows == len(given) + 4 == accounting.used + accounting.converted + accounting.rejected
+    statuses = row_statuses(run_dir)
+    assert {name: statuses[name] for name in DAMAGES if name != "print.jpg"} == {
         name: [(status, reason)] for name, (_, status, reason) in DAMAGES.items() if name != "print.jpg"
     }
-    assert len(split_of(run_dir)) == ledger.used + ledger.converted - 1  # x.png is asked about twice
+    assert len(split_of(run_dir)) == accounting.used + accounting.converted - 1  # x.png is asked about twice
     issues = pd.read_csv(run_dir.issues)["kind"]
     assert Counter(issues[issues.isin(["rejected", "converted"])]) == {
-        "rejected": ledger.rejected, "converted": ledger.converted,
+        "rejected": accounting.rejected, "converted": accounting.converted,
     }  # fmt: skip
 
 
-def test_every_row_has_its_fate_and_the_ledger_adds_up(tmp_path):
+def test_every_row_has_a_status_and_the_row_accounting_adds_up(tmp_path):
     rows = make_rows(tmp_path)
     (tmp_path / "corrupt.png").write_bytes(b"no picture")
     noise(50).convert("CMYK").save(tmp_path / "print.jpg")
     faulty = ["0.png,yes", "1.png,yes", "2.png,", "gone.png,no", "corrupt.png,no", "print.jpg,no", ",no", "5.png,"]
     report, run_dir = run_table(tmp_path, *rows, *faulty)
-    fate = fates(run_dir)
-    assert fate["0.png"] == [("rejected", "listed with different labels")] * 2
-    assert fate["1.png"] == [("used", ""), ("rejected", "listed more than once")]
-    assert fate["2.png"] == fate["5.png"] == [("used", ""), ("rejected", "no label")]
-    assert fate["gone.png"] == [("rejected", "file not found")]
-    assert fate["corrupt.png"][0][1].startswith("not an image of a known format")
-    assert fate["print.jpg"] == [("converted", "CMYK converted to RGB")]
-    ledger = report.ledger
-    assert ledger.rows == len(rows) + len(faulty) == ledger.used + ledger.converted + ledger.rejected
-    assert (ledger.converted, ledger.rejected) == (sum(ledger.conversions.values()), sum(ledger.rejections.values()))
-    assert len(dataset.load_index(run_dir)) == ledger.rows
-    assert len(split_of(run_dir)) == ledger.used + ledger.converted
+    statuses = row_statuses(run_dir)
+    assert statuses["0.png"] == [("rejected", "listed with different labels")] * 2
+    assert statuses["1.png"] == [("used", ""), ("rejected", "listed more than once")]
+    assert statuses["2.png"] == statuses["5.png"] == [("used", ""), ("rejected", "no label")]
+    assert statuses["gone.png"] == [("rejected", "file not found")]
+    assert statuses["corrupt.png"][0][1].startswith("not an image of a known format")
+    assert statuses["print.jpg"] == [("converted", "CMYK converted to RGB")]
+    accounting = report.row_accounting
+    assert accounting.rows == len(rows) + len(faulty) == accounting.used + accounting.converted + accounting.rejected
+    assert (accounting.converted, accounting.rejected) == (
+        sum(accounting.conversions.values()),
+        sum(accounting.rejections.values()),
+    )
+    assert len(dataset.load_index(run_dir)) == accounting.rows
+    assert len(split_of(run_dir)) == accounting.used + accounting.converted
     assert f"rejected 2: {'no label'}" in report.summary
 
 
 def test_a_row_without_a_file_name_says_so(tmp_path):
     _, run_dir = run_table(tmp_path, *make_rows(tmp_path), ",no")
-    assert fates(run_dir)[""] == [("rejected", "no file name")]
+    assert row_statuses(run_dir)[""] == [("rejected", "no file name")]
 
 
 def test_issues_name_every_rejected_and_converted_file(tmp_path):
@@ -218,14 +221,14 @@ def test_a_rejected_file_keeps_out_of_its_given_split(tmp_path):
     rows = with_splits(tmp_path, ["train", "train", "val", "val", "test", "test"])
     (tmp_path / "4.png").write_bytes(b"no picture")
     report, run_dir = run_table(tmp_path, *rows, header="file,label,fold", split_column="fold")
-    assert report.ledger.rejected == 1 and "4.png" not in split_of(run_dir)
+    assert report.row_accounting.rejected == 1 and "4.png" not in split_of(run_dir)
 
 
 def test_a_label_that_only_given_test_rows_have_is_rejected_there(tmp_path):
     rows = with_splits(tmp_path, ["train", "train", "val", "val", "test"])
     rows[4] = "4.png,zebra,test"
     _, run_dir = run_table(tmp_path, *rows, header="file,label,fold", split_column="fold")
-    assert fates(run_dir)["4.png"] == [("rejected", "its label does not occur in the training data")]
+    assert row_statuses(run_dir)["4.png"] == [("rejected", "its label does not occur in the training data")]
 
 
 def test_given_test_data_leave_training_85_to_15(tmp_path):
@@ -238,7 +241,7 @@ def test_given_test_data_leave_training_85_to_15(tmp_path):
         "val": 6,
         "test": 2,  # a row of a submission may name a file again
     }
-    assert fates(run_dir)["y.png"] == [("rejected", "its label does not occur in the training data")]
+    assert row_statuses(run_dir)["y.png"] == [("rejected", "its label does not occur in the training data")]
 
 
 def test_unlabelled_test_images_are_kept_and_counted(tmp_path):
@@ -340,13 +343,13 @@ def test_odd_files_are_used_converted_or_rejected_and_left_alone(tmp_path):
         (data / "ab"[number % 2] / name).write_bytes(content)
     before = snapshot(data)
     report, run_dir = run(tmp_path, image_dir=data)
-    for file, [(status, reason)] in fates(run_dir).items():
+    for file, [(status, reason)] in row_statuses(run_dir).items():
         assert Path(file).name.startswith(status), (file, status, reason)
         assert bool(reason) == (status != "used")
     assert (
-        report.ledger.rows
+        report.row_accounting.rows
         == len(odd_files())
-        == sum(map(sum, (c.values() for c in report.counts.values()))) + (report.ledger.rejected)
+        == sum(map(sum, (c.values() for c in report.counts.values()))) + (report.row_accounting.rejected)
     )
     assert snapshot(data) == before
 
@@ -369,7 +372,7 @@ def test_a_file_name_that_is_no_text_is_rejected_not_fatal(tmp_path):
     write_noise(tmp_path / "data" / "b", [f"{number}.png" for number in range(6)], 100)
     shutil.copy(tmp_path / "data" / "a" / "0.png", os.fsencode(tmp_path / "data" / "b") + b"/caf\xe9.png")
     report, _ = run(tmp_path, image_dir=tmp_path / "data")
-    assert (report.ledger.rows, report.ledger.rejected) == (13, 1)
+    assert (report.row_accounting.rows, report.row_accounting.rejected) == (13, 1)
 
 
 def test_pictures_of_one_colour_do_not_stop_the_stage(tmp_path):
@@ -377,4 +380,4 @@ def test_pictures_of_one_colour_do_not_stop_the_stage(tmp_path):
     for name, colour in (("black.png", 0), ("white.png", 255)):
         Image.new("L", (40, 40), colour).save(tmp_path / name)
     report, _ = run_table(tmp_path, *rows, "black.png,no", "white.png,yes")
-    assert report.ledger.used == len(rows) + 2
+    assert report.row_accounting.used == len(rows) + 2

@@ -153,4 +153,4 @@ def test_wrong_labels_lead_the_list_and_the_page_and_a_review_mends_them(
     again.save_result("dataset", mended)
     labels = dataset.load_split(again, *dataset.SPLITS).set_index("file")["label"]
     assert all(labels[f"{number}.png"] == label_sets.join(true_labels(number)) for number in range(60))
-    assert mended.multi_label and mended.ledger.converted == 2
+    assert mended.multi_label and mended.row_accounting.converted == 2

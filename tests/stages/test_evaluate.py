@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import evaluate
 from spectacles.core.config import EvaluateConfig
 from spectacles.core.errors import UserError
-from spectacles.core.results import DatasetReport, EvaluateReport, Ledger
+from spectacles.core.results import DatasetReport, EvaluateReport, RowAccounting
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.metrics import classification, prediction_table
 from spectacles.models import backbones
@@ -47,10 +47,12 @@ def make_run(tmp_path: Path, make_bundle: Callable[..., Path]) -> Make:
         made.splits.parent.mkdir(parents=True)
         rows.assign(**(columns or {})).to_csv(made.splits, index=False)
         shutil.copytree(make_bundle(*classes, data_fingerprint=FINGERPRINT, **facts), made.bundle)
-        ledger = Ledger(rows=len(rows), used=len(rows), converted=0, rejected=0, conversions={}, rejections={})
+        accounting = RowAccounting(
+            rows=len(rows), used=len(rows), converted=0, rejected=0, conversions={}, rejections={}
+        )
         report = DatasetReport(
             summary=[], metrics={}, artifacts=[], classes=list(classes), multi_label=bool(facts.get("multi_label")),
-            ledger=ledger, counts={}, images={}, unlabelled=0, fingerprint=FINGERPRINT,
+            row_accounting=accounting, counts={}, images={}, unlabelled=0, fingerprint=FINGERPRINT,
             label_column="label", id_column="",
         )  # fmt: skip
         made.save_result("dataset", report)

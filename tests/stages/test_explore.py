@@ -68,7 +68,7 @@ def explored(
     run = create_run(tmp_path / "outputs", "r")
     given = DatasetConfig(train_csv=tmp_path / "train.csv", image_dir=images, test_csv=test_csv, **shared)
     run.save_result("dataset", dataset.run(given, run))
-    for stale in ("contact_07_stale.png", "unlike_others.png", "shortcuts.png", "reachable.json"):
+    for stale in ("contact_07_stale.png", "unlike_others.png", "shortcuts.png", "baseline.json"):
         (run.folder("explore") / stale).touch()
     return explored_again(run, **shared, **config), run.folder("explore")
 
@@ -181,9 +181,9 @@ def test_a_uniform_data_set_without_faults_stays_quiet(uniform):
 
 def test_without_pretrained_weights_it_says_what_is_left_out(uniform):
     report, folder = uniform
-    assert mentions(report.summary, "within reach was not measured", "--no_pretrained")
-    assert "reachable_honest" not in report.metrics
-    assert not (folder / "reachable.json").exists()
+    assert mentions(report.summary, "the baseline was not measured", "--no_pretrained")
+    assert "baseline_grouped_split" not in report.metrics
+    assert not (folder / "baseline.json").exists()
     assert not (folder / "unlike_others.png").exists()
 
 
@@ -220,7 +220,7 @@ def test_pairs_that_leak_come_first_and_say_how_they_were_found(tmp_path, monkey
     names = {f"{column}_{side}": value for side in "ab" for column, value in
              (("file", "p.png"), ("path", str(tmp_path / "p.png")))}  # fmt: skip
     table = table.assign(**names, conflict=table["label_a"] != table["label_b"])
-    table = table.assign(crosses_border=table["split_a"] != table["split_b"])
+    table = table.assign(crosses_split=table["split_a"] != table["split_b"])
     run = RunDir(tmp_path)
     write_csv(run.duplicates, table)
     shown: list[str] = []
@@ -315,7 +315,7 @@ def test_scoring_data_that_is_missing():
     assert mentions(warnings, "no labelled test image", "--test_fraction")
 
 
-def test_an_honest_wide_spread_is_no_outlier():
+def test_a_wide_spread_makes_no_outlier():
     rng = np.random.default_rng(1)
     size = 2000
     index = index_of(
@@ -341,18 +341,18 @@ def featured(tmp_path_factory):
     return explored(folder, rows, shared, gallery_size=4), shared
 
 
-def test_what_is_within_reach_is_measured_on_training_and_validation_data(featured):
+def test_the_baseline_is_measured_on_training_and_validation_data(featured):
     (report, folder), _ = featured
-    measured = json.loads((folder / "reachable.json").read_text())
+    measured = json.loads((folder / "baseline.json").read_text())
     assert measured["images"] == sum(report_counts(folder, "train", "val"))
     assert measured["groups"] < measured["images"]
-    low, high = measured["honest"]["interval"]
-    assert low <= measured["honest"]["accuracy"] <= high
-    assert set(measured["nearest_neighbour"]) == {"honest", "naive"}
-    assert report.metrics["reachable_honest"] == measured["honest"]["accuracy"]
-    assert mentions(report.summary, "reachable before fine-tuning")
-    assert mentions(report.summary, "the score if split naively")
-    assert "explore/reachable.json" in report.artifacts
+    low, high = measured["grouped_split"]["interval"]
+    assert low <= measured["grouped_split"]["accuracy"] <= high
+    assert set(measured["nearest_neighbour"]) == {"grouped_split", "random_split"}
+    assert report.metrics["baseline_grouped_split"] == measured["grouped_split"]["accuracy"]
+    assert mentions(report.summary, "baseline before fine-tuning")
+    assert mentions(report.summary, "with a random split")
+    assert "explore/baseline.json" in report.artifacts
 
 
 def report_counts(folder: Path, *splits: str) -> list[int]:
@@ -378,6 +378,6 @@ def test_without_galleries_no_photo_is_opened_or_shown(featured, tmp_path, monke
     run = RunDir(folder.parent)
     report = explored_again(run, **shared, galleries=False)
     found = {path.name for path in folder.iterdir()}
-    assert found == {*CHARTS, "reachable.json", "result.json"}
+    assert found == {*CHARTS, "baseline.json", "result.json"}
     assert not mentions([*report.warnings, *report.suggestions], ".png")
     assert {Path(name).name for name in report.artifacts} <= found
