@@ -1,9 +1,10 @@
-"""review.html: doubtful labels for a person to decide on, one by one; it works offline and saves label_fixes.csv."""
+"""review.html: doubtful labels for a person to review one by one. It works offline and saves label_fixes.csv."""
 
 import hashlib
 import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +19,48 @@ from spectacles.core.run_dir import RunDir
 from spectacles.data import similarity
 from spectacles.data.label_corrections import COLUMNS
 from spectacles.report import thumbnails
-from spectacles.report.csp import inline_hash
+from spectacles.report.csp import source_hash
 
-MOST = 200
-"""Labels on one page: as many as a person decides on in one go, and as many photos as fit into it."""
-NEAR = 6
-PAGE_BYTES, NEAR_BYTES = 7_500_000, 3_000
-"""Of all pictures together and of one neighbour, as text in the page."""
-SIDES, NEAR_SIDES = (640, 512, 400, 320, 240, 160, 96), (112, 80, 56)
-"""Pixels of the longer side, the first that keeps to the bytes allowed."""
-TEMPLATE = Path(__file__).with_name("templates") / "review.html"
+MAX_ITEMS = 200
+"""Labels on one page: as many as a person reviews in one sitting, and as many photos as fit."""
+NEIGHBOURS = 6
+PAGE_BYTES = 7_500_000
+"""Of all pictures together, as text in the page."""
+NEIGHBOUR_BYTES = 3_000
+SIDES = (640, 512, 400, 320, 240, 160, 96)
+"""Pixels of the longer side: the first size that stays within the bytes allowed is used."""
+NEIGHBOUR_SIDES = (112, 80, 56)
+TEMPLATES = Path(__file__).with_name("templates")
 
 
-def write(
-    path: Path,
-    run_dir: RunDir,
-    doubtful: pd.DataFrame,
-    rows: pd.DataFrame,
-    units: np.ndarray,
-    classes: Sequence[str],
-    label_column: str,
-    earlier: pd.DataFrame,
-    embed: bool,
-    num_workers: int | None,
-    multi_label: bool = False,
-) -> Path:
-    """`doubtful`: the least credible first, `row` is its place in `rows` (file, label, path) and in `units` (N, D), the
-    centred features; with `multi_label`, `doubtful_label` is the one that its probabilities are about. `earlier`: the
-    decisions that the run was made with, which the page's file repeats. Without `embed` the page holds no pixel and
-    links to the photos where they lie. Raises UserError for a photo that is gone.
+@dataclass(frozen=True)
+class Review:
+    run_dir: RunDir
+    doubtful: pd.DataFrame
+    """Labels to review, least credible first: file, label, suggested_label, probability_given, probability_suggested,
+    split, path, row (the position in `rows`), and with `multi_label` doubtful_label, which the probabilities are of."""
+    rows: pd.DataFrame
+    """All labelled images: file, label, path."""
+    units: np.ndarray
+    """(N, D): the centred features of `rows`, of unit length."""
+    classes: Sequence[str]
+    label_column: str
+    multi_label: bool
+    earlier: pd.DataFrame
+    """Decisions that the run was made with (label_corrections.COLUMNS): the page saves them again, before its own."""
+
+
+def write(review: Review, path: Path, embed: bool, num_workers: int | None) -> Path:
+    """Without `embed` the page holds no pixels and links to the photos where they are.
+
+    Raises UserError for a photo that can no longer be read.
     """
-    listed = doubtful.drop_duplicates("file").head(MOST)
-    near, alike = similarity.nearest(units, listed["row"].to_numpy(), np.arange(len(units)), NEAR)
-    shown = rows.iloc[np.unique(near[near >= 0])]
-    places = {row: place for place, row in enumerate(shown.index)}
-    photos, small = _pictures(listed["path"].tolist(), shown["path"].tolist(), embed, num_workers)
+    listed = review.doubtful.drop_duplicates("file").head(MAX_ITEMS)
+    queries = listed["row"].to_numpy()
+    near, cosines = similarity.nearest(review.units, queries, np.arange(len(review.units)), NEIGHBOURS)
+    neighbours = review.rows.iloc[np.unique(near[near >= 0])]
+    large, small = _pictures(listed["path"].tolist(), neighbours["path"].tolist(), embed, num_workers)
+    place_of = {row: place for place, row in enumerate(neighbours.index)}
     items = [
         {
             "file": row.file,
@@ -63,54 +71,56 @@ def write(
             "split": row.split,
             "photo": photo,
             "doubt": getattr(row, "doubtful_label", ""),
-            "near": [[places[int(n)], round(float(s), 4)] for n, s in zip(others, cosines, strict=True) if n >= 0],
+            "near": [[place_of[int(n)], round(float(s), 4)] for n, s in zip(places, values, strict=True) if n >= 0],
         }
-        for row, photo, others, cosines in zip(listed.itertuples(), photos, near, alike, strict=True)
+        for row, photo, places, values in zip(listed.itertuples(), large, near, cosines, strict=True)
     ]
+    run_dir = review.run_dir
     data = {
         "run": run_dir.name,
         "key": hashlib.sha256(str(run_dir.path).encode()).hexdigest()[:16],
         "command": f"python run_pipeline.py --output_dir {shlex.quote(str(run_dir.output_dir))} "
         "--label_fixes label_fixes.csv",
-        "question": label_column,
-        "classes": list(classes),
-        "multi_label": multi_label,
+        "question": review.label_column,
+        "classes": list(review.classes),
+        "multi_label": review.multi_label,
         "items": items,
         "near": [
             {"file": file, "label": label, "photo": photo}
-            for file, label, photo in zip(shown["file"], shown["label"], small, strict=True)
+            for file, label, photo in zip(neighbours["file"], neighbours["label"], small, strict=True)
         ],
-        "earlier": earlier[COLUMNS].to_numpy().tolist(),
-        "more": len(doubtful) - len(listed),
+        "earlier": review.earlier[COLUMNS].to_numpy().tolist(),
+        "more": len(review.doubtful) - len(listed),
     }
     atomic_write(path, render(data, embed))
     return path
 
 
 def render(data: dict[str, Any], embed: bool) -> str:
-    """The page. Its policy allows its own script and style, known by hash, and pictures that it holds or that lie here:
-    whatever stands in a file name or a class name, nothing else runs and no other host is asked."""
-    source = TEMPLATE.read_text(encoding="utf-8")
+    """The page. Its policy allows only its own script and style, known by their hashes, and embedded or local pictures:
+    whatever a file or class name contains, nothing else runs and no other host is contacted."""
+    script, style = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("review.js", "review.css"))
     policy = (
-        f"default-src 'none'; script-src {inline_hash(source, 'script')}; style-src {inline_hash(source, 'style')}; "
+        f"default-src 'none'; script-src {source_hash(script)}; style-src {source_hash(style)}; "
         f"img-src {'data:' if embed else 'file:'}; base-uri 'none'; form-action 'none'"
     )
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
-    return template.render(policy=policy, run=data["run"], data=data)
+    page = (TEMPLATES / "review.html").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(page)
+    return template.render(policy=policy, script=script, style=style, run=data["run"], data=data)
 
 
 def _pictures(large: list[str], small: list[str], embed: bool, num_workers: int | None) -> tuple[list[str], list[str]]:
-    """A URI for each path; the large ones share what the small ones leave of PAGE_BYTES."""
+    """A URI for each path; the large pictures share the part of PAGE_BYTES that the small ones leave."""
     if not embed:
         return [Path(name).as_uri() for name in large], [Path(name).as_uri() for name in small]
     with ThreadPoolExecutor(num_workers or cpu_count(), "review") as pool:
-        near = list(pool.map(lambda name: _data_uri(name, NEAR_SIDES, NEAR_BYTES), small))
+        near = list(pool.map(lambda name: _data_uri(name, NEIGHBOUR_SIDES, NEIGHBOUR_BYTES), small))
         allowed = (PAGE_BYTES - sum(map(len, near))) // max(1, len(large))
         return list(pool.map(lambda name: _data_uri(name, SIDES, allowed), large)), near
 
 
 def _data_uri(path: str, sides: Sequence[int], allowed: int) -> str:
-    """The photo as WebP, never enlarged, at the first of `sides` that takes at most `allowed` characters."""
+    """The photo as WebP, never enlarged, at the first of `sides` that needs at most `allowed` characters."""
     image = thumbnails.load_thumbnail(path, sides[0])
     uri = ""
     for side in dict.fromkeys(min(side, max(image.size)) for side in sides):

@@ -23,6 +23,7 @@ from spectacles.core.fileio import write_json
 from spectacles.core.run_dir import RunDir, find_run
 from spectacles.data import label_corrections
 from spectacles.report import review_page
+from spectacles.report.review_page import Review
 from spectacles.tracking import delivery, tracking
 
 NAMES = ["one, two.png", 'say "no".png', "</script>.png", "line\nbreak.png", "ünï 日本 😀.png", "__proto__"]
@@ -42,9 +43,8 @@ def write_page(
     earlier = pd.DataFrame([["before.png", "0", "1", "changed", "old"]], columns=label_corrections.COLUMNS)
     units = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32)
     run_dir = RunDir(folder / "outputs" / "run, 1")
-    return review_page.write(
-        folder / "review.html", run_dir, doubtful, rows, units, classes, "glasses", earlier, embed, 1
-    )
+    review = Review(run_dir, doubtful, rows, units, classes, "glasses", multi_label=False, earlier=earlier)
+    return review_page.write(review, folder / "review.html", embed, num_workers=1)
 
 
 def write_labels_page(folder: Path, classes: tuple[str, ...] = ("cat", "dog", "face", "</b>")) -> Path:
@@ -58,8 +58,9 @@ def write_labels_page(folder: Path, classes: tuple[str, ...] = ("cat", "dog", "f
                            probability_given=0.03, probability_suggested=0.97)  # fmt: skip
     units = np.random.default_rng(0).normal(size=(len(NAMES), 8)).astype(np.float32)
     none = pd.DataFrame(columns=label_corrections.COLUMNS)
-    return review_page.write(folder / "review.html", RunDir(folder / "outputs" / "run"), doubtful, rows, units, classes,
-                        "tags", none, True, 1, multi_label=True)  # fmt: skip
+    run_dir = RunDir(folder / "outputs" / "run")
+    review = Review(run_dir, doubtful, rows, units, classes, "tags", multi_label=True, earlier=none)
+    return review_page.write(review, folder / "review.html", embed=True, num_workers=1)
 
 
 class Opened:
@@ -104,11 +105,11 @@ def decisions(rows: list[dict[str, str]]) -> dict[str, tuple[str, str]]:
     return {row["file"]: (row["decision"], row["fixed_label"]) for row in rows}
 
 
-def test_the_keyboard_decides_and_the_file_says_what_was_decided(opened: Opened, tmp_path: Path) -> None:
-    assert "Photo 1 of 6: open" in opened.text("#place")
+def test_decisions_by_keyboard_are_saved_to_the_file(opened: Opened, tmp_path: Path) -> None:
+    assert "Photo 1 of 6: not reviewed" in opened.text("#place")
     assert "glasses: 0" in opened.text("#bars") and "97.0 %" in opened.text("#bars")
-    opened.press("k", "c", "r", "ArrowRight", "2")  # keep, change, take out, skip, choose the second class
-    assert opened.text("#about") == "4 of 6 decided, not saved · run run, 1"
+    opened.press("k", "c", "r", "ArrowRight", "2")  # keep, change, remove, skip, choose the second class
+    assert opened.text("#about") == "4 of 6 reviewed, not saved · run run, 1"
     rows = opened.saved()
     assert decisions(rows) == {
         "before.png": ("changed", "1"),
@@ -128,9 +129,9 @@ def test_the_keyboard_decides_and_the_file_says_what_was_decided(opened: Opened,
     assert label_corrections.read(path).to_dict("records") == rows
 
 
-def test_undo_back_and_a_changed_mind(opened: Opened) -> None:
+def test_decisions_can_be_undone_and_changed(opened: Opened) -> None:
     opened.press("c", "c", "u")
-    assert "Photo 2 of 6: open" in opened.text("#place")
+    assert "Photo 2 of 6: not reviewed" in opened.text("#place")
     opened.press("ArrowLeft")
     assert "Photo 1 of 6: changed: glasses: 1" in opened.text("#place")
     opened.press("k")
@@ -138,16 +139,16 @@ def test_undo_back_and_a_changed_mind(opened: Opened) -> None:
     opened.press("u")
     assert decisions(opened.saved())[NAMES[0]] == ("changed", "1")
     opened.press("u", "u", "u")
-    assert "0 of 6 decided" in opened.text("#about")
+    assert "0 of 6 reviewed" in opened.text("#about")
     assert opened.page.is_disabled("#save")
 
 
 def test_decisions_survive_closing_the_page(opened: Opened) -> None:
     opened.press("c", "r", "k", "k", "k", "k")
     before = decisions(opened.saved())
-    assert "All labels are decided" not in opened.text("#notice")
+    assert "All labels are reviewed" not in opened.text("#notice")
     opened.page.reload()
-    assert "6 of 6 decided" in opened.text("#about")
+    assert "6 of 6 reviewed" in opened.text("#about")
     assert decisions(opened.saved()) == before
 
 
@@ -159,7 +160,7 @@ def test_the_list_shows_all_and_opens_one(opened: Opened) -> None:
     assert opened.page.is_hidden("#one")
     opened.press("k")  # decides nothing where no single photo is shown
     tiles.nth(4).click()
-    assert "Photo 5 of 6: open" in opened.text("#place")
+    assert "Photo 5 of 6: not reviewed" in opened.text("#place")
     assert opened.text("#file").startswith(NAMES[4])
 
 
@@ -172,7 +173,7 @@ def test_every_control_has_a_name_and_can_be_reached_by_tab(opened: Opened) -> N
         opened.press("Tab")
         reached.add(opened.page.evaluate("document.activeElement.id"))
     assert {"view", "save", "keep", "change", "remove", "skip"} <= reached
-    assert opened.page.get_attribute("#photo img", "alt") == f"the photo {NAMES[0]}"
+    assert opened.page.get_attribute("#photo img", "alt") == f"photo {NAMES[0]}"
     opened.page.focus("#remove")
     opened.press("Enter")
     assert "Photo 2" in opened.text("#place")
@@ -191,7 +192,7 @@ def test_a_class_among_many_is_found_by_typing(browser: Any, tmp_path: Path) -> 
     opened.page.keyboard.type("odd")
     opened.page.locator("#options button").click()
     opened.press("o", "Escape")
-    assert "2 of 6 decided" in opened.text("#about")
+    assert "2 of 6 reviewed" in opened.text("#about")
     found = decisions(opened.saved())
     assert found[NAMES[0]] == ("changed", "kind 17")
     assert found[NAMES[1]] == ("changed", classes[-1])
@@ -208,7 +209,7 @@ def test_any_combination_of_labels_is_set_by_keys(browser: Any, tmp_path: Path) 
     opened.press("o", "1", "4", "1", "Enter")
     opened.press("4", "Escape")  # nothing is decided
     opened.press("o", "Shift+Tab", "Shift+Tab", "Space", "Enter")  # from the button to the last label
-    assert "5 of 6 decided" in opened.text("#about")
+    assert "5 of 6 reviewed" in opened.text("#about")
     opened.press("ArrowLeft")
     assert "Photo 5 of 6: changed: dog, face, </b>" in opened.text("#place")
     opened.press("o")
@@ -222,12 +223,12 @@ def test_any_combination_of_labels_is_set_by_keys(browser: Any, tmp_path: Path) 
         NAMES[4]: ("confirmed", "dog|face"),
     }
     opened.page.reload()
-    assert "5 of 6 decided" in opened.text("#about")
+    assert "5 of 6 reviewed" in opened.text("#about")
     opened.context.close()
     assert opened.problems == []
 
 
-def test_of_many_labels_some_are_found_by_typing_and_ticked(browser: Any, tmp_path: Path) -> None:
+def test_among_many_labels_some_are_found_by_typing(browser: Any, tmp_path: Path) -> None:
     opened = Opened(browser, write_labels_page(tmp_path, tuple(f"kind {n}" for n in range(200))))
     opened.press("o")
     assert opened.page.locator("#options input").count() == 50
@@ -237,13 +238,13 @@ def test_of_many_labels_some_are_found_by_typing_and_ticked(browser: Any, tmp_pa
     assert opened.text("#apply").startswith("Set to kind 2, kind 17, kind 99")
     assert opened.page.locator("#options input:checked").count() == 3
     opened.press("Enter", "2")  # digits are for typing here
-    assert "1 of 6 decided" in opened.text("#about") and opened.page.is_hidden("#choice")
+    assert "1 of 6 reviewed" in opened.text("#about") and opened.page.is_hidden("#choice")
     assert decisions(opened.saved()) == {NAMES[0]: ("changed", "kind 2|kind 17|kind 99")}
     opened.context.close()
     assert opened.problems == []
 
 
-def test_fingers_tick_labels_on_a_phone_and_dataset_reads_them(browser: Any, tmp_path: Path) -> None:
+def test_labels_are_set_by_touch_on_a_phone_and_read_by_dataset(browser: Any, tmp_path: Path) -> None:
     opened = Opened(browser, write_labels_page(tmp_path), viewport={"width": 390, "height": 844}, has_touch=True,
                     is_mobile=True)  # fmt: skip
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -265,7 +266,7 @@ def test_fingers_tick_labels_on_a_phone_and_dataset_reads_them(browser: Any, tmp
     assert fixed["label"].tolist() == ["</b>|cat", "cat|face", *["dog|face"] * 3, "cat|</b>"]
 
 
-def test_fingers_can_do_it_on_a_phone(browser: Any, tmp_path: Path) -> None:
+def test_the_page_works_by_touch_on_a_phone(browser: Any, tmp_path: Path) -> None:
     opened = Opened(browser, write_page(tmp_path), viewport={"width": 390, "height": 844}, has_touch=True,
                     is_mobile=True, color_scheme="dark")  # fmt: skip
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -275,7 +276,7 @@ def test_fingers_can_do_it_on_a_phone(browser: Any, tmp_path: Path) -> None:
     opened.page.tap("#change")
     opened.page.tap("#skip")
     opened.page.tap("#remove")
-    assert "2 of 6 decided" in opened.text("#about")
+    assert "2 of 6 reviewed" in opened.text("#about")
     opened.context.close()
     assert opened.problems == []
 
@@ -284,21 +285,21 @@ def test_a_page_without_doubtful_labels_says_so(browser: Any, tmp_path: Path) ->
     opened = Opened(browser, write_page(tmp_path, names=()))
     assert "No label looks wrong" in opened.text("#notice")
     opened.press("k", "c", "r", "1", "n", "l", "u", "ArrowRight", "d")
-    assert "0 of 0 decided" in opened.text("#about")
+    assert "0 of 0 reviewed" in opened.text("#about")
     opened.context.close()
     assert opened.problems == []
 
 
-def test_what_lies_in_the_browser_is_not_trusted(opened: Opened) -> None:
+def test_content_of_local_storage_is_not_trusted(opened: Opened) -> None:
     opened.press("c")
     [key] = opened.page.evaluate("Object.keys(localStorage)")
     for content in ('[["nobody.png", "changed", "1"], ["one, two.png", "changed", "7"]]', "[[", "3", '[["a"]]', "[7]"):
         opened.page.evaluate("([key, content]) => localStorage.setItem(key, content)", [key, content])
         opened.page.reload()
-        assert "0 of 6 decided" in opened.text("#about")
+        assert "0 of 6 reviewed" in opened.text("#about")
 
 
-def test_without_galleries_the_photos_are_shown_from_where_they_lie(browser: Any, tmp_path: Path) -> None:
+def test_without_galleries_the_page_links_to_the_photos(browser: Any, tmp_path: Path) -> None:
     opened = Opened(browser, write_page(tmp_path, embed=False))
     width = opened.page.locator("#photo img").evaluate("image => image.decode().then(() => image.naturalWidth)")
     assert width == 60
@@ -364,7 +365,7 @@ def test_a_new_run_has_the_settings_of_the_run_before_and_the_labels_of_the_revi
     assert (splits["split"] == was.loc[splits.index, "split"]).all()
 
 
-def test_what_was_decided_is_not_asked_again_and_is_carried_on(again: Again) -> None:
+def test_decided_labels_are_not_listed_again_and_are_carried_over(again: Again) -> None:
     new, _, fixes = again
     listed = pd.read_csv(new.run_dir.path / "error_analysis" / "noisy_labels.csv", dtype=str)["file"]
     assert not set(fixes["file"]) & set(listed)
@@ -373,7 +374,7 @@ def test_what_was_decided_is_not_asked_again_and_is_carried_on(again: Again) -> 
     assert data["earlier"] == fixes.to_numpy().tolist()
 
 
-def test_before_and_after_are_told_in_one_line_and_stand_together_in_mlflow(again: Again) -> None:
+def test_before_and_after_are_compared_in_one_line_and_linked_in_mlflow(again: Again) -> None:
     new, before, _ = again
     [line] = [line for line in new.output.splitlines() if line.startswith("mended")]
     assert f"{before.name} -> {new.run_dir.name}: accuracy" in line
@@ -386,7 +387,7 @@ def test_before_and_after_are_told_in_one_line_and_stand_together_in_mlflow(agai
     assert tags["run_before"] == before.name
 
 
-def test_fixes_that_do_not_fit_are_told_before_anything_is_made(again: Again, tmp_path: Path) -> None:
+def test_fixes_that_do_not_fit_are_rejected_before_anything_is_written(again: Again, tmp_path: Path) -> None:
     _, before, fixes = again
     there = sorted(path.name for path in before.output_dir.iterdir())
     wrong = {"'another'": fixes.assign(run="another"), "'run'": fixes.drop(columns="run"), "no rows": fixes.head(0)}

@@ -1,4 +1,4 @@
-"""The page as a file: whatever names hold stays text, nothing is asked of another host, and it stays small."""
+"""The page as a file: names stay text, no other host is contacted, and it stays small."""
 
 import base64
 import hashlib
@@ -19,6 +19,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir
 from spectacles.data import label_corrections
 from spectacles.report import review_page
+from spectacles.report.review_page import Review
 
 HOSTILE = [
     "</script><script>alert(1)</script>.png",
@@ -69,7 +70,7 @@ def write_page(
     embed: bool = True,
     run: str = "run",
 ) -> Path:
-    """A page that doubts every second of `names`, each a photo of its own."""
+    """A page on which every second of `names` is doubtful; each is a photo of its own."""
     rows = pd.DataFrame(
         {
             "file": names,
@@ -84,25 +85,34 @@ def write_page(
     units = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32)
     run_dir = RunDir(folder / "outputs" / run)
     none = pd.DataFrame(columns=label_corrections.COLUMNS)
-    return review_page.write(folder / "review.html", run_dir, doubtful, rows, units, classes, "label",
-                        none if earlier is None else earlier, embed, 1)  # fmt: skip
+    review = Review(
+        run_dir,
+        doubtful,
+        rows,
+        units,
+        classes,
+        "label",
+        multi_label=False,
+        earlier=none if earlier is None else earlier,
+    )
+    return review_page.write(review, folder / "review.html", embed, 1)
 
 
 def read(path: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_hostile_names_are_data_and_nothing_else(tmp_path: Path) -> None:
+def test_hostile_names_stay_data(tmp_path: Path) -> None:
     page = read(write_page(tmp_path, run="<b>&\"'"))
     assert [item["file"] for item in page.data["items"]] == HOSTILE[::2]
     assert page.data["classes"] == ["</script>", 'a "b"', "c,d"]
     assert len(page.scripts) == 2
-    assert page.title == "Labels to check: <b>&\"'"
+    assert page.title == "Labels to review: <b>&\"'"
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert not any(tag in ("img", "b", "link", "iframe") for tag, _ in page.tags)
 
 
-def test_the_policy_allows_this_script_and_this_style_only(tmp_path: Path) -> None:
+def test_the_policy_allows_only_the_pages_own_script_and_style(tmp_path: Path) -> None:
     text = write_page(tmp_path).read_text(encoding="utf-8")
     page = Page(text)
     [policy] = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
@@ -140,9 +150,9 @@ def test_without_galleries_the_page_links_to_the_photos_and_holds_no_pixel(tmp_p
     assert policy is not None and "img-src file:;" in policy
 
 
-def test_many_photos_that_compress_badly_stay_within_the_bound(tmp_path: Path, monkeypatch) -> None:
+def test_photos_that_compress_badly_stay_within_the_size_limit(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(review_page, "PAGE_BYTES", 100_000)
-    monkeypatch.setattr(review_page, "NEAR_BYTES", 1500)
+    monkeypatch.setattr(review_page, "NEIGHBOUR_BYTES", 1500)
     rng = np.random.default_rng(0)
 
     def snow(_: int) -> Image.Image:
@@ -166,23 +176,23 @@ def picture_size(uri: str) -> tuple[int, int]:
         return picture.size
 
 
-def test_only_the_first_are_on_the_page_and_the_others_are_counted(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(review_page, "MOST", 2)
+def test_labels_beyond_the_limit_are_counted(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(review_page, "MAX_ITEMS", 2)
     data = read(write_page(tmp_path)).data
     assert len(data["items"]) == 2
     assert data["more"] == 1
 
 
-def test_a_file_that_two_rows_name_is_asked_about_once(tmp_path: Path) -> None:
+def test_a_file_named_by_two_rows_is_listed_once(tmp_path: Path) -> None:
     data = read(write_page(tmp_path, ["a.png", "b.png", "a.png"])).data
     assert [item["file"] for item in data["items"]] == ["a.png"]
 
 
-def test_nothing_doubtful_gives_a_page_too(tmp_path: Path) -> None:
+def test_without_doubtful_labels_there_is_still_a_page(tmp_path: Path) -> None:
     assert read(write_page(tmp_path, [])).data["items"] == []
 
 
-def test_decisions_of_earlier_reviews_are_carried_on(tmp_path: Path) -> None:
+def test_decisions_of_earlier_reviews_are_carried_over(tmp_path: Path) -> None:
     rows = [["old.png", "0", "1", "changed", "first"], ["gone.png", "0", "", "removed", "first"]]
     earlier = pd.DataFrame(rows, columns=label_corrections.COLUMNS)
     assert read(write_page(tmp_path, earlier=earlier)).data["earlier"] == rows
@@ -206,8 +216,9 @@ def test_a_page_about_several_labels_names_the_one_in_doubt(tmp_path: Path) -> N
                            probability_given=0.2, probability_suggested=0.8)  # fmt: skip
     units = np.eye(2, dtype=np.float32)
     none = pd.DataFrame(columns=label_corrections.COLUMNS)
-    data = read(review_page.write(tmp_path / "review.html", RunDir(tmp_path / "run"), doubtful, rows, units,
-                             ("</b>", "cat", "dog"), "tags", none, True, 1, multi_label=True)).data  # fmt: skip
+    classes = ("</b>", "cat", "dog")
+    review = Review(RunDir(tmp_path / "run"), doubtful, rows, units, classes, "tags", multi_label=True, earlier=none)
+    data = read(review_page.write(review, tmp_path / "review.html", embed=True, num_workers=1)).data
     assert data["multi_label"] is True
     assert [(item["label"], item["suggested"], item["doubt"]) for item in data["items"]] == [
         ("cat|dog", "cat", "dog"), ("none", "</b>", "</b>"),

@@ -109,7 +109,7 @@ def test_errors_of_both_splits_are_listed_and_those_of_test_counted(prepared: Pr
     assert report.metrics["test_errors"] == 2
     assert report.metrics["val_errors"] == 1
     assert f"2 of {(table['split'] == 'test').sum() - 1} images misclassified" in report.summary[0]
-    assert "0 taken for NA, 2 times" in report.summary[1]
+    assert "0 mistaken for NA, 2 times" in report.summary[1]
     assert from_json(ErrorReport, to_json(report)) == report
     for artifact in report.artifacts:
         assert (prepared.run_dir.path / artifact).is_file()
@@ -128,7 +128,7 @@ def test_wrong_labels_lead_the_list(prepared: Prepared) -> None:
     assert listed["suspected"][:2].tolist() == ["True", "True"]
     given, suggested = (listed[f"probability_{name}"].astype(float) for name in ("given", "suggested"))
     assert (given < suggested).all()
-    assert not any("trained network's features" in line for line in report.summary)
+    assert not any("features of the trained network" in line for line in report.summary)
 
 
 def test_without_errors_everything_is_still_there(prepared: Prepared) -> None:
@@ -146,7 +146,7 @@ def test_the_next_step_is_the_review_page_by_its_full_path(prepared: Prepared) -
     report = prepared.run()
     page = prepared.run_dir.path / "error_analysis" / "review.html"
     listed = prepared.read("noisy_labels.csv")
-    assert any(f"{len(listed)} labels are worth a look" in line for line in report.summary)
+    assert any(f"{len(listed)} labels to review" in line for line in report.summary)
     assert any(line.startswith("next: ") and str(page) in line for line in report.summary)
     assert "error_analysis/review.html" in report.artifacts
     text = page.read_text(encoding="utf-8")
@@ -191,7 +191,7 @@ def test_what_a_person_has_decided_is_not_asked_again(prepared: Prepared, tmp_pa
     listed = prepared.read("noisy_labels.csv")["file"].tolist()
     assert not {first, second} & set(listed)
     assert len(listed) == before.metrics["labels_to_check"] - 2
-    assert any(line.startswith("2 labels that a person has decided on") for line in report.summary)
+    assert any(line.startswith("2 labels decided in an earlier review") for line in report.summary)
     page = (prepared.run_dir.path / "error_analysis" / "review.html").read_text(encoding="utf-8")
     assert f'["{first}", "0", "0", "confirmed", "older"]' in page
 
@@ -209,7 +209,7 @@ def test_without_test_labels_validation_errors_are_shown(prepared: Prepared) -> 
 def test_random_weights_are_replaced_by_the_trained_ones_and_said(prepared: Prepared) -> None:
     prepared.run_dir.save_config("train", {"no_pretrained": True, "weights": None})
     report = prepared.run()
-    assert any("trained network's features" in line and "random weights" in line for line in report.summary)
+    assert any("features of the trained network" in line and "random weights" in line for line in report.summary)
     prepared.run_dir.save_config("train", {"no_pretrained": False, "weights": "gone.safetensors"})
     assert any("gone.safetensors does not exist" in line for line in prepared.run().summary)
 

@@ -108,7 +108,7 @@ def test_labels_that_are_missed_and_added_are_counted(run_dir: RunDir) -> None:
         ("bright", "added"): ("1", pytest.approx(1 / lack_bright)),
     }
     assert report.summary[1].startswith("most frequent error: red missed, 2 times (")
-    assert "% of the images that have it)" in report.summary[1]
+    assert "% of the images with it)" in report.summary[1]
     nearest = read(run_dir, "nearest.csv")
     assert set(nearest["neighbour_label"]) <= {"none", "bright", "red", "bright|red"}
     for artifact in report.artifacts:
@@ -130,7 +130,7 @@ def test_wrong_labels_lead_the_list_and_the_page_and_a_review_mends_them(
     listed = read(run_dir, "noisy_labels.csv")
     assert set(listed["file"][:2]) == set(WRONG) and listed["file"].is_unique
     assert report.suspected_labels == (listed["suspected"] == "True").sum() >= 1
-    assert any(f"the labels of {len(listed)} images are worth a look" in line for line in report.summary)
+    assert any(f"the labels of {len(listed)} images to review" in line for line in report.summary)
     for row in listed[:2].itertuples():
         assert row.suggested_label == label_sets.join(true_labels(int(row.file.split(".")[0])))
         assert row.doubtful_label == WRONG[row.file]
