@@ -26,8 +26,8 @@ from spectacles.evaluation import corruptions, run_comparison, slices
 from spectacles.inference import prediction_rows
 from spectacles.inference.predictor import Predictor
 from spectacles.metrics import classification, multilabel, prediction_table, scoring, selective, thresholds
-from spectacles.metrics.bootstrap import Scored
 from spectacles.metrics.calibration import Calibration
+from spectacles.metrics.decisions import Scored
 from spectacles.models import feature_cache
 from spectacles.models.bundle import BundleInfo, read_bundle_info
 from spectacles.report import evaluation_plots, reliability_plots
@@ -152,7 +152,7 @@ def _score(table: pd.DataFrame, split: str, info: BundleInfo, config: EvaluateCo
     if part.empty:
         return {}
     scored = _scored(part, info)
-    right = scored.right
+    right = scored.correct
     # Near duplicates and groups are not independent evidence: whole clusters are resampled.
     known = scoring.intervals_of(scored, config.seed, config.bootstrap_resamples)
     values = {
@@ -203,7 +203,7 @@ def _draw(part: pd.DataFrame, scored: Scored, values: dict[str, Any], info: Bund
         evaluation_plots.roc_curves(labels, probabilities, classes, folder / "roc.png"),
         evaluation_plots.precision_recall_curves(labels, probabilities, classes, folder / "precision_recall.png"),
         _draw_reliability(labels, probabilities, raw, folder / "reliability.png"),
-        evaluation_plots.confidence_histograms(surest, scored.right, folder / "confidence.png"),
+        evaluation_plots.confidence_histograms(surest, scored.correct, folder / "confidence.png"),
         reliability_plots.coverage(
             values["selective"], values.get("labelled"), values["images"], folder / "coverage.png"
         ),
@@ -235,8 +235,8 @@ def _draw_errors(values: dict[str, Any], info: BundleInfo, folder: Path) -> list
 
 def _draw_reliability(labels: np.ndarray, probabilities: np.ndarray, raw: np.ndarray | None, path: Path) -> Path:
     if labels.ndim == 2:  # each label's answer, yes or no
-        raw = None if raw is None else multilabel.as_answers(labels, raw)[1]
-        labels, probabilities = multilabel.as_answers(labels, probabilities)
+        raw = None if raw is None else multilabel.as_binary(labels, raw)[1]
+        labels, probabilities = multilabel.as_binary(labels, probabilities)
     return evaluation_plots.reliability(labels, probabilities, path, raw)
 
 

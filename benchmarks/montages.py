@@ -22,7 +22,7 @@ from spectacles.core.fileio import atomic_path
 from spectacles.core.run_dir import RunDir
 from spectacles.data import label_sets
 from spectacles.data.images import decode
-from spectacles.metrics import classification, multilabel, prediction_table
+from spectacles.metrics import decisions, multilabel, prediction_table
 from spectacles.models.bundle import read_bundle_info
 
 SHOWS = {"0": ["face"], "1": ["face", "glasses"], "cats": ["cat"], "dogs": ["dog"]}
@@ -94,7 +94,7 @@ def at_one_half(finished: RunDir) -> dict[str, float | None]:
     test = prediction_table.load(finished.predictions).query("split == 'test' and status == 'predicted'")
     probabilities = prediction_table.probabilities(test, list(info.classes))
     labels = label_sets.encode(test["label"], info.classes, multi_label=True)
-    return multilabel.multi_label_metrics(labels, probabilities, classification.decide_labels(probabilities))
+    return multilabel.multi_label_metrics(labels, probabilities, decisions.decide_labels(probabilities))
 
 
 def main() -> None:

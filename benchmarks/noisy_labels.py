@@ -31,7 +31,7 @@ from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
 from spectacles.evaluation import label_quality
-from spectacles.metrics.multilabel import all_right
+from spectacles.metrics.decisions import is_correct
 from spectacles.models import feature_cache
 from spectacles.sample_data import generate
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
             for seed in SEEDS:
                 noisy = change(features, labels, seed)
                 name = f"{args.data.name}, {SHARE:.0%} {kind}"
-                results += compare(name, seed, rows, features, noisy, ~all_right(noisy, labels))
+                results += compare(name, seed, rows, features, noisy, ~is_correct(noisy, labels))
     table = pd.DataFrame(results)
     means = table.groupby(["data", "ranking"], sort=False)[["average precision", "recall"]].agg(["mean", "std"])
     print(means.to_string(float_format="{:.3f}".format))

@@ -20,7 +20,7 @@ from spectacles.data import folders
 from spectacles.data.images import decode
 from spectacles.data.preprocessing import decoded_batches
 from spectacles.inference.predictor import Predictor
-from spectacles.metrics import classification
+from spectacles.metrics import curves
 
 GENERATED = 100
 SIZE = (180, 200)
@@ -106,7 +106,7 @@ def row(predictor: Predictor, name: str, maps: np.ndarray, own: np.ndarray) -> d
         "images": len(maps),
         "unfamiliar": f"{(familiar < predictor.info.familiar_from).mean():.1%}",
         "median familiarity": f"{np.median(familiar):.2g}",
-        "ROC-AUC": f"{classification.roc_auc(outside, distance):.4f}",
+        "ROC-AUC": f"{curves.roc_auc(outside, distance):.4f}",
     }
 
 

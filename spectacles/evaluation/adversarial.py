@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from spectacles.core.device import to_device
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.inference.predictor import Predictor
-from spectacles.metrics.multilabel import all_right
+from spectacles.metrics.decisions import is_correct
 from spectacles.models.classifier import Classifier
 
 LEVELS = (1, 2, 4, 8)
@@ -92,7 +92,7 @@ def withstood(
                 )
                 attacked = changed.round().to(torch.uint8).cpu().numpy()
                 decided = predictor.info.decide(predictor.probabilities(attacked))
-                standing[places] = all_right(decided, labels[places])
+                standing[places] = is_correct(decided, labels[places])
             found[name, float(level)] = standing.copy()
     return found
 

@@ -28,7 +28,7 @@ from spectacles.data.preprocessing import decoded_batches
 from spectacles.evaluation import adversarial
 from spectacles.inference.predictor import Predictor
 from spectacles.metrics import bootstrap
-from spectacles.metrics.multilabel import all_right
+from spectacles.metrics.decisions import is_correct
 
 log = logging.getLogger("spectacles")
 
@@ -86,7 +86,7 @@ def measure(
     steps = _changed_batches(predictor, rows, seed, num_workers)
     for done, (places, way, pixels) in enumerate(progress(steps, "changing photos", total, "batch"), 1):
         decided = predictor.info.decide(predictor.probabilities(pixels))
-        correct = all_right(decided, labels[places])
+        correct = is_correct(decided, labels[places])
         right.setdefault(way, []).append(correct)
         if way == UNCHANGED:
             readable += places
@@ -122,7 +122,7 @@ def _report(
 ) -> dict[str, Any]:
     clusters = rows["cluster"].to_numpy()
     accuracy = {way: float(correct.mean()) for way, correct in right.items()}
-    interval = {way: bootstrap.of_share(correct, clusters, seed, resamples) for way, correct in right.items()}
+    interval = {way: bootstrap.share_interval(correct, clusters, seed, resamples) for way, correct in right.items()}
     attacked = {
         name: {f"{level}/255": accuracy[name, level] for level in adversarial.LEVELS}
         for name in adversarial.ATTACKS

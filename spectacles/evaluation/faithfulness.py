@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 
 from spectacles.evaluation.attribution import blurred
+from spectacles.metrics.bootstrap import mean_interval
 from spectacles.metrics.calibration import Calibration
-from spectacles.metrics.classification import bootstrap_interval
 from spectacles.models.classifier import Classifier
 
 HIGHLIGHTED = 0.1
@@ -72,7 +72,7 @@ def judge(drops: np.ndarray, random_drops: np.ndarray, labels: Sequence[str], se
     by_chance = random_drops.mean(axis=1)
     more = drops > by_chance
     result: dict[str, Any] = {"images": len(drops), **_means(drops, by_chance, more)}
-    interval = bootstrap_interval(more, seed) if len(drops) else None
+    interval = mean_interval(more, np.arange(len(more)), seed) if len(drops) else None
     result["interval"] = interval and [round(bound, 4) for bound in interval]
     matters = interval and interval[0] > 0.5 and drops.mean() > by_chance.mean()
     result["faithful"] = bool(matters) if len(drops) >= ENOUGH else None

@@ -13,8 +13,8 @@ from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir, find_run
 from spectacles.core.wording import count_of, percent
 from spectacles.data import label_sets
-from spectacles.metrics import bootstrap, classification, prediction_table, scoring
-from spectacles.metrics.bootstrap import Scored
+from spectacles.metrics import basics, bootstrap, prediction_table, scoring
+from spectacles.metrics.decisions import Scored
 
 SIGNIFICANT = 0.05
 OTHERS = {"log_loss": "log loss", "hter": "HTER", "micro_f1": "micro F1", "macro_f1": "macro F1"}
@@ -92,7 +92,7 @@ def compare(
         this.clusters,
     )
     differences = _differences(this, that, seed, resamples)
-    p_value, only_this, only_that = mcnemar(this.right, that.right)
+    p_value, only_this, only_that = mcnemar(this.correct, that.correct)
     verdict = _verdict(differences["accuracy"], p_value)
     left_out = {
         "trained_on": int((~fresh).sum()),
@@ -114,7 +114,7 @@ def compare(
     }
 
 
-def mcnemar(this: classification.Bools, that: classification.Bools) -> tuple[float, int, int]:
+def mcnemar(this: basics.Bools, that: basics.Bools) -> tuple[float, int, int]:
     """(two-sided exact p, images only this is right on, images only that is right on) of correctness (N,) each."""
     only_this, only_that = int((this & ~that).sum()), int((that & ~this).sum())
     discordant = only_this + only_that
@@ -137,7 +137,7 @@ def _differences(this: Scored, that: Scored, seed: int, resamples: int) -> dict[
     for name in names:
         one, two = (each[name] for each in values)
         if one is not None and two is not None:
-            interval = bootstrap.percentiles(drawn[0][name] - drawn[1][name])
+            interval = bootstrap.percentile_interval(drawn[0][name] - drawn[1][name])
             found[name] = {"this": one, "other": two, "difference": one - two, "interval": interval}
     return found
 

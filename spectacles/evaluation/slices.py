@@ -17,8 +17,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from spectacles.core.wording import percent
 from spectacles.data.sources import SLICE
 from spectacles.metrics import bootstrap
-from spectacles.metrics.bootstrap import Scored
-from spectacles.metrics.classification import Float64s
+from spectacles.metrics.basics import Float64s
+from spectacles.metrics.decisions import Scored
 
 ENOUGH_IMAGES, ENOUGH_CLUSTERS = 30, 5
 """Below either nothing is claimed of a slice."""
@@ -104,13 +104,13 @@ def score(slices: list[Slice], scored: Scored, seed: int, resamples: int) -> dic
     """
     if not slices:
         return {"slices": [], "worst_gap": None}
-    wrong = ~scored.right
+    wrong = ~scored.correct
     kinds = [np.ones(len(wrong), dtype=bool)]
     kinds += [scored.labels == 0, scored.labels == 1] if scored.num_classes == 2 and not scored.multi_label else []
     members = np.stack([each.images & kind for kind in kinds for each in slices])
     columns = sparse.csr_matrix(np.concatenate([members, members & wrong])).astype(np.float64)
     sums = bootstrap.resampled_sums(columns, scored.clusters, seed, resamples)
-    rates = bootstrap.ratio(sums[len(members) :], sums[: len(members)]).reshape(len(kinds), -1, resamples)
+    rates = bootstrap.divide(sums[len(members) :], sums[: len(members)]).reshape(len(kinds), -1, resamples)
     entries = []
     for place, each in enumerate(slices):
         entry: dict[str, Any] = {
@@ -136,7 +136,9 @@ def _rate(
 ) -> tuple[float | None, list[float] | None]:
     if not chosen.any():
         return None, None
-    interval = bootstrap.exact_if_unanimous(bootstrap.percentiles(resampled), wrong[chosen], scored.clusters[chosen])
+    interval = bootstrap.exact_if_unanimous(
+        bootstrap.percentile_interval(resampled), wrong[chosen], scored.clusters[chosen]
+    )
     return float(wrong[chosen].mean()), interval
 
 
@@ -156,7 +158,7 @@ def _worst_gap(
     places = [place for place, entry in enumerate(entries) if entry["sufficient"]]
     if len(places) < 2:
         return None
-    wrong = (~scored.right).astype(np.float64)
+    wrong = (~scored.correct).astype(np.float64)
     members = sparse.csr_matrix(np.stack([slices[place].images for place in places])).astype(np.float64)
     sizes = np.array([entries[place]["images"] for place in places])
     gaps = members @ wrong / sizes - wrong.mean()

@@ -10,8 +10,8 @@ from spectacles.core.wording import count_of, percent, percents
 from spectacles.data.similarity import nearest
 from spectacles.data.splits import stratified_split
 from spectacles.metrics import multilabel
-from spectacles.metrics.classification import bootstrap_interval
-from spectacles.metrics.multilabel import all_right
+from spectacles.metrics.bootstrap import mean_interval
+from spectacles.metrics.decisions import is_correct
 from spectacles.models.linear_probe import logistic_regression
 
 FOLDS = 5
@@ -61,7 +61,7 @@ def measure(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed
     }
 
     def interval(values: np.ndarray) -> list[float]:
-        return [round(bound, 6) for bound in bootstrap_interval(values, seed, groups=clusters)]
+        return [round(bound, 6) for bound in mean_interval(values, clusters, seed)]
 
     scores = {
         name: {"accuracy": round(float(values.mean()), 6), "interval": interval(values)}
@@ -144,7 +144,7 @@ def _cross_fit_labels(
         for place, has in enumerate(labels.T if fit.any() else ()):
             probabilities[judged, place] = _label_probabilities(features[fit], has[fit], features[judged], strength)
     told = ~np.isnan(probabilities).any(axis=1)
-    right = all_right((probabilities >= 0.5).astype(np.int64), labels) & told
+    right = is_correct((probabilities >= 0.5).astype(np.int64), labels) & told
     loss = multilabel.log_losses(labels[told], probabilities[told]).mean() if told.any() else np.inf
     return right.astype(np.float64), float(loss)
 
@@ -160,7 +160,7 @@ def _label_probabilities(features: np.ndarray, has: np.ndarray, judged: np.ndarr
 def _nearest_is_right(unit: np.ndarray, labels: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
     rows = np.arange(len(labels))
     neighbour = nearest(unit, rows, rows, 1, clusters)[0][:, 0]
-    return np.asarray((neighbour >= 0) & all_right(labels[neighbour], labels), dtype=np.float64)
+    return np.asarray((neighbour >= 0) & is_correct(labels[neighbour], labels), dtype=np.float64)
 
 
 def sentences(measured: dict[str, Any], multi_label: bool = False) -> list[str]:

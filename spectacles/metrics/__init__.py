@@ -1,4 +1,4 @@
-"""Every number and its 95 % interval, calibration and thresholds, in numpy.
+"""Every number about predictions with its 95 % interval; calibration, decision thresholds and abstention.
 
 May use core.
 """

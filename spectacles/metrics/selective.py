@@ -8,7 +8,7 @@ import numpy as np
 
 from spectacles.core.wording import count_of, percent, percents
 from spectacles.metrics import bootstrap
-from spectacles.metrics.classification import Bools, Floats, Ints
+from spectacles.metrics.basics import Bools, Floats, Ints
 
 POINTS = 200
 """Of a coverage curve at most."""
@@ -45,7 +45,7 @@ def by_verdict(correct: Bools, verdicts: Any, clusters: Ints, seed: int, resampl
         "labelled": {
             "images": int(given.sum()),
             "accuracy": float(right.mean()) if len(right) else None,
-            "interval": bootstrap.of_share(right, clusters[given], seed, resamples) if len(right) else None,
+            "interval": bootstrap.share_interval(right, clusters[given], seed, resamples) if len(right) else None,
         }
     }
 

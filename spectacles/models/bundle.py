@@ -17,7 +17,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path, write_json
 from spectacles.data import label_sets
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.metrics import classification, thresholds
+from spectacles.metrics import decisions, thresholds
 from spectacles.metrics.calibration import Calibration
 
 FORMAT = 2
@@ -74,8 +74,8 @@ class BundleInfo:
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """(N, K) -> class indices (N,), or labels (N, K) of 0 and 1."""
         if self.multi_label:
-            return classification.decide_labels(probabilities, self.label_thresholds)
-        return classification.decide(probabilities, self.threshold)
+            return decisions.decide_labels(probabilities, self.label_thresholds)
+        return decisions.decide(probabilities, self.threshold)
 
     def certainty(self, probabilities: np.ndarray) -> np.ndarray:
         """(N, K) -> (N,): how probably the decision is right; of any number of labels, the least certain one's."""

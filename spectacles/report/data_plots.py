@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spectacles.metrics.classification import LOWER_IS_BETTER, Float64s
+from spectacles.metrics.basics import LOWER_IS_BETTER, Float64s
 from spectacles.report.style import (
     COLOURS,
     INK,

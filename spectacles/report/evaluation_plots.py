@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_curve
 
 from spectacles.core.wording import noun_of, plural
-from spectacles.metrics import classification
-from spectacles.metrics.classification import Bools, Float64s, Floats, Ints
+from spectacles.metrics import curves, probability_scores
+from spectacles.metrics.basics import Bools, Float64s, Floats, Ints
 from spectacles.report.style import (
     COLOURS,
     INK,
@@ -63,12 +64,12 @@ def confusion_matrix(matrix: NDArray[np.integer[Any]], class_names: Sequence[str
 
 def roc_curves(labels: Ints, probabilities: Floats, class_names: Sequence[str], path: Path) -> Path:
     """ROC of class 1 of two; with more classes one-vs-rest of the (at most 10) classes with the lowest AUC."""
-    worst = _worst_classes(classification.roc_auc, labels, probabilities)
+    worst = _worst_classes(curves.roc_auc, labels, probabilities)
     title = _curves_title("ROC", "AUC", len(worst), class_names, labels)
     figure, [axes] = new_figure(title, 6 if len(worst) < 2 else 8.5, 5)
     for rank, (area, index) in enumerate(worst[:MAX_CURVES]):
         positive = _positive(labels, index)
-        false_positive_rate, true_positive_rate, _ = classification.roc_curve(positive, probabilities[:, index])
+        false_positive_rate, true_positive_rate, _ = curves.roc_curve(positive, probabilities[:, index])
         _curve(axes, rank, false_positive_rate, true_positive_rate, f"{shorten(class_names[index])}  {area:.3f}")
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle="--")
     axes.set_xlabel("false-positive rate")
@@ -81,11 +82,11 @@ def roc_curves(labels: Ints, probabilities: Floats, class_names: Sequence[str], 
 
 def precision_recall_curves(labels: Ints, probabilities: Floats, class_names: Sequence[str], path: Path) -> Path:
     """Precision over recall of class 1 of two, or of the (at most 10) classes with the lowest average precision."""
-    worst = _worst_classes(classification.average_precision, labels, probabilities)
+    worst = _worst_classes(curves.average_precision, labels, probabilities)
     title = _curves_title("Precision and recall", "AP", len(worst), class_names, labels)
     figure, [axes] = new_figure(title, 6 if len(worst) < 2 else 8.5, 5)
     for rank, (area, index) in enumerate(worst[:MAX_CURVES]):
-        precision, recall, _ = classification.precision_recall_curve(_positive(labels, index), probabilities[:, index])
+        precision, recall, _ = precision_recall_curve(_positive(labels, index), probabilities[:, index])
         _curve(axes, rank, recall, precision, f"{shorten(class_names[index])}  {area:.3f}")
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
@@ -100,21 +101,21 @@ def reliability(labels: Ints, probabilities: Floats, path: Path, before: Floats 
 
     `before`: the probabilities (N, K) without calibration, drawn for comparison.
     """
-    error = classification.expected_calibration_error(labels, probabilities)
+    error = probability_scores.expected_calibration_error(labels, probabilities)
     if error is None:
         figure, [axes] = new_figure("Reliability", 6, 2)
         draw_placeholder(axes)
         return save(figure, path)
-    raw_error = None if before is None else classification.expected_calibration_error(labels, before)
+    raw_error = None if before is None else probability_scores.expected_calibration_error(labels, before)
     title = f"Reliability (ECE {error:.3f}" + ("" if raw_error is None else f", {raw_error:.3f} before calibration")
     figure, [upper, lower] = new_figure(f"{title})", 6, 6, (3, 1))
-    counts, confidence, accuracy = classification.reliability_bins(labels, probabilities)
+    counts, confidence, accuracy = probability_scores.reliability_bins(labels, probabilities)
     used, bins = counts > 0, len(counts)
     centres = (np.arange(bins) + 0.5) / bins
     upper.bar(centres[used], accuracy[used], 0.92 / bins, color=COLOURS[0], alpha=0.85, label="accuracy")
     upper.plot(confidence[used], accuracy[used], "o", color=COLOURS[1], markersize=5, label="at the mean confidence")
     if before is not None:
-        raw_counts, raw_confidence, raw_accuracy = classification.reliability_bins(labels, before)
+        raw_counts, raw_confidence, raw_accuracy = probability_scores.reliability_bins(labels, before)
         raw = raw_counts > 0
         upper.plot(
             raw_confidence[raw], raw_accuracy[raw], "--s", color=MUTED, markersize=4, lw=1, label="before calibration"

@@ -15,7 +15,7 @@ from spectacles.core import wording
 from spectacles.core.fileio import atomic_write
 from spectacles.core.results import EvaluateReport
 from spectacles.core.run_dir import RunDir
-from spectacles.metrics.classification import LOWER_IS_BETTER
+from spectacles.metrics.basics import LOWER_IS_BETTER
 from spectacles.report import confusion_browser, key_findings, run_summary, thumbnails
 from spectacles.report.confusion_browser import Browser
 from spectacles.report.run_summary import Findings, Json

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from spectacles.core.wording import percent
-from spectacles.metrics import classification
-from spectacles.metrics.classification import Floats, Ints
+from spectacles.metrics import curves
+from spectacles.metrics.basics import Floats, Ints
 from spectacles.report.style import (
     COLOURS,
     INK,
@@ -64,7 +64,7 @@ def thresholds(labels: Ints, scores: Floats, threshold: float | None, positive: 
         draw_placeholder(panels[0], "undefined: needs positive and negative images")
         panels[1].set_axis_off()
         return save(figure, path)
-    fall_out, recall, starts = classification.roc_curve(positives, scores)
+    fall_out, recall, starts = curves.roc_curve(positives, scores)
     called = fall_out * (~positives).sum() + recall * positives.sum()
     precision = np.divide(recall * positives.sum(), called, out=np.ones(len(called)), where=called > 0)
     # A row holds for thresholds from above the next lower score up to its own.

@@ -15,8 +15,9 @@ from spectacles.core.device import derive_seed, to_device
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
 from spectacles.data.pixel_cache import Pixels, in_batches
-from spectacles.metrics import classification, multilabel
-from spectacles.metrics.calibration import sigmoid, softmax, temperature_for
+from spectacles.metrics import classification, decisions, multilabel
+from spectacles.metrics.calibration import sigmoid, softmax
+from spectacles.metrics.calibration_fit import temperature_for
 from spectacles.models.linear_probe import log_loss
 from spectacles.training.augmentation import Augmentation, draws
 
@@ -145,9 +146,9 @@ def validation_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float
     temperature = temperature_for(logits, labels)
     if labels.ndim == 2:
         probabilities = sigmoid(logits, temperature)
-        values = multilabel.multi_label_metrics(labels, probabilities, classification.decide_labels(probabilities))
+        values = multilabel.multi_label_metrics(labels, probabilities, decisions.decide_labels(probabilities))
     else:
         probabilities = softmax(logits, temperature)
-        decided = classification.decide(probabilities, None)
+        decided = decisions.decide(probabilities, None)
         values = classification.classification_metrics(labels, probabilities, decided, probabilities.shape[1])
     return {"loss": log_loss(logits, labels)} | {name: value or 0.0 for name, value in values.items()}

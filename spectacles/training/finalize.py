@@ -14,9 +14,9 @@ from spectacles.core.fileio import safe_name
 from spectacles.core.progress import progress
 from spectacles.core.results import TrainReport
 from spectacles.data.pixel_cache import in_batches
-from spectacles.metrics import calibration, thresholds
+from spectacles.metrics import calibration_fit, decision_threshold, thresholds
 from spectacles.metrics.calibration import Calibration
-from spectacles.metrics.multilabel import all_right
+from spectacles.metrics.decisions import is_correct
 from spectacles.models import engines, ood
 from spectacles.models.bundle import ENGINE_FILE, BundleInfo, save_bundle
 from spectacles.models.classifier import Classifier, load_classifier
@@ -93,7 +93,7 @@ def decide(
 ) -> Decided:
     """Calibration, threshold and what is unsure, from validation logits (N, K), class indices (N,) or labels (N, K),
     and familiarities (N,), each on top of the one before it."""
-    calibrated = calibration.fit(logits, labels)
+    calibrated = calibration_fit.fit(logits, labels)
     info = replace(info, temperature=calibrated.temperature, class_scales=calibrated.scales,
                    class_biases=calibrated.biases)  # fmt: skip
     decided = Decided(info, [_about_calibration(calibrated, len(labels))], {"temperature": calibrated.temperature})
@@ -108,15 +108,15 @@ def decide(
 
 
 def _about_calibration(calibrated: Calibration, images: int) -> str:
-    if images < calibration.ENOUGH:
-        return f"probabilities are as they are: calibrating them takes at least {calibration.ENOUGH} validation images"
+    if images < calibration_fit.ENOUGH:
+        return f"probabilities are not calibrated: that takes at least {calibration_fit.ENOUGH} validation images"
     each = "label" if calibrated.multi_label else "class"
     more = f", and a scale and a bias for each {each}" if calibrated.scales else ""
     return f"probabilities are calibrated on validation data: temperature {calibrated.temperature:.3f}{more}"
 
 
 def _with_threshold(decided: Decided, goal: Goal, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
-    choice = thresholds.choose(goal, labels, probabilities[:, 1])
+    choice = decision_threshold.choose(goal, labels, probabilities[:, 1])
     called = decided.info.classes[1]
     sentence = (
         f"called {called!r} from a probability of {choice.threshold:.4g} on, for {goal}: on validation data precision "
@@ -131,7 +131,7 @@ def _with_threshold(decided: Decided, goal: Goal, labels: np.ndarray, probabilit
 
 
 def _with_label_thresholds(decided: Decided, goal: Goal, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
-    choices = thresholds.choose_each(goal, labels, probabilities)
+    choices = decision_threshold.choose_each(goal, labels, probabilities)
     chosen = tuple(0.5 if choice is None else choice.threshold for choice in choices)
     classes = decided.info.classes
     own = [f"{name} {choice.threshold:.3g}" for name, choice in zip(classes, choices, strict=True) if choice]
@@ -141,7 +141,7 @@ def _with_label_thresholds(decided: Decided, goal: Goal, labels: np.ndarray, pro
     if few:
         sentence += (
             f"; 0.5 for {', '.join(few[:NAMED])}{' and others' if len(few) > NAMED else ''}, which fewer than "
-            f"{thresholds.ENOUGH_EACH} validation images have or lack"
+            f"{decision_threshold.ENOUGH_EACH} validation images have or lack"
         )
     missed = [name for name, choice in zip(classes, choices, strict=True) if choice and not choice.reached]
     if missed:
@@ -151,7 +151,7 @@ def _with_label_thresholds(decided: Decided, goal: Goal, labels: np.ndarray, pro
 
 
 def _with_confidence(decided: Decided, sure: float, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
-    correct = all_right(decided.info.decide(probabilities), labels)
+    correct = is_correct(decided.info.decide(probabilities), labels)
     confidences = decided.info.certainty(probabilities)
     confidence_threshold = thresholds.choose_confidence(correct, confidences, sure)
     kept = confidences >= confidence_threshold

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from spectacles.metrics.classification import LOWER_IS_BETTER
+from spectacles.metrics.basics import LOWER_IS_BETTER
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from spectacles.core.errors import UserError
 from spectacles.data import label_sets
 from spectacles.data.sources import read_rows
 from spectacles.data.splits import stratified_split
-from spectacles.metrics.multilabel import all_right
+from spectacles.metrics.decisions import is_correct
 
 NAMES = st.sets(st.text(st.characters(exclude_characters="|", exclude_categories=["Z", "C"]), min_size=1), max_size=5)
 COLUMNS = "file,cat,dog,hat"
@@ -44,7 +44,7 @@ def test_one_class_an_image_stays_one_number() -> None:
 
 def test_an_image_is_right_where_all_its_labels_are() -> None:
     labels = np.array([[1, 0], [1, 1], [0, 0]])
-    assert all_right(np.array([[1, 0], [1, 0], [0, 0]]), labels).tolist() == [True, False, True]
+    assert is_correct(np.array([[1, 0], [1, 0], [0, 0]]), labels).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from spectacles.core.errors import UserError
 from spectacles.core.results import EvaluateReport
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.evaluation import run_comparison
-from spectacles.metrics import bootstrap, classification
-from spectacles.metrics.bootstrap import Scored
+from spectacles.metrics import bootstrap, decisions
+from spectacles.metrics.bootstrap import mean_interval
+from spectacles.metrics.decisions import Scored
 
 CLASSES = ["cat", "dog"]
 
@@ -96,12 +97,12 @@ def test_the_difference_is_of_pairs(tmp_path: Path) -> None:
     this = write_run(tmp_path, "this", ["test"] * 400, ours, CLASSES)
     write_run(tmp_path, "that", ["test"] * 400, theirs, CLASSES)
     found = compare(this, "that", judged(labels, ours), range(400))
-    values = (classification.decide(np.eye(2)[[CLASSES.index(n) for n in names]], None) for names in (ours, theirs))
+    values = (decisions.decide(np.eye(2)[[CLASSES.index(n) for n in names]], None) for names in (ours, theirs))
     one, two = (np.array([CLASSES.index(name) for name in labels]) == each for each in values)
-    low, high = classification.bootstrap_interval(one.astype(float) - two, 0, 4000)
+    low, high = mean_interval(one.astype(float) - two, np.arange(400), 0, 4000)
     assert found["differences"]["accuracy"]["interval"] == pytest.approx((low, high), abs=0.006)
     assert found["verdict"] == "better"
-    separate = [bootstrap.of_share(each, np.arange(400), 0, 400) for each in (one, two)]
+    separate = [bootstrap.share_interval(each, np.arange(400), 0, 400) for each in (one, two)]
     assert separate[0][0] < separate[1][1]
 
 

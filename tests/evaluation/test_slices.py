@@ -11,7 +11,8 @@ import pytest
 from spectacles.evaluation import slices
 from spectacles.evaluation.slices import Slice
 from spectacles.metrics import classification
-from spectacles.metrics.bootstrap import Scored
+from spectacles.metrics.bootstrap import mean_interval
+from spectacles.metrics.decisions import Scored
 
 
 def rows(count: int = 90, **columns: object) -> pd.DataFrame:
@@ -88,7 +89,7 @@ def test_scores_equal_those_of_the_images_alone() -> None:
     )
     for name in ("accuracy", "false_positive_rate", "false_negative_rate"):
         assert entry[name] == pytest.approx(alone[name])
-    expected = classification.bootstrap_interval((scored.labels == scored.predicted)[chosen], 0, 4000)
+    expected = mean_interval(scored.correct[chosen], np.arange(chosen.sum()), 0, 4000)
     assert entry["interval"] == pytest.approx(expected, abs=0.03)
     low, high = entry["false_negative_rate_interval"]
     assert low < entry["false_negative_rate"] < high

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from spectacles.metrics import bootstrap, classification, multilabel, multilabel_bootstrap, scoring
-from spectacles.metrics.bootstrap import Scored
+from spectacles.metrics import bootstrap, decisions, multilabel, multilabel_bootstrap, probability_scores, scoring
+from spectacles.metrics.decisions import Scored
 
 
 def made(images: int, classes: int, seed: int, clusters: int | None = None) -> Scored:
@@ -18,7 +18,7 @@ def made(images: int, classes: int, seed: int, clusters: int | None = None) -> S
     labels = (rng.random((images, classes)) < rng.uniform(0, 1, classes)).astype(np.int64)
     probabilities = np.clip(labels * 0.4 + rng.integers(0, 7, labels.shape) / 10, 0.0, 1.0)
     members = np.arange(images) if clusters is None else rng.integers(clusters, size=images)
-    return Scored(labels, probabilities, classification.decide_labels(probabilities, (0.6,) * classes), members)
+    return Scored(labels, probabilities, decisions.decide_labels(probabilities, (0.6,) * classes), members)
 
 
 @settings(max_examples=50)
@@ -44,10 +44,10 @@ def test_metrics_equal_scikit_learn(images: int, classes: int, seed: int) -> Non
         assert found[name] == (None if expected is None else pytest.approx(expected))
     balanced = [sk.balanced_accuracy_score(labels[:, place], decided[:, place]) for place in both]
     assert found["balanced_accuracy"] == (pytest.approx(np.mean(balanced)) if both else None)
-    answers = multilabel.as_answers(labels, probabilities)
+    answers = multilabel.as_binary(labels, probabilities)
     assert found["log_loss"] == pytest.approx(sk.log_loss(*answers, labels=[0, 1]))
     assert found["brier"] == pytest.approx(((labels - probabilities) ** 2).mean())
-    assert found["ece"] == pytest.approx(classification.expected_calibration_error(*answers))
+    assert found["ece"] == pytest.approx(probability_scores.expected_calibration_error(*answers))
 
 
 def test_the_class_wise_error_is_the_gap_of_each_label() -> None:
@@ -62,7 +62,7 @@ def test_what_cannot_be_said_is_none() -> None:
     nothing = scoring.metrics_of(Scored(np.zeros((0, 2), int), np.zeros((0, 2)), np.zeros((0, 2), int), np.zeros(0)))
     assert set(nothing.values()) == {None}
     certain = np.array([[0.0, 0.0]])
-    alone = scoring.metrics_of(Scored(np.array([[0, 0]]), certain, classification.decide_labels(certain), np.zeros(1)))
+    alone = scoring.metrics_of(Scored(np.array([[0, 0]]), certain, decisions.decide_labels(certain), np.zeros(1)))
     assert alone["accuracy"] == 1.0
     undefined = {name for name, value in alone.items() if value is None}
     assert undefined == {"balanced_accuracy", "micro_precision", "micro_recall", "micro_f1", "macro_precision",
@@ -73,7 +73,7 @@ def test_each_label_is_told_by_itself() -> None:
     labels = np.array([[1, 0], [1, 1], [0, 0], [0, 1]])
     probabilities = np.array([[0.9, 0.6], [0.2, 0.7], [0.1, 0.1], [0.4, 0.8]])
     first, second = scoring.per_class(
-        Scored(labels, probabilities, classification.decide_labels(probabilities), np.arange(4))
+        Scored(labels, probabilities, decisions.decide_labels(probabilities), np.arange(4))
     )
     assert first == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2, "missed": 1, "added": 0,
                      "average_precision": sk.average_precision_score(labels[:, 0], probabilities[:, 0])}  # fmt: skip
@@ -84,9 +84,9 @@ def test_each_label_is_told_by_itself() -> None:
 @given(st.integers(1, 40), st.integers(1, 4), st.sampled_from([1, 3, 20, None]), st.integers(0, 2**32 - 1))
 def test_a_resample_equals_its_copies(images: int, classes: int, clusters: int | None, seed: int) -> None:
     scored, resamples = made(images, classes, seed, clusters), 8
-    drawn = multilabel_bootstrap.intervals(scored, 3, resamples)
+    drawn = multilabel_bootstrap.resampled_metrics(scored, 3, resamples)
     _, cluster = np.unique(scored.clusters, return_inverse=True)
-    weights = np.concatenate(list(bootstrap.draw(cluster.max() + 1, 3, resamples)), axis=1)
+    weights = np.concatenate(list(bootstrap.draw_weights(cluster.max() + 1, 3, resamples)), axis=1)
     for number in range(resamples):
         copies = np.repeat(np.arange(len(cluster)), weights[cluster, number].astype(int))
         expected = multilabel.multi_label_metrics(

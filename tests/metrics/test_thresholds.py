@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from spectacles.core.config_base import Goal, parse_goal
 from spectacles.core.errors import UserError
-from spectacles.metrics import thresholds
-from spectacles.metrics.classification import decide
-from spectacles.metrics.thresholds import Choice
+from spectacles.metrics import decision_threshold, thresholds
+from spectacles.metrics.decision_threshold import Choice
+from spectacles.metrics.decisions import decide
 
 GOALS = ["f1", "hter", "balanced_accuracy", "precision:0.8", "precision:1", "recall:0.7", "recall:1", "cost:FP=1,FN=5",
          "cost:FP=3,FN=0.5"]  # fmt: skip
@@ -67,7 +67,7 @@ def worth(goal: Goal, found: dict[str, float]) -> tuple[float, ...]:
 def test_no_other_threshold_is_better(text, data):
     labels, probabilities = data
     goal = parse_goal(text)
-    choice = thresholds.choose(goal, labels, probabilities)
+    choice = decision_threshold.choose(goal, labels, probabilities)
     found = rates(labels, probabilities, choice.threshold)
     assert (choice.recall, choice.precision) == pytest.approx((found["recall"], found["precision"]))
     assert choice.false_positive_rate == pytest.approx(found["false_positive_rate"])
@@ -86,7 +86,7 @@ def test_no_other_threshold_is_better(text, data):
 def test_a_threshold_lies_on_no_image_and_in_the_middle(text, data):
     labels, probabilities = data
     assume(probabilities.min() > 0 and probabilities.max() < 1)
-    threshold = thresholds.choose(parse_goal(text), labels, probabilities).threshold
+    threshold = decision_threshold.choose(parse_goal(text), labels, probabilities).threshold
     assert threshold not in probabilities
     below, above = probabilities[probabilities < threshold], probabilities[probabilities > threshold]
     low, high = max(below, default=0.0), min(above, default=1.0)
@@ -95,9 +95,9 @@ def test_a_threshold_lies_on_no_image_and_in_the_middle(text, data):
 
 def test_of_equal_thresholds_the_one_nearest_to_what_the_costs_say_is_taken():
     labels, probabilities = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.6, 0.9])
-    assert thresholds.choose(Goal("hter"), labels, probabilities).threshold == pytest.approx(0.75)
+    assert decision_threshold.choose(Goal("hter"), labels, probabilities).threshold == pytest.approx(0.75)
     costs = Goal("cost", costs=(1.0, 1.0)), Goal("cost", costs=(1.0, 1.000001)), Goal("cost", costs=(1.0, 9.0))
-    assert [thresholds.choose(goal, labels, probabilities).threshold for goal in costs] == pytest.approx(
+    assert [decision_threshold.choose(goal, labels, probabilities).threshold for goal in costs] == pytest.approx(
         [0.75, 0.15, 0.15]
     )
 
@@ -105,12 +105,12 @@ def test_of_equal_thresholds_the_one_nearest_to_what_the_costs_say_is_taken():
 def test_what_is_parted_cleanly_is_parted_in_the_middle():
     labels, probabilities = np.array([0, 0, 1, 1]), np.array([0.1, 0.3, 0.7, 0.8])
     for text in GOALS:
-        assert thresholds.choose(parse_goal(text), labels, probabilities) == Choice(0.5, 1.0, 1.0, 0.0, True)
+        assert decision_threshold.choose(parse_goal(text), labels, probabilities) == Choice(0.5, 1.0, 1.0, 0.0, True)
 
 
 def test_a_precision_that_cannot_be_reached_gives_the_nearest_and_says_so():
     labels, probabilities = np.array([1, 0, 1, 0]), np.array([0.2, 0.9, 0.8, 0.1])
-    choice = thresholds.choose(Goal("precision", least=0.95), labels, probabilities)
+    choice = decision_threshold.choose(Goal("precision", least=0.95), labels, probabilities)
     assert not choice.reached and choice.precision == pytest.approx(2 / 3) and choice.recall == 1
 
 
@@ -118,13 +118,13 @@ def test_neighbouring_floats_have_no_middle_and_are_parted_all_the_same():
     low = 0.3
     high = np.nextafter(low, 1)
     labels, probabilities = np.array([0, 1]), np.array([low, high])
-    threshold = thresholds.choose(Goal("f1"), labels, probabilities).threshold
+    threshold = decision_threshold.choose(Goal("f1"), labels, probabilities).threshold
     assert rates(labels, probabilities, threshold)["f1"] == 1
 
 
 def test_one_class_alone_has_no_threshold():
     with pytest.raises(ValueError, match="positive and negative"):
-        thresholds.choose(Goal("f1"), np.array([1, 1]), np.array([0.2, 0.4]))
+        decision_threshold.choose(Goal("f1"), np.array([1, 1]), np.array([0.2, 0.4]))
 
 
 @pytest.mark.parametrize("text", GOALS)

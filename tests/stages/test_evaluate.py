@@ -20,7 +20,7 @@ from spectacles.core.config import EvaluateConfig
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport, EvaluateReport, RowAccounting
 from spectacles.core.run_dir import RunDir, create_run
-from spectacles.metrics import classification, prediction_table
+from spectacles.metrics import classification, decisions, prediction_table, probability_scores
 from spectacles.models import backbones
 from spectacles.models.bundle import load_bundle, save_bundle
 from spectacles.models.classifier import Classifier
@@ -100,15 +100,13 @@ def test_numbers_follow_from_the_table_of_predictions(make_run: Make) -> None:
         part = table[table["split"] == split]
         labels = (part["label"] == "dog").to_numpy().astype(int)
         probabilities = prediction_table.probabilities(part, ["cat", "dog"])
-        expected = classification.classification_metrics(
-            labels, probabilities, classification.decide(probabilities, 0.5), 2
-        )
+        expected = classification.classification_metrics(labels, probabilities, decisions.decide(probabilities, 0.5), 2)
         assert {name: values[name] for name in expected} == pytest.approx(expected)
         logits = part[["z_cat", "z_dog"]].to_numpy()
         raw = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        assert values["calibration"]["before"] == pytest.approx(classification.calibration_metrics(labels, raw))
+        assert values["calibration"]["before"] == pytest.approx(probability_scores.calibration_metrics(labels, raw))
         assert values["calibration"]["after"] == pytest.approx(
-            classification.calibration_metrics(labels, probabilities)
+            probability_scores.calibration_metrics(labels, probabilities)
         )
         for name, (low, high) in values["intervals"].items():
             assert low <= values[name] <= high, name

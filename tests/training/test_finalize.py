@@ -21,7 +21,7 @@ from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.inference.predictor import Prediction, Predictor
-from spectacles.metrics import calibration, classification, thresholds
+from spectacles.metrics import calibration_fit, decision_threshold, decisions, thresholds
 from spectacles.models.bundle import BundleInfo, read_bundle_info
 from spectacles.training import epoch_log, finalize
 from spectacles.training.finalize import decide
@@ -79,7 +79,7 @@ def test_the_bundle_is_calibrated_and_knows_what_is_familiar(indexed: Callable[.
     run = indexed()
     report = train.run(TINY, run)
     labels, outcomes, predictor = validation(run)
-    expected = calibration.fit(numbers(outcomes, "logits"), labels)
+    expected = calibration_fit.fit(numbers(outcomes, "logits"), labels)
     assert predictor.info.temperature == pytest.approx(expected.temperature, rel=1e-4)
     assert (predictor.info.threshold, predictor.info.confidence_threshold) == (None, None)
     assert predictor.info.familiar_from == 0.005
@@ -96,11 +96,11 @@ def test_a_threshold_is_the_best_for_what_it_was_asked_for(indexed: Callable[...
     report = train.run(replace(TINY, threshold_for=goal), run)
     labels, outcomes, predictor = validation(run)
     probabilities = numbers(outcomes, "probabilities")
-    choice = thresholds.choose(parse_goal(goal), labels, probabilities[:, 1])
+    choice = decision_threshold.choose(parse_goal(goal), labels, probabilities[:, 1])
     assert predictor.info.threshold == pytest.approx(choice.threshold, abs=1e-5)
     assert report.metrics["threshold_recall"] == pytest.approx(choice.recall)
     predicted = [predictor.info.classes.index(outcome.label) for outcome in outcomes]
-    np.testing.assert_array_equal(predicted, classification.decide(probabilities, predictor.info.threshold))
+    np.testing.assert_array_equal(predicted, decisions.decide(probabilities, predictor.info.threshold))
     assert any(line.startswith("called 'class_1' from a probability of") and goal in line for line in report.summary)
 
 
@@ -216,10 +216,10 @@ def test_each_decision_stands_on_the_one_before_it() -> None:
     config = replace(TINY, threshold_for="recall:0.99", target_accuracy=0.95)
     decided = decide(config, INFO, logits, labels, np.linspace(0, 1, 400))
     probabilities = decided.info.calibration.probabilities(logits)
-    assert decided.info.calibration == calibration.fit(logits, labels)
-    choice = thresholds.choose(parse_goal("recall:0.99"), labels, probabilities[:, 1])
+    assert decided.info.calibration == calibration_fit.fit(logits, labels)
+    choice = decision_threshold.choose(parse_goal("recall:0.99"), labels, probabilities[:, 1])
     assert decided.info.threshold == choice.threshold
-    predicted = classification.decide(probabilities, choice.threshold)
+    predicted = decisions.decide(probabilities, choice.threshold)
     confidence = probabilities[np.arange(400), predicted]
     assert decided.info.confidence_threshold == thresholds.choose_confidence(predicted == labels, confidence, 0.95)
     assert (predicted == labels)[confidence >= decided.info.confidence_threshold].mean() >= 0.95
@@ -227,7 +227,7 @@ def test_each_decision_stands_on_the_one_before_it() -> None:
 
 
 def test_with_too_little_to_go_by_the_sentences_say_so() -> None:
-    logits, labels = validated(calibration.ENOUGH - 1)
+    logits, labels = validated(calibration_fit.ENOUGH - 1)
     decided = decide(TINY, INFO, logits, labels, None)
     assert decided.info == INFO
     assert "at least 50 validation images" in decided.sentences[0] and "not known" in decided.sentences[1]

@@ -27,8 +27,8 @@ from spectacles.core.results import EvaluateReport
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
 from spectacles.inference.predictor import Predictor
-from spectacles.metrics import calibration, thresholds
-from spectacles.metrics.multilabel import all_right
+from spectacles.metrics import calibration, calibration_fit, decision_threshold, thresholds
+from spectacles.metrics.decisions import is_correct
 from spectacles.models import linear_probe
 from spectacles.models.bundle import load_bundle, read_bundle_info
 from spectacles.training import epoch_log, finalize
@@ -106,7 +106,7 @@ def test_calibration_mends_what_weights_have_bent() -> None:
     logits = rng.normal(0, 2, (3000, 2))
     labels = (rng.random((3000, 2)) < expit(logits)).astype(np.int64)
     bent = np.stack([3 * logits[:, 0], logits[:, 1] + 2], axis=1)
-    found = calibration.fit(bent, labels)
+    found = calibration_fit.fit(bent, labels)
     assert found.multi_label
     for place in range(2):
         ours = log_loss(labels[:, place], found.probabilities(bent)[:, place])
@@ -116,7 +116,7 @@ def test_calibration_mends_what_weights_have_bent() -> None:
 
 
 def test_a_few_images_calibrate_nothing() -> None:
-    few = calibration.fit(np.random.default_rng(0).normal(size=(20, 3)), np.ones((20, 3), dtype=np.int64))
+    few = calibration_fit.fit(np.random.default_rng(0).normal(size=(20, 3)), np.ones((20, 3), dtype=np.int64))
     assert few == calibration.Calibration(multi_label=True)
     np.testing.assert_allclose(few.probabilities(np.array([[0.0, 2.0]])), [[0.5, expit(2.0)]])
 
@@ -125,17 +125,19 @@ def test_each_threshold_is_the_best_for_its_label() -> None:
     rng = np.random.default_rng(1)
     labels = (rng.random((200, 3)) < [0.5, 0.2, 0.02]).astype(np.int64)
     probabilities = np.clip(0.3 * labels + rng.random((200, 3)) * 0.7, 0, 1)
-    choices = thresholds.choose_each(parse_goal("recall:0.9"), labels, probabilities)
+    choices = decision_threshold.choose_each(parse_goal("recall:0.9"), labels, probabilities)
     assert choices[2] is None, "4 images are too few"
     for place in range(2):
-        assert choices[place] == thresholds.choose(parse_goal("recall:0.9"), labels[:, place], probabilities[:, place])
+        assert choices[place] == decision_threshold.choose(
+            parse_goal("recall:0.9"), labels[:, place], probabilities[:, place]
+        )
 
 
 def test_for_f1_it_is_where_calibrated_probabilities_have_their_best() -> None:
     rng = np.random.default_rng(2)
     probabilities = rng.beta(0.5, 2, (20_000, 1))  # the truth is drawn from them, so they are calibrated
     labels = (rng.random((20_000, 1)) < probabilities).astype(np.int64)
-    [choice] = thresholds.choose_each(parse_goal("f1"), labels, probabilities)
+    [choice] = decision_threshold.choose_each(parse_goal("f1"), labels, probabilities)
     assert choice is not None
     said = probabilities[:, 0] >= choice.threshold
     best = max(f1_score(labels[:, 0], probabilities[:, 0] >= cut) for cut in np.linspace(0.1, 0.9, 81))
@@ -260,7 +262,7 @@ def test_precision_asked_for_is_kept_for_every_label(table: Path, tmp_path: Path
         has = labels[:, place] == 1
         if threshold != 0.5:
             assert decided[has, place].mean() >= 0.9
-    right = all_right(decided, labels)
+    right = is_correct(decided, labels)
     sure = np.array([outcome.confidence >= (info.confidence_threshold or 0) for outcome in outcomes])
     assert not sure.any() or right[sure].mean() >= 0.6
 
