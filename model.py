@@ -39,7 +39,7 @@ def describe(classifier: Classifier, preprocessing: Preprocessing, name: str) ->
             f"  normalised  mean {preprocessing.mean}, std {preprocessing.std}",
             f"  features    {classifier.head.in_features}",
             f"  parameters  {total:,}; in the head phase {head:,} of them learn",
-            f"  stages      {len(backbones.stages(classifier.backbone))} (--unfreeze last:N)",
+            f"  groups      {len(backbones.layer_groups(classifier.backbone))} of layers (--unfreeze last:N)",
         ]
     )
 

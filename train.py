@@ -109,7 +109,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     return Training(
         settings=StepSettings(config, device, len(data.classes), on_device, data.multi_label),
         classifier=classifier,
-        stages=freezing.stage_modules(classifier),
+        layer_groups=freezing.layer_groups_of(classifier),
         pixels=pixels,
         train=train,
         val=val,

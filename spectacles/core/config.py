@@ -148,16 +148,16 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     """Training time, such as 90s, 10m or 1h: measures this machine and chooses image size, depth and epochs to fit."""
     epochs: int | None = None
     """Epochs of fine-tuning; with --head sgd, of both phases together. Default: by --recipe."""
-    head: Literal["probe", "sgd"] = "probe"
+    head: Literal["linear_probe", "sgd"] = "linear_probe"
     """How the head is trained first: fitted to features computed once, or by epochs of augmented images."""
     head_epochs: int | None = None
     """Epochs of --head sgd. Default: a fifth of --epochs, at least one; --no_pretrained: none."""
     views: int = 1
-    """Views of each training image that the probe learns from: 1 the image, 2 its mirror image too, more: augmented."""
+    """Views of each training image to fit the linear probe to: 1 the image, 2 its mirror image too, more: augmented."""
     fine_tune: Literal["auto", "always", "never"] = "auto"
     """auto: not where the head alone makes so few errors on validation data that nothing better could be told."""
     unfreeze: str | None = None
-    """What learns in fine-tuning: all, last:N stages, or progressive (more each epoch). Default: by --recipe."""
+    """Layer groups that fine-tuning trains: all, last:N, or progressive (more each epoch). Default: by --recipe."""
     batch_norm: Literal["auto", "fold", "eval", "train"] = "auto"
     """BatchNorm in fine-tuning: folded into the convolutions, kept as it is, or learning. auto: fold, or train from
     random weights."""
@@ -168,7 +168,7 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     head_lr: float = 3e-3
     """Learning rate of --head sgd."""
     layer_decay: float = 1.0
-    """In fine-tuning each stage learns at this times the rate of the stage above it."""
+    """In fine-tuning, each layer group learns at this times the rate of the one above it."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd uses Nesterov momentum 0.9."""
     weight_decay: float = 0.01

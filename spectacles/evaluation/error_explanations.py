@@ -1,5 +1,5 @@
 """What error analysis explains of a model: what speaks for its decisions, whether that is true, and what its first
-stages respond to."""
+layer groups respond to."""
 
 import logging
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def explain_decisions(
             title = f"What speaks for {what}: {name} ({split})"
             files.append(_draw(rows.loc[places], pixels, heat, folder / f"explained_{name}.png", title))
         try:
-            files += _draw_first_stages(rows[part], pixels[part], classifier, info.preprocessing, folder)
+            files += _draw_first_layer_groups(rows[part], pixels[part], classifier, info.preprocessing, folder)
         except NoFeatureMap as reason:
             notes.append(f"no picture of feature maps: {reason}")
     sentences = [faithfulness.sentence(method, result) for method, result in results.items()]
@@ -148,7 +148,7 @@ def _draw(rows: pd.DataFrame, pixels: np.ndarray, heat: dict[str, np.ndarray], p
     return image_grid(pictures, captions, path, columns, title if pictures else f"{title}: there are none")
 
 
-def _draw_first_stages(
+def _draw_first_layer_groups(
     hits: pd.DataFrame, pixels: np.ndarray, classifier: Classifier, preprocessing: Preprocessing, folder: Path
 ) -> list[Path]:
     """Of two hits, of two classes where there are: the sample takes the classes in turn."""

@@ -44,8 +44,10 @@ def prefix_tokens(backbone: nn.Module) -> int:
     return int(getattr(backbone, "num_prefix_tokens", 0))
 
 
-def stage_ends(backbone: nn.Module, images: torch.Tensor, count: int | None = None) -> list[tuple[nn.Module, Any]]:
-    """(module, its output) at the end of each of the first `count` stages, from one pass over images (B, C, S, S)."""
+def layer_group_ends(
+    backbone: nn.Module, images: torch.Tensor, count: int | None = None
+) -> list[tuple[nn.Module, Any]]:
+    """(module, its output) at the end of each of the first `count` layer groups, from one pass over images."""
     ends: dict[int, tuple[nn.Module, Any]] = {}
 
     def watch(place: int) -> Callable[[nn.Module, Any, Any], None]:
@@ -55,7 +57,7 @@ def stage_ends(backbone: nn.Module, images: torch.Tensor, count: int | None = No
         return hook
 
     with ExitStack() as stack, torch.no_grad():
-        for place, parameters in enumerate(backbones.stages(backbone)[:count]):
+        for place, parameters in enumerate(backbones.layer_groups(backbone)[:count]):
             for name in _outlets(backbone, parameters):
                 handle = backbone.get_submodule(name).register_forward_hook(watch(place))
                 stack.callback(handle.remove)
@@ -64,8 +66,8 @@ def stage_ends(backbone: nn.Module, images: torch.Tensor, count: int | None = No
 
 
 def _outlets(backbone: nn.Module, parameters: list[str]) -> list[str]:
-    """The module that holds this stage and nothing else; where there is none, all that own its parameters: what the
-    last of them gives is the stage's output."""
+    """The module that holds this layer group and nothing else; where there is none, all that own its parameters: the
+    output of the last of them is that of the layer group."""
     owners = sorted({name.rpartition(".")[0] for name in parameters} - {""})
     shared = _shared_parent(owners)
     if shared and len(list(backbone.get_submodule(shared).parameters())) == len(parameters):

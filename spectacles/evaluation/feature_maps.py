@@ -1,4 +1,4 @@
-"""What the first stages of a network make of a photo, as pictures."""
+"""What the first layer groups of a network make of a photo, as pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import nn
 
 from spectacles.core.device import to_device
 from spectacles.data.preprocessing import Preprocessing, to_picture
-from spectacles.evaluation.feature_layouts import NoFeatureMap, as_map, prefix_tokens, stage_ends
+from spectacles.evaluation.feature_layouts import NoFeatureMap, as_map, layer_group_ends, prefix_tokens
 from spectacles.models.classifier import Classifier
 from spectacles.report.image_grid import image_grid
 from spectacles.report.style import colour_table
@@ -20,7 +20,7 @@ STAGES, CHANNELS = 3, 7
 def draw_feature_maps(
     classifier: Classifier, pixels: np.ndarray, captions: Sequence[str], preprocessing: Preprocessing, path: Path
 ) -> Path:
-    """Photos, uint8 (B, S, S, C), with the most active channels of each of the first stages, a row a stage.
+    """Photos, uint8 (B, S, S, C), with the most active channels of each of the first layer groups, a row a layer group.
 
     Most active: those whose values differ most over the photo, as one that is high everywhere shows nothing; bright is
     high. Raises NoFeatureMap.
@@ -39,20 +39,20 @@ def draw_feature_maps(
             for channel in most_active(values[number], shown):
                 pictures.append(_to_colours(values[number, channel]))
                 texts.append(f"{name}, channel {channel}")
-    return image_grid(pictures, texts, path, columns=1 + shown, title="What the first stages respond to")
+    return image_grid(pictures, texts, path, columns=1 + shown, title="What the first layer groups respond to")
 
 
 def stage_maps(backbone: nn.Module, images: torch.Tensor, count: int = STAGES) -> list[tuple[str, np.ndarray]]:
-    """(name, outputs (B, C, h, w) float32) of the first `count` stages for images (B, C, S, S).
+    """(name, outputs (B, C, h, w) float32) of the first `count` layer groups for images (B, C, S, S).
 
     Stages that are not laid out like the image are left out; NoFeatureMap where none is.
     """
     maps = []
-    for number, (_, output) in enumerate(stage_ends(backbone, images, count), start=1):
+    for number, (_, output) in enumerate(layer_group_ends(backbone, images, count), start=1):
         if found := as_map(output, prefix_tokens(backbone)):
-            maps.append((f"stage {number}", found[0].float().cpu().numpy()))
+            maps.append((f"layer group {number}", found[0].float().cpu().numpy()))
     if not maps:
-        raise NoFeatureMap(f"the first stages of {type(backbone).__name__} are not laid out like the image")
+        raise NoFeatureMap(f"the first layer groups of {type(backbone).__name__} are not laid out like the image")
     return maps
 
 

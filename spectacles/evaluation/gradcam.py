@@ -16,7 +16,7 @@ import torch
 from captum.attr import LayerGradientXActivation
 from torch import nn
 
-from spectacles.evaluation.feature_layouts import NoFeatureMap, as_map, prefix_tokens, stage_ends
+from spectacles.evaluation.feature_layouts import NoFeatureMap, as_map, layer_group_ends, prefix_tokens
 from spectacles.models.classifier import Classifier
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -68,8 +68,8 @@ def _through(tap: nn.Module, classifier: Classifier, example: torch.Tensor) -> I
 
 
 def _before_the_last_reduction(backbone: nn.Module, example: torch.Tensor, features: Any) -> nn.Module | None:
-    """The end of the last stage whose map is finer than the final one; None where all are alike."""
-    ends = stage_ends(backbone, example)
+    """The end of the last layer group whose map is finer than the final one; None where all are alike."""
+    ends = layer_group_ends(backbone, example)
     maps = [(module, found[0]) for module, output in ends if (found := as_map(output, prefix_tokens(backbone)))]
     final = as_map(features, prefix_tokens(backbone))
     if not maps or final is None:

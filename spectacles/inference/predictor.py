@@ -76,8 +76,8 @@ class Predictor:
     @property
     def lanes(self) -> tuple[int, int]:
         """(threads that may predict at once, pictures that each should take at a time) to use the device best."""
-        threads = engines.lanes(self.engine, self.device)
-        return threads, engines.PIECE if threads > 1 else self.batch_size
+        threads = engines.num_streams(self.engine, self.device)
+        return threads, engines.CHUNK if threads > 1 else self.batch_size
 
     def embed(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (B, S, S, C), as `info.preprocessing` gives them -> features (B, D) and last maps (B, E), float32."""

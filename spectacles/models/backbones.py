@@ -52,7 +52,7 @@ class SimpleCNN(nn.Module):
         self.bn = nn.BatchNorm1d(128)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
-        """Stages as timm models name them: the first block is the stem, fc and bn go with the last."""
+        """Layer groups in timm's form: the first block is the stem, fc and bn go with the last one."""
         return {"stem": r"^blocks\.0", "blocks": [(r"^blocks\.(\d+)", None), (r"^fc|^bn", (99999,))]}
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
@@ -176,13 +176,13 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], source: str, 
 
 def rename_lite0(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """The package numbers the 16 blocks through and calls the layers otherwise; same network, same shapes."""
-    stages = [(s, b) for s, stage in enumerate(model.blocks) for b in range(len(stage))]  # type: ignore[arg-type, union-attr]
+    places = [(s, b) for s, stage in enumerate(model.blocks) for b in range(len(stage))]  # type: ignore[arg-type, union-attr]
     renamed = {}
     for key, value in state.items():
         match = re.fullmatch(r"_blocks\.(\d+)\._(\w+)\.(\w+)", key)
         if match:
             number, layer, kind = match.groups()
-            s, b = stages[int(number)]
+            s, b = places[int(number)]
             renamed[f"blocks.{s}.{b}.{_lite0_layer(layer, int(number))}.{kind}"] = value
         else:
             new = {
@@ -209,10 +209,10 @@ def _lite0_file() -> Path:
     return next((Path(spec.origin).parent / "models").glob("*.pth"))
 
 
-def stages(backbone: nn.Module) -> list[list[str]]:
-    """Names of the backbone's parameters in stages from the input to the features, as timm groups them.
+def layer_groups(backbone: nn.Module) -> list[list[str]]:
+    """Names of the backbone's parameters in layer groups, from the input to the features, as timm groups them.
 
-    A last group of a few tensors (a lone normalisation or convolution before pooling) belongs to the stage before it.
+    A last group of a few tensors (a lone normalisation or convolution before pooling) joins the one before it.
     """
     if not hasattr(backbone, "group_matcher"):
         groups = [[name for name, _ in backbone.named_parameters()]]
@@ -224,9 +224,9 @@ def stages(backbone: nn.Module) -> list[list[str]]:
 
 
 @cache
-def count_stages(name: str) -> int:
+def count_layer_groups(name: str) -> int:
     with torch.device("meta"):  # shapes without memory
-        return len(stages(build(name, 3, None)))
+        return len(layer_groups(build(name, 3, None)))
 
 
 @cache

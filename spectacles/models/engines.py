@@ -43,7 +43,7 @@ Difference = Callable[[np.ndarray, np.ndarray], float]
 TOLERANCE = 1e-4
 """Largest difference from torch: of a probability, or of a feature measured by the features' spread."""
 ROUNDS = 4
-PIECE = 8
+CHUNK = 8
 """Pictures that a core computes at once, at most."""
 ENOUGH_TO_BUILD, ENOUGH_TO_CHOOSE = 200, 2000
 """Images below which building another engine than torch, or measuring all of them, costs more than it saves."""
@@ -303,7 +303,7 @@ def _openvino(path: Path) -> Engine:
             finally:
                 alone.release()
         free = max(1, idle.qsize())
-        pieces = min(len(pixels), free * math.ceil(len(pixels) / (free * PIECE)))
+        pieces = min(len(pixels), free * math.ceil(len(pixels) / (free * CHUNK)))
         if pieces == 1:
             return on_one_core(pixels)
         return np.concatenate(list(pool.map(on_one_core, np.array_split(pixels, pieces))))
@@ -311,8 +311,8 @@ def _openvino(path: Path) -> Engine:
     return run
 
 
-def lanes(engine: str, device: torch.device) -> int:
-    """How many threads may call an engine at once, each with up to PIECE pictures, to use all cores."""
+def num_streams(engine: str, device: torch.device) -> int:
+    """How many threads may call an engine at once, each with up to CHUNK pictures, to use all cores."""
     return cpu_count() if engine == "openvino" and device.type == "cpu" else 1
 
 

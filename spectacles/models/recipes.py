@@ -12,7 +12,7 @@ class Recipe:
     size: float
     """Side of the pictures as a share of what the backbone was trained with."""
     depth: float
-    """Share of the backbone's stages that learn, counted from the head."""
+    """Share of the backbone's layer groups that are trained, counted from the head."""
     epochs: int
 
 
@@ -70,5 +70,5 @@ def side(config: TrainConfig, epoch: int, epochs: int) -> int:
 
 
 def depth(backbone: str, share: float) -> str:
-    """--unfreeze for a share of the backbone's stages."""
-    return "all" if share >= 1 else f"last:{max(1, round(share * backbones.count_stages(backbone)))}"
+    """--unfreeze for a share of the backbone's layer groups."""
+    return "all" if share >= 1 else f"last:{max(1, round(share * backbones.count_layer_groups(backbone)))}"

@@ -167,7 +167,7 @@ def _with_confidence(decided: Decided, sure: float, labels: np.ndarray, probabil
             f"{accuracy:.1%} of these labels are right"
         )
         sentence += f"; it abstains below a confidence of {confidence_threshold:.4g}" if confidence_threshold else ""
-    numbers = {"sure_coverage": coverage, "sure_accuracy": accuracy}
+    numbers = {"selective_coverage": coverage, "selective_accuracy": accuracy}
     info = replace(decided.info, confidence_threshold=confidence_threshold)
     return Decided(info, [*decided.sentences, sentence], {**decided.numbers, **numbers})
 

@@ -31,7 +31,7 @@ NAMED = 8
 
 
 def run(training: Training, phase: str, count: int) -> None:
-    if phase == HEAD and training.config.head == "probe":
+    if phase == HEAD and training.config.head == "linear_probe":
         training.keep(shared_probe(training), training.classifier, Checkpoint({"phase": HEAD, "step": 0}, {}))
     else:
         descend(training, phase, count)
@@ -138,7 +138,7 @@ def _begin(training: Training, phase: str, count: int) -> Descent:
     rate = config.head_lr if phase == HEAD else config.lr
     assert rate is not None
     groups = freezing.parameter_groups(
-        training.classifier, training.stages, rate, config.weight_decay, config.layer_decay
+        training.classifier, training.layer_groups, rate, config.weight_decay, config.layer_decay
     )
     scaler = torch.amp.GradScaler(enabled=training_dtype(config, device) == torch.float16)
     average = ModelEmaV3(training.classifier, config.ema, use_warmup=True) if config.ema else None  # type: ignore[no-untyped-call]
@@ -168,8 +168,9 @@ def run_epoch(training: Training, descent: Descent) -> Epoch:
     phase, count, position = descent.phase, descent.count, descent.position
     own = of_phase(training.history, phase)
     gained, number = gains(own), len(training.history) + 1
-    learning = freezing.depth(config.unfreeze, len(training.stages), len(own), count) if phase == FINE_TUNE else 0
-    freezing.freeze_below(classifier, training.stages, learning)
+    groups = len(training.layer_groups)
+    unfrozen = freezing.unfrozen_groups(config.unfreeze, groups, len(own), count) if phase == FINE_TUNE else 0
+    freezing.freeze_below(classifier, training.layer_groups, unfrozen)
     freezing.train_mode(classifier, config.batch_norm)
     order = epoch_order(config.seed, number, len(training.train.labels), config.batch_size)
     steps, sizes = len(order), [len(indices) for indices in order]

@@ -85,7 +85,7 @@ def choose(
 def _on(config: TrainConfig, rung: Recipe) -> TrainConfig:
     """The config with the rung's choices wherever the person left one open."""
     base = recipes.resolve(config, rung)
-    if rung is PROBE_ONLY and config.fine_tune == "auto" and base.head == "probe" and not base.no_pretrained:
+    if rung is PROBE_ONLY and config.fine_tune == "auto" and base.head == "linear_probe" and not base.no_pretrained:
         return replace(base, fine_tune="never")
     return base
 
@@ -121,14 +121,14 @@ def measure(config: TrainConfig, classifier: Classifier, device: torch.device) -
     """Times a few small steps of a resolved config on a copy of `classifier`."""
     assert config.image_size is not None and config.epochs is not None and config.unfreeze is not None
     trial = copy.deepcopy(classifier).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parts = freezing.stage_modules(trial)
+    groups = freezing.layer_groups_of(trial)
     shape = (min(16, config.batch_size), config.in_chans, config.image_size, config.image_size)
     inputs = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
     if config.batch_norm == "fold":
         with suppress(ValueError):  # whether it is exact does not matter here
             bn_folding.fold_batchnorm(trial.backbone, inputs[:1])
-    depth = freezing.depth(config.unfreeze, len(parts), config.epochs // 2, config.epochs)
-    freezing.freeze_below(trial, parts, depth)
+    unfrozen = freezing.unfrozen_groups(config.unfreeze, len(groups), config.epochs // 2, config.epochs)
+    freezing.freeze_below(trial, groups, unfrozen)
     trial.eval()  # timing must not move BatchNorm statistics
     settings = StepSettings(config, device, trial.head.out_features, None)
     return Rates(

@@ -19,7 +19,7 @@ from spectacles.models import bn_folding
 from spectacles.models.bn_folding import Fold
 from spectacles.models.bundle import BundleInfo, save_bundle
 from spectacles.models.classifier import Classifier
-from spectacles.models.freezing import Stages
+from spectacles.models.freezing import LayerGroups
 from spectacles.training import checkpoint, epoch_log, time_budget
 from spectacles.training.augmentation import Augmentation
 from spectacles.training.batches import Examples, StepSettings, validation_scores
@@ -42,7 +42,7 @@ class Training:
 
     settings: StepSettings
     classifier: Classifier
-    stages: Stages
+    layer_groups: LayerGroups
     pixels: Pixels
     train: Examples
     val: Examples
@@ -180,9 +180,9 @@ class Training:
 
 def planned(config: TrainConfig) -> list[tuple[str, int]]:
     """(phase, epochs) of a resolved config. A head on random features learns nothing of use, so --no_pretrained
-    starts with all layers; the probe's one fit counts as one epoch of its own."""
+    starts with all layers; the linear probe's one fit counts as one epoch of its own."""
     assert config.epochs is not None
-    if config.head == "probe":
+    if config.head == "linear_probe":
         phases = [(HEAD, 0 if config.no_pretrained else 1), (FINE_TUNE, config.epochs)]
     else:
         default = 0 if config.no_pretrained else max(1, config.epochs // 5)

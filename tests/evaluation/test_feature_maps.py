@@ -1,4 +1,4 @@
-"""The first stages' outputs, in every layout that networks keep them in."""
+"""The first layer groups' outputs, in every layout that networks keep them in."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ PREPROCESSING = Preprocessing(32, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 
 @pytest.mark.parametrize(
     ("name", "size", "shapes"),
     [
-        ("simple_cnn", 32, [(32, 16), (64, 8)]),  # its last stage ends in a vector
+        ("simple_cnn", 32, [(32, 16), (64, 8)]),  # its last layer group ends in a vector
         ("efficientnet_lite0", 64, [(32, 32), (16, 32), (24, 16)]),
         ("resnet18", 64, [(64, 32), (64, 16), (128, 8)]),
         ("convnext_atto", 64, [(40, 16), (40, 16), (80, 8)]),
@@ -36,7 +36,7 @@ def test_architectures(name: str, size: int, shapes: list[tuple[int, int]]) -> N
         before = backbone(images)
     maps = stage_maps(backbone, images)
     assert [values.shape for _, values in maps] == [(2, channels, side, side) for channels, side in shapes]
-    assert [label for label, _ in maps] == ["stage 1", "stage 2", "stage 3"][: len(shapes)]
+    assert [label for label, _ in maps] == ["layer group 1", "layer group 2", "layer group 3"][: len(shapes)]
     assert all(np.isfinite(values).all() and values.std() > 0 for _, values in maps)
     assert not any(module._forward_hooks for module in backbone.modules())
     with torch.no_grad():
@@ -51,8 +51,8 @@ def test_the_maps_are_the_outputs_of_the_stages() -> None:
         stem = backbone.bn1(backbone.conv1(images))
         first = backbone.layer1(backbone.maxpool(backbone.act1(stem)))
     maps = dict(stage_maps(backbone, images, 2))
-    np.testing.assert_allclose(maps["stage 1"], stem.numpy(), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(maps["stage 2"], first.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(maps["layer group 1"], stem.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(maps["layer group 2"], first.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_tokens_lie_where_their_patches_do() -> None:

@@ -96,7 +96,7 @@ def test_nothing_that_speaks_for_a_class_gives_a_cold_map() -> None:
         ("resnet18", 4),
         ("mobilenetv3_small_050", 4),
         ("convnext_atto", 4),
-        ("densenet121", 4),  # a stage without a module of its own
+        ("densenet121", 4),  # a layer group without a module of its own
         ("swin_tiny_patch4_window7_224", 4),
         ("vit_tiny_patch16_224", 4),
         ("simple_cnn", 16),

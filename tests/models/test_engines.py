@@ -63,7 +63,7 @@ def test_every_engine_gives_torchs_outputs_for_batches_of_any_size(tmp_path, nam
 def test_several_threads_may_call_an_engine_with_lanes(tmp_path):
     network = make_net("simple_cnn")
     _, run = engines.choose(network, COLOUR, CPU, tmp_path / "engine.json", "openvino")
-    assert engines.lanes("openvino", CPU) == engines.cpu_count() and engines.lanes("torch", CPU) == 1
+    assert engines.num_streams("openvino", CPU) == engines.cpu_count() and engines.num_streams("torch", CPU) == 1
     batches = [pixels_of(COLOUR, 40)[start : start + size] for start in range(0, 30, 3) for size in (1, 2, 9)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(run, batches))

@@ -1,4 +1,4 @@
-"""Which parameters learn, in what mode and at which rates, told by what the architectures call their stages."""
+"""Which parameters are trained, in which mode and at which rates, checked against the names in the architectures."""
 
 import re
 
@@ -15,25 +15,25 @@ from spectacles.models.freezing import BATCH_NORMS
 
 RESNET18 = ["conv1|bn1", r"layer1\.", r"layer2\.", r"layer3\.", r"layer4\."]
 SIMPLE_CNN = [r"blocks\.0\.", r"blocks\.1\.", r"blocks\.2\.|fc|bn"]
-"""What the names of each stage's parameters begin with, from the input up."""
+"""How the parameter names of each layer group begin, from the input up."""
 NETS = {"resnet18": RESNET18, "simple_cnn": SIMPLE_CNN}
 
 nets = pytest.mark.parametrize("name", NETS)
 folded_or_not = pytest.mark.parametrize("folded", [False, True])
 
 
-def make_classifier(name: str, folded: bool = False) -> tuple[Classifier, freezing.Stages]:
+def make_classifier(name: str, folded: bool = False) -> tuple[Classifier, freezing.LayerGroups]:
     torch.manual_seed(0)
     backbone = backbones.build(name, 3, 32)
     classifier = Classifier(backbone, backbones.feature_dim(backbone, 3, 32), 2, 0.5)
-    parts = freezing.stage_modules(classifier)
+    layer_groups = freezing.layer_groups_of(classifier)
     if folded:
         fold_batchnorm(backbone, torch.zeros(1, 3, 32, 32))
-    return classifier, parts
+    return classifier, layer_groups
 
 
-def stage_of(name: str, parameter: str) -> int:
-    """Number of the stage, counted from the input."""
+def group_of(name: str, parameter: str) -> int:
+    """Number of the layer group, counted from the input."""
     [found] = [number for number, start in enumerate(NETS[name]) if re.match(start, parameter)]
     return found
 
@@ -43,19 +43,19 @@ def norms(classifier: Classifier) -> dict[str, nn.Module]:
     return {name: module for name, module in found if isinstance(module, BATCH_NORMS)}
 
 
-# depth
+# unfreezing
 
 
 @given(st.integers(1, 30), st.integers(0, 50))
 def test_all_and_last_n_do_not_depend_on_the_epoch(count, epoch):
-    assert freezing.depth("all", count, epoch, 50) == count
+    assert freezing.unfrozen_groups("all", count, epoch, 50) == count
     for number in (1, 3, 99):
-        assert freezing.depth(f"last:{number}", count, epoch, 50) == min(number, count)
+        assert freezing.unfrozen_groups(f"last:{number}", count, epoch, 50) == min(number, count)
 
 
 @given(st.integers(1, 30), st.integers(1, 50))
 def test_progressive_starts_at_the_top_never_goes_back_and_ends_with_everything(count, epochs):
-    depths = [freezing.depth("progressive", count, epoch, epochs) for epoch in range(epochs)]
+    depths = [freezing.unfrozen_groups("progressive", count, epoch, epochs) for epoch in range(epochs)]
     assert depths[0] >= 1 and depths[-1] == count
     assert depths == sorted(depths)
     assert all(abs(depth - count * (epoch + 1) / epochs) < 1 for epoch, depth in enumerate(depths))
@@ -65,56 +65,56 @@ def test_progressive_starts_at_the_top_never_goes_back_and_ends_with_everything(
 
 
 @nets
-def test_the_stages_are_the_architectures_own_from_the_input_up(name):
-    classifier, parts = make_classifier(name)
-    assert len(parts) == len(NETS[name])
+def test_the_layer_groups_are_those_of_the_architecture_from_the_input_up(name):
+    classifier, layer_groups = make_classifier(name)
+    assert len(layer_groups) == len(NETS[name])
     for parameter, _ in classifier.backbone.named_parameters():
-        owners = [number for number, names in enumerate(parts) if parameter.rpartition(".")[0] in names]
-        assert owners == [stage_of(name, parameter)]
+        owners = [number for number, names in enumerate(layer_groups) if parameter.rpartition(".")[0] in names]
+        assert owners == [group_of(name, parameter)]
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet", "densenet121"])
-def test_every_parameter_belongs_to_one_stage(name):
-    classifier, parts = make_classifier(name)
-    owned = [names for stage in backbones.stages(classifier.backbone) for names in stage]
+def test_every_parameter_belongs_to_one_layer_group(name):
+    classifier, layer_groups = make_classifier(name)
+    owned = [names for group in backbones.layer_groups(classifier.backbone) for names in group]
     assert sorted(owned) == sorted(name for name, _ in classifier.backbone.named_parameters())
-    assert len(parts) > 2
-    assert sum(map(len, parts)) == len(set().union(*parts))
+    assert len(layer_groups) > 2
+    assert sum(map(len, layer_groups)) == len(set().union(*layer_groups))
 
 
 @nets
 @folded_or_not
-@pytest.mark.parametrize("learning", [0, 1, 2, 99])
-def test_exactly_the_last_stages_and_the_head_learn(name, folded, learning):
-    classifier, parts = make_classifier(name, folded)
-    learning = min(learning, len(parts))
-    freezing.freeze_below(classifier, parts, len(parts))
-    freezing.freeze_below(classifier, parts, learning)
+@pytest.mark.parametrize("unfrozen", [0, 1, 2, 99])
+def test_exactly_the_last_layer_groups_and_the_head_learn(name, folded, unfrozen):
+    classifier, layer_groups = make_classifier(name, folded)
+    unfrozen = min(unfrozen, len(layer_groups))
+    freezing.freeze_below(classifier, layer_groups, len(layer_groups))
+    freezing.freeze_below(classifier, layer_groups, unfrozen)
     for parameter, tensor in classifier.backbone.named_parameters():
-        assert tensor.requires_grad == (stage_of(name, parameter) >= len(parts) - learning), parameter
+        assert tensor.requires_grad == (group_of(name, parameter) >= len(layer_groups) - unfrozen), parameter
     assert all(tensor.requires_grad for tensor in classifier.head.parameters())
 
 
-def test_lone_parameters_are_frozen_with_their_stage():
-    classifier, parts = make_classifier("test_vit")
-    freezing.freeze_below(classifier, parts, 1)
+def test_lone_parameters_are_frozen_with_their_layer_group():
+    classifier, layer_groups = make_classifier("test_vit")
+    freezing.freeze_below(classifier, layer_groups, 1)
     assert not classifier.backbone.pos_embed.requires_grad and not classifier.backbone.cls_token.requires_grad
-    freezing.freeze_below(classifier, parts, len(parts))
+    freezing.freeze_below(classifier, layer_groups, len(layer_groups))
     assert all(parameter.requires_grad for parameter in classifier.parameters())
 
 
 @folded_or_not
 def test_a_step_changes_what_learns_and_nothing_else(folded):
-    classifier, parts = make_classifier("simple_cnn", folded)
+    classifier, layer_groups = make_classifier("simple_cnn", folded)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    freezing.freeze_below(classifier, parts, 1)
+    freezing.freeze_below(classifier, layer_groups, 1)
     freezing.train_mode(classifier, "eval")
-    groups = freezing.parameter_groups(classifier, parts, 0.1, 0.5, 1.0)
+    groups = freezing.parameter_groups(classifier, layer_groups, 0.1, 0.5, 1.0)
     optimizer = torch.optim.AdamW(groups)
     classifier(torch.randn(4, 3, 32, 32)).square().sum().backward()
     optimizer.step()
     for name, parameter in classifier.named_parameters():
-        learns = not name.startswith("backbone.") or stage_of("simple_cnn", name.removeprefix("backbone.")) >= 2
+        learns = not name.startswith("backbone.") or group_of("simple_cnn", name.removeprefix("backbone.")) >= 2
         assert torch.equal(parameter, before[name]) == (not learns), name
     for name, value in classifier.named_buffers():
         assert torch.equal(value, before[name]), name
@@ -126,24 +126,24 @@ def test_a_step_changes_what_learns_and_nothing_else(folded):
 @nets
 @pytest.mark.parametrize("batch_norm", ["eval", "fold"])
 def test_batchnorm_keeps_its_statistics_unless_it_is_to_learn(name, batch_norm):
-    classifier, parts = make_classifier(name)
-    freezing.freeze_below(classifier, parts, len(parts))
+    classifier, layer_groups = make_classifier(name)
+    freezing.freeze_below(classifier, layer_groups, len(layer_groups))
     freezing.train_mode(classifier.eval(), batch_norm)
     assert classifier.training and classifier.backbone.training and classifier.dropout.training
     assert norms(classifier) and not any(norm.training for norm in norms(classifier).values())
 
 
 @nets
-@pytest.mark.parametrize("learning", [0, 1, 2, 99])
-def test_frozen_batchnorm_keeps_its_statistics_even_where_others_learn(name, learning):
-    classifier, parts = make_classifier(name)
-    learning = min(learning, len(parts))
+@pytest.mark.parametrize("unfrozen", [0, 1, 2, 99])
+def test_frozen_batchnorm_keeps_its_statistics_even_where_others_learn(name, unfrozen):
+    classifier, layer_groups = make_classifier(name)
+    unfrozen = min(unfrozen, len(layer_groups))
     before = {name: norm.running_mean.clone() for name, norm in norms(classifier).items()}
-    freezing.freeze_below(classifier, parts, learning)
+    freezing.freeze_below(classifier, layer_groups, unfrozen)
     freezing.train_mode(classifier, "train")
     classifier(torch.randn(8, 3, 32, 32) + 1)
     for norm_name, norm in norms(classifier).items():
-        learns = stage_of(name, norm_name) >= len(parts) - learning
+        learns = group_of(name, norm_name) >= len(layer_groups) - unfrozen
         assert norm.training == learns, norm_name
         assert torch.equal(norm.running_mean, before[norm_name]) == (not learns), norm_name
 
@@ -163,12 +163,12 @@ def test_while_only_the_head_learns_the_features_are_those_of_evaluation(batch_n
     torch.manual_seed(0)
     classifier, images = Classifier(Noisy(), 4 * 6 * 6, 2, 0.5), torch.randn(4, 3, 8, 8)
     expected = classifier.eval().embed(images)
-    parts = freezing.stage_modules(classifier)
-    freezing.freeze_below(classifier, parts, 0)
+    layer_groups = freezing.layer_groups_of(classifier)
+    freezing.freeze_below(classifier, layer_groups, 0)
     freezing.train_mode(classifier, batch_norm)
     assert torch.equal(classifier.embed(images), expected)
     assert classifier.dropout.training and classifier.head.training
-    freezing.freeze_below(classifier, parts, len(parts))
+    freezing.freeze_below(classifier, layer_groups, len(layer_groups))
     freezing.train_mode(classifier, batch_norm)
     assert not torch.equal(classifier.embed(images), expected)
 
@@ -179,10 +179,10 @@ def test_while_only_the_head_learns_the_features_are_those_of_evaluation(batch_n
 @nets
 @folded_or_not
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
-def test_every_parameter_is_in_one_group_at_the_rate_of_its_stage(name, folded, layer_decay):
-    classifier, parts = make_classifier(name, folded)
+def test_every_parameter_is_in_one_group_at_the_rate_of_its_layer_group(name, folded, layer_decay):
+    classifier, layer_groups = make_classifier(name, folded)
     names = {id(parameter): name for name, parameter in classifier.named_parameters()}
-    groups = freezing.parameter_groups(classifier, parts, 0.1, 0.02, layer_decay)
+    groups = freezing.parameter_groups(classifier, layer_groups, 0.1, 0.02, layer_decay)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(names)
     for group in groups:
@@ -190,16 +190,16 @@ def test_every_parameter_is_in_one_group_at_the_rate_of_its_stage(name, folded, 
             full = names[id(parameter)]
             below = 0
             if full.startswith("backbone."):
-                below = len(parts) - stage_of(name, full.removeprefix("backbone."))
+                below = len(layer_groups) - group_of(name, full.removeprefix("backbone."))
             assert group["lr"] == pytest.approx(0.1 * layer_decay**below), full
             assert group["weight_decay"] == (0.02 if parameter.ndim > 1 else 0), full
     assert len({group["name"] for group in groups}) == len(groups)
 
 
 @nets
-def test_the_heads_groups_come_first_because_the_history_tells_the_first_ones_rate(name):
-    classifier, parts = make_classifier(name)
-    groups = freezing.parameter_groups(classifier, parts, 0.1, 0.02, 0.5)
+def test_the_groups_of_the_head_come_first_because_the_history_shows_the_rate_of_the_first(name):
+    classifier, layer_groups = make_classifier(name)
+    groups = freezing.parameter_groups(classifier, layer_groups, 0.1, 0.02, 0.5)
     first = {id(parameter) for group in groups[:2] for parameter in group["params"]}
     assert first == {id(parameter) for parameter in classifier.head.parameters()}
     assert groups[0]["lr"] == 0.1

@@ -26,7 +26,7 @@ chosen = st.fixed_dictionaries(
         "fine_tune": st.sampled_from(["always", "never"]),
         "no_pretrained": st.booleans(),
         "seed": st.integers(0, 99),
-        "head": st.sampled_from(["probe", "sgd"]),
+        "head": st.sampled_from(["linear_probe", "sgd"]),
     },
 )
 

@@ -233,7 +233,7 @@ def test_the_seed_changes_the_result(new_run: Callable[[str], RunDir]) -> None:
 RUIN = {"lr": 10.0, "clip_grad_norm": 0.0, "warmup_epochs": 0.0}
 
 
-@pytest.mark.parametrize("head", ["probe", "sgd"])
+@pytest.mark.parametrize("head", ["linear_probe", "sgd"])
 def test_the_head_alone_is_kept_where_fine_tuning_is_worse(
     new_run: Callable[[str], RunDir], pretrained: TrainConfig, head: str
 ) -> None:
@@ -248,10 +248,10 @@ def test_the_head_alone_is_kept_where_fine_tuning_is_worse(
     assert read_bundle_info(run.bundle)[0].phase == "head"
 
 
-def test_the_probe_is_what_scikit_learn_fits_on_the_features_of_the_bundle(
+def test_the_linear_probe_is_what_scikit_learn_fits_on_the_features_of_the_bundle(
     new_run: Callable[[str], RunDir], pretrained: TrainConfig
 ) -> None:
-    run = new_run("probe")
+    run = new_run("linear_probe")
     train.run(replace(pretrained, fine_tune="never"), run)
     classifier, info, _ = load_classifier(run.bundle)
     rows = {split: dataset.load_split(run, split) for split in ("train", "val")}
@@ -301,8 +301,8 @@ def test_what_is_frozen_stays_as_it_was(new_run: Callable[[str], RunDir], pretra
     report = train.run(replace(pretrained, batch_norm="eval", metric="log_loss"), run)
     assert report.best_phase == "fine_tune"
     before = load_file(pretrained.weights)
-    learnt = {name.rpartition(".")[0] for stage in backbones.stages(backbones.build("test_efficientnet", 3, 32))[-2:]
-              for name in stage}  # fmt: skip
+    groups = backbones.layer_groups(backbones.build("test_efficientnet", 3, 32))
+    learnt = {name.rpartition(".")[0] for group in groups[-2:] for name in group}
     after = weights(run)
     changed = {name for name, value in before.items() if not value.equal(after[f"backbone.{name}"])}
     assert changed

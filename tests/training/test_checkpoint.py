@@ -23,7 +23,7 @@ def make_classifier() -> Classifier:
 
 
 def optimizer_of(classifier: Classifier, name: str) -> torch.optim.Optimizer:
-    groups = freezing.parameter_groups(classifier, freezing.stage_modules(classifier), 0.1, 0.01, 0.5)
+    groups = freezing.parameter_groups(classifier, freezing.layer_groups_of(classifier), 0.1, 0.01, 0.5)
     return make_optimizer(TrainConfig(optimizer=name), groups, CPU)
 
 

@@ -110,7 +110,7 @@ def test_labels_that_are_not_sure_enough_come_out_as_unsure(indexed: Callable[..
     labels, outcomes, predictor = validation(run)
     given = np.array([outcome.verdict == "" for outcome in outcomes])
     right = np.array([predictor.info.classes.index(outcome.label) for outcome in outcomes]) == labels
-    assert report.metrics["sure_coverage"] == pytest.approx(given.mean(), abs=0.02)
+    assert report.metrics["selective_coverage"] == pytest.approx(given.mean(), abs=0.02)
     assert {outcome.verdict for outcome in outcomes} <= {"", "unsure"}
     assert {outcome.answer for outcome in outcomes} <= {*predictor.info.classes, "unsure"}
     if given.any():
@@ -233,13 +233,13 @@ def test_with_too_little_to_go_by_the_sentences_say_so() -> None:
     assert "at least 50 validation images" in decided.sentences[0] and "not known" in decided.sentences[1]
 
 
-def test_a_model_that_knows_nothing_is_sure_of_nothing() -> None:
+def test_a_model_that_knows_nothing_abstains_on_every_image() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(300, 2)), rng.integers(2, size=300)
     decided = decide(replace(TINY, target_accuracy=0.95), INFO, logits, labels, None)
     assert decided.info.confidence_threshold == thresholds.NEVER
-    assert decided.numbers["sure_coverage"] == 0 and decided.numbers["sure_accuracy"] is None
-    assert "all are unsure" in decided.sentences[1]
+    assert decided.numbers["selective_coverage"] == 0 and decided.numbers["selective_accuracy"] is None
+    assert "abstains on every image" in decided.sentences[1]
 
 
 def test_a_precision_out_of_reach_is_told() -> None:

@@ -28,7 +28,7 @@ from spectacles.training import trainer
         ({"head": "sgd", "epochs": 10, "head_epochs": 3, "no_pretrained": True}, [("head", 3), ("fine_tune", 7)]),
     ],
 )
-def test_a_probe_is_one_epoch_more_and_gradient_descent_shares_them(settings, expected):
+def test_a_linear_probe_is_one_epoch_more_and_gradient_descent_shares_them(settings, expected):
     assert trainer.planned(recipes.resolve(TrainConfig(**settings))) == expected
 
 
