@@ -173,9 +173,9 @@ def _score(table: pd.DataFrame, split: str, info: BundleInfo, config: EvaluateCo
             "before": scoring.calibration(scored, raw),
             "after": scoring.calibration(scored, scored.probabilities),
         }
-    if "verdict" in part:
-        verdicts = part["verdict"].to_numpy(dtype=str)
-        values |= selective.by_verdict(right, verdicts, scored.clusters, config.seed, config.bootstrap_resamples)
+    if "abstain_reason" in part:
+        reasons = part["abstain_reason"].to_numpy(dtype=str)
+        values |= selective.by_abstention(right, reasons, scored.clusters, config.seed, config.bootstrap_resamples)
     return values
 
 
@@ -205,7 +205,7 @@ def _draw(part: pd.DataFrame, scored: Scored, values: dict[str, Any], info: Bund
         _draw_reliability(labels, probabilities, raw, folder / "reliability.png"),
         evaluation_plots.confidence_histograms(surest, scored.correct, folder / "confidence.png"),
         reliability_plots.coverage(
-            values["selective"], values.get("labelled"), values["images"], folder / "coverage.png"
+            values["selective"], values.get("answered"), values["images"], folder / "coverage.png"
         ),
     ]
     if info.multi_label:
@@ -302,7 +302,7 @@ def _told(values: dict[str, Any], headline: str) -> list[str]:
         pairs = (f"{label} {before[key]:.4f} -> {after[key]:.4f}" for key, label in
                  (("log_loss", "log loss"), ("ece", "ECE"), ("classwise_ece", "class-wise ECE")))  # fmt: skip
         summary.append(f"{headline}: calibration took {', '.join(pairs)}")
-    if "labelled" in values and values["unsure"] + values["unfamiliar"]:
+    if "answered" in values and values["answered"]["images"] < values["images"]:
         summary.append(f"{headline}: {selective.sentence(values)}")
     return summary
 

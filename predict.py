@@ -45,6 +45,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import dataset
 from spectacles.core.config_base import explanation_methods, select
@@ -58,10 +59,17 @@ from spectacles.data.remote_files import is_address, locate, readers
 from spectacles.evaluation.overlays import FOLDER, write_overlays
 from spectacles.inference import prediction_rows, ray_backend
 from spectacles.inference.inputs import Inputs, collect, parse_shard
-from spectacles.inference.predictor import UNSURE, Prediction, Predictor
+from spectacles.inference.predictor import Prediction, Predictor
+from spectacles.metrics.thresholds import AbstainReason
 from spectacles.models.bundle import BundleInfo
 
 log = logging.getLogger("spectacles")
+
+ABSTAINED = {
+    "low_confidence": "; the model abstains: its confidence is too low",
+    "out_of_distribution": "; the model abstains: the photo is unlike the training photos",
+}
+"""What a single photo's line says after the label, by the reason."""
 
 
 def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
@@ -90,7 +98,7 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
         config,
         output,
     )
-    fates: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     with ExitStack() as stack:
         write = _open_writer(stack, output, predictor.info, config, bool(inputs.ids))
         submit = _open_submission(stack, submission, inputs, predictor.info)
@@ -98,9 +106,9 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
             identity = inputs.ids[number] if inputs.ids else None
             write(inputs.names[number], identity, outcome, overlay)
             submit(identity or "", outcome)
-            fates[prediction_rows.fate(outcome)] += 1
+            counts[prediction_rows.outcome_kind(outcome)] += 1
     written = [output, submission] if inputs.ids else [output]
-    report = _report(fates, written, predictor.model_id)
+    report = _report(counts, written, predictor.model_id)
     if config.explain:
         report.summary.append(f"wrote {report.predicted} overlays to {output.with_name(FOLDER)}")
     return report
@@ -124,7 +132,7 @@ Write = Callable[[str, str | None, Prediction, str], None]
 def _open_writer(stack: ExitStack, output: Path, info: BundleInfo, config: PredictConfig, with_ids: bool) -> Write:
     file = stack.enter_context(stack.enter_context(atomic_path(output)).open("w", newline="", encoding="utf-8"))
     if config.format == "txt":
-        return lambda name, identity, outcome, overlay: print(outcome.answer, file=file)
+        return lambda name, identity, outcome, overlay: print(outcome.label, file=file)
     if config.format == "jsonl":
         record = partial(prediction_rows.record, info=info, top_k=config.top_k)
         return lambda *row: print(json.dumps(record(*row), ensure_ascii=False), file=file)
@@ -155,14 +163,12 @@ def _open_submission(
     return submit_flags
 
 
-def _report(fates: Counter[str], written: list[Path], model_id: str) -> PredictReport:
-    """`fates`: how many were rejected, and how many have each verdict."""
-    rows, rejected = fates.total(), fates["rejected"]
+def _report(counts: Counter[str], written: list[Path], model_id: str) -> PredictReport:
+    """`counts`: number of rows by `prediction_rows.outcome_kind`."""
+    rows, rejected = counts.total(), counts["rejected"]
     return PredictReport(
-        summary=_summary(fates, model_id, written),
-        metrics={
-            name: float(value) for name, value in {"rows": rows, "rejected": rejected, **_doubtful(fates)}.items()
-        },
+        summary=_summary(counts, model_id, written),
+        metrics={"rows": float(rows)} | {name: float(counts[name]) for name in ("rejected", *get_args(AbstainReason))},
         artifacts=[f"predict/{path.name}" for path in written],
         rows=rows,
         predicted=rows - rejected,
@@ -171,19 +177,16 @@ def _report(fates: Counter[str], written: list[Path], model_id: str) -> PredictR
     )
 
 
-def _summary(fates: Counter[str], model_id: str, written: Sequence[Path | str]) -> list[str]:
-    rows, rejected, doubtful = fates.total(), fates["rejected"], _doubtful(fates)
+def _summary(counts: Counter[str], model_id: str, written: Sequence[Path | str]) -> list[str]:
+    rows, rejected = counts.total(), counts["rejected"]
+    low_confidence, out_of_distribution = counts["low_confidence"], counts["out_of_distribution"]
     summary = [f"{rows} rows = {rows - rejected} predicted + {rejected} rejected, by model {model_id}"]
-    if any(doubtful.values()):
+    if low_confidence + out_of_distribution:
         summary.append(
-            f"{sum(doubtful.values())} of the predicted are called {UNSURE}: {doubtful['unsure']} too uncertain, "
-            f"{doubtful['unfamiliar']} unlike the training photos; the column guess has the class all the same"
+            f"the model abstains on {low_confidence + out_of_distribution} of them: {low_confidence} low confidence, "
+            f"{out_of_distribution} out of distribution"
         )
     return summary + [f"wrote {path}" for path in written]
-
-
-def _doubtful(fates: Counter[str]) -> dict[str, int]:
-    return {verdict: fates[verdict] for verdict in ("unsure", "unfamiliar")}
 
 
 def predict_inputs(arguments: list[str], config: PredictCommand) -> None:
@@ -244,9 +247,8 @@ def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
     if outcome.reason:
         raise UserError(f"{inputs.names[0]} was rejected: {outcome.reason}.")
     ranked = prediction_rows.ranked(outcome, predictor.info, max(1, config.top_k))
-    doubt = {"unsure": "unsure, perhaps ", "unfamiliar": "unsure, unlike the training photos; if anything "}
-    guesses = ", ".join(f"{label} ({probability:.1%})" for label, probability in ranked)
-    print(f"{inputs.names[0]}: {doubt.get(outcome.verdict, '')}{guesses}")
+    labels = ", ".join(f"{label} ({probability:.1%})" for label, probability in ranked)
+    print(f"{inputs.names[0]}: {labels}{ABSTAINED[outcome.abstain_reason] if outcome.abstain_reason else ''}")
     if overlay:
         print(f"what speaks for it: {output.parent / overlay}")
 

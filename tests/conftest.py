@@ -14,7 +14,7 @@ settings.register_profile("spectacles", deadline=None)
 settings.load_profile("spectacles")
 
 if TYPE_CHECKING:
-    from spectacles.models.ood import Familiarity
+    from spectacles.models.ood import OODScorer
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -61,7 +61,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     from spectacles.models.bundle import BundleInfo, save_bundle
     from spectacles.models.classifier import Classifier
 
-    def make(*classes: str, familiarity: "Familiarity | None" = None, **facts: object) -> Path:
+    def make(*classes: str, ood_scorer: "OODScorer | None" = None, **facts: object) -> Path:
         torch.manual_seed(0)
         classifier = Classifier(backbones.build("simple_cnn", 3, 32), 128, len(classes), dropout=0.0)
         info = BundleInfo(
@@ -81,7 +81,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             phase="head",
         )
         folder = tmp_path_factory.mktemp("bundle")
-        known = familiarity.tensors() if familiarity else {}
+        known = ood_scorer.tensors() if ood_scorer else {}
         save_bundle(folder, replace(info, **facts), classifier.state_dict() | known)
         return folder
 

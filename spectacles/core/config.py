@@ -194,11 +194,11 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     """What the decision threshold is chosen for on validation data: f1, hter, balanced_accuracy, precision:0.95,
     recall:0.99 or cost:FP=1,FN=5. Of two classes (default: the most probable), or of each of several labels (f1)."""
     target_accuracy: float | None = None
-    """Accuracy that labels must have, such as 0.99: those less certain than that takes on validation data come out as
-    unsure. Default: every label is given."""
-    familiar: float = 0.995
-    """Share of the validation photos that count as familiar; a photo less like the training photos comes out as unsure.
-    1 switches this off."""
+    """Accuracy that predictions must have, such as 0.99: the model abstains where its confidence is lower than that
+    takes on validation data. Default: it does not abstain for low confidence."""
+    ood_quantile: float = 0.995
+    """Photos less like the training photos than this share of the validation photos are out of distribution: the model
+    abstains. 1 switches this off."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"] = "log_loss"
     """Validation metric, after calibration, that picks the best epoch and stops early. log_loss hears every image,
     where those that count errors hear a few."""

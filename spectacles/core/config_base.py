@@ -20,7 +20,7 @@ LIMITS = {
     "duplicate_distance": (0, 7),
     "duplicate_similarity": (0.2, 1),
     "target_accuracy": (0.5, 1),
-    "familiar": (0.5, 1),
+    "ood_quantile": (0.5, 1),
     "robustness_images": (0, math.inf),
     "fine_tuned_folds": (0, math.inf),
     "gallery_size": (1, math.inf),

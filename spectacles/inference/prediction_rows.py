@@ -12,7 +12,7 @@ from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.metrics.prediction_table import LOGIT_PREFIX, PREFIX
 from spectacles.models.bundle import BundleInfo
 
-Cell = str | float | None
+Cell = str | float | bool | None
 
 
 def check_top_k(top_k: int, info: BundleInfo) -> None:
@@ -22,11 +22,11 @@ def check_top_k(top_k: int, info: BundleInfo) -> None:
 
 
 def header(info: BundleInfo, top_k: int, with_ids: bool) -> dict[str, type]:
-    """Column -> str, or float for a number."""
+    """Column -> str, float or bool."""
     columns: dict[str, type] = {"id": str} if with_ids else {}
-    columns |= {"file": str, "label": str, "guess": str, "confidence": float}
+    columns |= {"file": str, "label": str, "confidence": float}
     columns |= {PREFIX + name: float for name in info.classes}
-    columns |= {"familiarity": float, "verdict": str, "status": str}
+    columns |= {"ood_score": float, "abstained": bool, "abstain_reason": str, "status": str}
     for rank in range(2, top_k + 1):
         columns |= {f"label_{rank}": str, f"confidence_{rank}": float}
     return columns
@@ -37,8 +37,8 @@ def row(name: str, identity: str | None, outcome: Prediction, info: BundleInfo, 
     numbers = outcome.probabilities or (None,) * len(info.classes)
     confidence = None if outcome.reason else outcome.confidence
     cells: list[Cell] = [] if identity is None else [identity]
-    cells += [name, outcome.answer, outcome.label, confidence, *numbers]
-    cells += [outcome.familiarity, outcome.verdict, status(outcome)]
+    cells += [name, outcome.label, confidence, *numbers]
+    cells += [outcome.ood_score, outcome.abstained, outcome.abstain_reason or "", status(outcome)]
     for label, probability in ranked(outcome, info, top_k)[1:]:
         cells += [label, probability]
     return cells + ["", None] * (top_k - 1) * bool(outcome.reason)
@@ -51,8 +51,8 @@ def record(
     found: dict[str, Any] = {"id": identity} if identity else {}
     found |= {"file": name, "status": status(outcome)}
     if not outcome.reason:
-        found |= {"label": outcome.answer, "guess": outcome.label, "confidence": outcome.confidence}
-        found |= {"familiarity": outcome.familiarity, "verdict": outcome.verdict}
+        found |= {"label": outcome.label, "confidence": outcome.confidence, "ood_score": outcome.ood_score}
+        found |= {"abstained": outcome.abstained, "abstain_reason": outcome.abstain_reason}
         found["probabilities"] = dict(zip(info.classes, outcome.probabilities, strict=True))
         if top_k > 1:
             found["top"] = [{"label": label, "confidence": p} for label, p in ranked(outcome, info, top_k)]
@@ -67,9 +67,9 @@ def status(outcome: Prediction) -> str:
     return f"converted: {'; '.join(outcome.conversions)}" if outcome.conversions else "predicted"
 
 
-def fate(outcome: Prediction) -> str:
-    """rejected, unsure, unfamiliar or ''."""
-    return "rejected" if outcome.reason else outcome.verdict
+def outcome_kind(outcome: Prediction) -> str:
+    """rejected, low_confidence, out_of_distribution or answered."""
+    return "rejected" if outcome.reason else outcome.abstain_reason or "answered"
 
 
 def ranked(outcome: Prediction, info: BundleInfo, top_k: int) -> list[tuple[str, float]]:
@@ -81,10 +81,10 @@ def ranked(outcome: Prediction, info: BundleInfo, top_k: int) -> list[tuple[str,
 
 
 def predict_rows(predictor: Predictor, rows: pd.DataFrame, num_workers: int | None) -> pd.DataFrame:
-    """`rows` (file, path, split, label, cluster) with predicted, confidence, correct, status, familiarity, verdict, and
-    for each class its probability p_<class> and its logit z_<class>.
+    """`rows` (file, path, split, label, cluster) with predicted, confidence, correct, status, ood_score, abstained,
+    abstain_reason, and for each class its probability p_<class> and its logit z_<class>.
 
-    `predicted` is the best guess, also where the verdict is not ''. A file that became unreadable keeps its row: status
+    `predicted` is the class, also where the model abstains. A file that became unreadable keeps its row: status
     says why, its numbers are NaN.
     """
     outcomes = predictor.predict((Path(path) for path in rows["path"]), num_workers)
@@ -95,8 +95,9 @@ def predict_rows(predictor: Predictor, rows: pd.DataFrame, num_workers: int | No
     table["confidence"] = [p.confidence for p in outcomes_list]
     table["correct"] = table["predicted"] == table["label"]
     table["status"] = ["rejected: " + p.reason if p.reason else "predicted" for p in outcomes_list]
-    table["familiarity"] = np.array([p.familiarity for p in outcomes_list], dtype=np.float64)
-    table["verdict"] = [p.verdict for p in outcomes_list]
+    table["ood_score"] = np.array([p.ood_score for p in outcomes_list], dtype=np.float64)
+    table["abstained"] = [p.abstained for p in outcomes_list]
+    table["abstain_reason"] = [p.abstain_reason or "" for p in outcomes_list]
     missing = (float("nan"),) * len(classes)
     numbers = np.array(
         [(p.probabilities or missing) + (p.logits or missing) for p in outcomes_list], dtype=np.float64

@@ -12,14 +12,11 @@ from spectacles.data import label_sets
 from spectacles.data.images import MAX_PIXELS, Source
 from spectacles.data.preprocessing import Decoded, decoded_batches
 from spectacles.metrics import thresholds
-from spectacles.metrics.thresholds import Verdict
+from spectacles.metrics.thresholds import AbstainReason
 from spectacles.models import engines, ood
 from spectacles.models.bundle import ENGINE_FILE, load_bundle
 from spectacles.models.classifier import build_classifier
 from spectacles.models.ood import FeaturesAndLastMap
-
-UNSURE = "unsure"
-"""Stands in the place of a label wherever the verdict is not ''."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Prediction:
 
     path: str
     label: str
-    """The best guess, whatever the verdict; any number of labels as `label_sets.join` writes them."""
+    """The class, also where the model abstains; any number of labels as `label_sets.join` writes them."""
     confidence: float
     """Probability of `label`, 0..1 (calibrated), of several that of the least certain; 0 for a rejected file."""
     probabilities: tuple[float, ...]
@@ -38,16 +35,15 @@ class Prediction:
     """Why the file was rejected; empty otherwise."""
     logits: tuple[float, ...] = ()
     """As the network gives them, in the order of the classes."""
-    familiarity: float | None = None
-    """The share of the validation photos that are less like the training photos, 0..1; None where the bundle cannot
-    tell."""
-    verdict: Verdict = ""
-    """'', 'unsure' (its confidence is too low for --target_accuracy) or 'unfamiliar' (unlike the training photos)."""
+    ood_score: float | None = None
+    """Share of the validation photos that are more like the training photos, 0..1; None where the bundle has no
+    scorer."""
+    abstain_reason: AbstainReason | None = None
+    """Why the model abstains: its confidence is too low for --target_accuracy, or the photo is out of distribution."""
 
     @property
-    def answer(self) -> str:
-        """What people are told: the label, or that it is unsure; '' for a rejected file."""
-        return UNSURE if self.verdict else self.label
+    def abstained(self) -> bool:
+        return self.abstain_reason is not None
 
 
 class Predictor:
@@ -64,7 +60,7 @@ class Predictor:
         """`images`: how many are to be expected; for few of them no engine is measured."""
         self.info, state, self.model_id = load_bundle(bundle)
         self.classifier = build_classifier(self.info, state, bundle)
-        self.familiarity = ood.from_state(state)
+        self.ood_scorer = ood.from_state(state)
         self.device, self.batch_size = device, batch_size
         self._head = engines.linear(self.classifier.head)
         network = FeaturesAndLastMap(self.classifier.backbone)
@@ -114,7 +110,7 @@ class Predictor:
         probabilities = self.info.calibration.probabilities(logits)
         labels = label_sets.decode(self.info.decide(probabilities), self.info.classes)
         confidence = self.info.certainty(probabilities).tolist()
-        familiar = [None] * len(items) if self.familiarity is None else self.familiarity(maps).tolist()
+        ood_scores = [None] * len(items) if self.ood_scorer is None else self.ood_scorer(maps).tolist()
         return [
             Prediction(
                 path=item.name,
@@ -124,9 +120,9 @@ class Predictor:
                 conversions=item.conversions,
                 reason="",
                 logits=tuple(logits[row].tolist()),
-                familiarity=familiar[row],
-                verdict=thresholds.verdict(
-                    confidence[row], self.info.confidence_threshold, familiar[row], self.info.familiar_from
+                ood_score=ood_scores[row],
+                abstain_reason=thresholds.abstain_reason(
+                    confidence[row], self.info.confidence_threshold, ood_scores[row], self.info.ood_threshold
                 ),
             )
             for row, item in enumerate(items)
@@ -137,11 +133,11 @@ class Predictor:
         return np.ascontiguousarray(features), maps
 
     def _difference(self, outputs: np.ndarray, reference: np.ndarray) -> float:
-        """The largest one between two engines' outputs, of a probability or of a distance to what is familiar."""
+        """The largest difference between two engines' outputs, of a probability or of an OODScorer's distance."""
         (features, maps), (features_there, maps_there) = self._split(outputs), self._split(reference)
         here, there = (self.info.calibration.probabilities(self.logits(each)) for each in (features, features_there))
         apart = np.abs(here - there).max()
-        if self.familiarity is None:
+        if self.ood_scorer is None:
             return float(apart)
-        strange, strange_there = self.familiarity.distance(maps), self.familiarity.distance(maps_there)
-        return float(np.maximum(apart, np.abs(strange - strange_there).max()))
+        distances, distances_there = self.ood_scorer.distance(maps), self.ood_scorer.distance(maps_there)
+        return float(np.maximum(apart, np.abs(distances - distances_there).max()))

@@ -87,11 +87,11 @@ class Worker:
             prediction_rows.row(name, identity, outcome, info, work.top_k)
             for name, identity, outcome in zip(item["names"], ids, outcomes, strict=True)
         ]
-        work.shards.write(part, rows, Counter(map(prediction_rows.fate, outcomes)))
+        work.shards.write(part, rows, Counter(map(prediction_rows.outcome_kind, outcomes)))
 
 
 def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -> tuple[Counter[str], str]:
-    """Predicts what is not in the folder `output` yet. Returns the fates of all rows and the model's id.
+    """Predicts what is not in the folder `output` yet. Returns the number of rows by outcome and the model's id.
 
     Raises UserError; what is finished by then stays finished.
     """
@@ -110,16 +110,16 @@ def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -
             plan.tidy()
         _map(inputs, missing, plan, bundle, config)
     with remote_files.explained(folder):
-        fates = plan.finished()
+        outcomes = plan.finished()
         plan.tidy()
-    if lost := [part for part in plan.parts if part not in fates]:
+    if lost := [part for part in plan.parts if part not in outcomes]:
         start, stop = plan.span(lost[0])
         raise UserError(
             f"{len(lost)} of {len(plan.parts)} parts killed {TRIES} workers each, first rows {start + 1} to {stop} "
             f"({inputs.names[start]} and so on); the others are finished. Have fewer workers (--worker_cpus), smaller "
             "batches (--batch_size) or the photo taken out."
         )
-    return sum(fates.values(), Counter()), model_id
+    return sum(outcomes.values(), Counter()), model_id
 
 
 def _check_shared(work: Work) -> None:

@@ -24,6 +24,8 @@ FEWEST, MOST = 100, 20_000
 """Rows of a part: enough to be worth a file, few enough to be lost with a worker and to be held in memory."""
 PARTS = 1000
 """As many are aimed at."""
+KINDS = {str: "text", float: "number", bool: "flag"}
+ARROW_TYPES = {"text": pa.string(), "number": pa.float64(), "flag": pa.bool_()}
 NOTE = b"spectacles"
 FOOTER = 1 << 16
 
@@ -38,7 +40,7 @@ class Shards:
     """sha256 of what is predicted."""
     model_id: str
     columns: dict[str, str]
-    """Name -> text or number."""
+    """Name -> text, number or flag."""
 
     @property
     def parts(self) -> range:
@@ -53,10 +55,10 @@ class Shards:
     def place(self, name: str) -> str:
         return f"{self.folder.rstrip('/')}/{name}"
 
-    def write(self, part: int, rows: Sequence[Sequence[Cell]], fates: Counter[str]) -> None:
-        """`fates`: how many were rejected, and how many have each verdict. Raises OSError."""
-        types = {name: pa.string() if kind == "text" else pa.float64() for name, kind in self.columns.items()}
-        note = json.dumps({"plan": self.digest(), "fates": fates})
+    def write(self, part: int, rows: Sequence[Sequence[Cell]], outcomes: Counter[str]) -> None:
+        """`outcomes`: number of rows by `prediction_rows.outcome_kind`. Raises OSError."""
+        types = {name: ARROW_TYPES[kind] for name, kind in self.columns.items()}
+        note = json.dumps({"plan": self.digest(), "outcomes": outcomes})
         schema = pa.schema(types.items(), metadata={NOTE: note})
         columns = [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), types.values(), strict=True)]
         content = BytesIO()
@@ -85,14 +87,14 @@ class Shards:
         return f"{self.file(part)}{TRIES}"
 
     def finished(self) -> dict[int, Counter[str]]:
-        """The parts that stand in the folder, with their fates, as the files themselves say. Raises OSError."""
+        """The parts that stand in the folder, with their outcomes, as the files themselves say. Raises OSError."""
         present = remote_files.names_in(self.folder)
         candidates = [part for part in self.parts if self.file(part) in present]
         with ThreadPoolExecutor(remote_files.READERS) as pool:
-            found = dict(zip(candidates, pool.map(self._fates, candidates), strict=True))
-        return {part: fates for part, fates in found.items() if fates is not None}
+            found = dict(zip(candidates, pool.map(self._outcomes, candidates), strict=True))
+        return {part: outcomes for part, outcomes in found.items() if outcomes is not None}
 
-    def _fates(self, part: int) -> Counter[str] | None:
+    def _outcomes(self, part: int) -> Counter[str] | None:
         """None where the file is not the part that it should be."""
         start, stop = self.span(part)
         with remote_files.open_file(self.place(self.file(part))) as file:
@@ -104,7 +106,7 @@ class Shards:
             return None
         if footer.num_rows != stop - start or note.get("plan") != self.digest():
             return None
-        return Counter(note["fates"])
+        return Counter(note["outcomes"])
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(_plan(self)).encode()).hexdigest()
@@ -113,7 +115,7 @@ class Shards:
 def open_folder(folder: str, inputs: Inputs, model_id: str, columns: dict[str, type]) -> Shards:
     """A new folder of parts, or the one that was begun for the same inputs and model. Raises UserError for another."""
     rows = len(inputs.paths)
-    kinds = {name: "text" if kind is str else "number" for name, kind in columns.items()}
+    kinds = {name: KINDS[kind] for name, kind in columns.items()}
     shards = Shards(folder, rows, size_of_parts(rows), fingerprint(inputs), model_id, kinds)
     place = shards.place(PLAN)
     with remote_files.explained(folder):

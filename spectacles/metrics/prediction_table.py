@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 PREFIX, LOGIT_PREFIX = "p_", "z_"
-TEXT = ("file", "path", "split", "label", "predicted", "status", "cluster", "verdict")
+TEXT = ("file", "path", "split", "label", "predicted", "status", "cluster", "abstain_reason")
 
 
 def load(path: Path) -> pd.DataFrame:

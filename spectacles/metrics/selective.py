@@ -1,18 +1,19 @@
-"""What confidence is worth: accuracy without the least sure images, and of those that get a label."""
+"""Selective prediction: accuracy by coverage, and of the images on which the model does not abstain."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from spectacles.core.wording import count_of, percent, percents
 from spectacles.metrics import bootstrap
 from spectacles.metrics.basics import Bools, Floats, Ints
+from spectacles.metrics.thresholds import AbstainReason
 
 POINTS = 200
 """Of a coverage curve at most."""
-VERDICTS = ("unsure", "unfamiliar")
+REASONS: tuple[AbstainReason, ...] = get_args(AbstainReason)
 
 
 def selective(correct: Bools, certainty: Floats) -> dict[str, Any]:
@@ -37,26 +38,28 @@ def selective(correct: Bools, certainty: Floats) -> dict[str, Any]:
     }
 
 
-def by_verdict(correct: Bools, verdicts: Any, clusters: Ints, seed: int, resamples: int) -> dict[str, Any]:
-    """How many of the images (N,) get no label and why, and the accuracy of those that get one (None without any)."""
-    given = ~np.isin(verdicts, VERDICTS)
-    right = np.asarray(correct)[given]
-    return {verdict: int((verdicts == verdict).sum()) for verdict in VERDICTS} | {
-        "labelled": {
-            "images": int(given.sum()),
+def by_abstention(correct: Bools, reasons: Any, clusters: Ints, seed: int, resamples: int) -> dict[str, Any]:
+    """On how many of the images (N,) the model abstains, by reason ('' for none), and its accuracy on those that it
+    answers (None without any)."""
+    answered = ~np.isin(reasons, REASONS)
+    right = np.asarray(correct)[answered]
+    return {reason: int((reasons == reason).sum()) for reason in REASONS} | {
+        "answered": {
+            "images": int(answered.sum()),
             "accuracy": float(right.mean()) if len(right) else None,
-            "interval": bootstrap.share_interval(right, clusters[given], seed, resamples) if len(right) else None,
+            "interval": bootstrap.share_interval(right, clusters[answered], seed, resamples) if len(right) else None,
         }
     }
 
 
 def sentence(found: dict[str, Any]) -> str:
-    """What `by_verdict` found, for a person."""
-    labelled = found["labelled"]
-    away = " and ".join(f"{found[verdict]} {verdict}" for verdict in VERDICTS if found[verdict])
-    if not labelled["images"]:
-        return f"{away} and no image is left"
+    """The result of `by_abstention` for a person."""
+    answered = found["answered"]
+    abstained = sum(found[reason] for reason in REASONS)
+    why = ", ".join(f"{found[reason]} {reason.replace('_', ' ')}" for reason in REASONS if found[reason])
+    if not answered["images"]:
+        return f"the model abstains on all {count_of(abstained, 'image')} ({why})"
     return (
-        f"{away or 'none unsure'}; of the other {count_of(labelled['images'], 'image')} "
-        f"{percent(labelled['accuracy'])} are right ({percents(labelled['interval'])}, 95 %)"
+        f"the model abstains on {count_of(abstained, 'image')}{f' ({why})' if why else ''}; of the other "
+        f"{answered['images']:,} it gets {percent(answered['accuracy'])} right ({percents(answered['interval'])}, 95 %)"
     )

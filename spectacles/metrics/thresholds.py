@@ -1,4 +1,4 @@
-"""Which predictions are confident enough to be acted on: the threshold is chosen on validation data."""
+"""When the model abstains: for low confidence, by a threshold chosen on validation data, or out of distribution."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from spectacles.core.errors import UserError
 from spectacles.metrics.basics import Bools, Float64s, Floats, Ints
 
-Verdict = Literal["", "unsure", "unfamiliar"]
+AbstainReason = Literal["low_confidence", "out_of_distribution"]
 NEVER = 2.0
-"""A confidence that no label has."""
+"""A confidence that no prediction reaches."""
 
 
 def certainty(probabilities: Floats, decided: Ints) -> Float64s:
@@ -31,27 +31,28 @@ def certainty(probabilities: Floats, decided: Ints) -> Float64s:
     return certain
 
 
-def verdict(
-    confidence: float, confidence_threshold: float | None, familiar: float | None, familiar_from: float
-) -> Verdict:
-    """'unfamiliar', else 'unsure', else ''. What was never measured (None) speaks against nothing."""
-    if familiar is not None and familiar < familiar_from:
-        return "unfamiliar"
-    return "unsure" if confidence_threshold is not None and confidence < confidence_threshold else ""
+def abstain_reason(
+    confidence: float, confidence_threshold: float | None, ood_score: float | None, ood_threshold: float
+) -> AbstainReason | None:
+    """Why the model abstains; None where it does not. None for `ood_score`: it cannot be measured."""
+    if ood_score is not None and ood_score > ood_threshold:
+        return "out_of_distribution"
+    return "low_confidence" if confidence_threshold is not None and confidence < confidence_threshold else None
 
 
 def images_needed(accuracy: float) -> int:
-    """Validation images without which no label can be called sure of this accuracy. Raises UserError for 1."""
+    """Validation images needed at least before any prediction can be said to have this accuracy. Raises UserError for
+    1."""
     if accuracy >= 1:
         raise UserError("--target_accuracy 1 is more than any number of images can tell: use less, such as 0.99.")
     return math.ceil(1 / (1 - accuracy) - 1e-9) - 1
 
 
 def choose_confidence(correct: Bools, confidences: Floats, accuracy: float) -> float:
-    """The lowest confidence from which on labels have this accuracy; NEVER where no confidence is enough.
+    """The lowest confidence from which on predictions have this accuracy; NEVER where no confidence is enough.
 
-    `correct` (N,) and `confidences` (N,), see `certainty`. With a low threshold, what is unsure lies between it and
-    the confidence found here.
+    `correct` (N,) and `confidences` (N,), see `certainty`. With a low decision threshold, the model abstains between
+    that and the confidence found here.
 
     Of all n images at least so confident, with e errors, (e + 1) / (n + 1) must be at most 1 - accuracy: as if one more
     image had been wrong, since a few images without an error do not show that there is none (the finite-sample

@@ -20,7 +20,7 @@ from spectacles.data.preprocessing import Preprocessing
 from spectacles.metrics import decisions, thresholds
 from spectacles.metrics.calibration import Calibration
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "bundle.json"
 ENGINE_FILE = "engine.json"
 """Which engine was the fastest for this model on this machine; no part of the bundle, may be deleted at any time."""
@@ -59,9 +59,9 @@ class BundleInfo:
     class_biases: tuple[float, ...] = ()
     """Added to the scaled logits."""
     confidence_threshold: float | None = None
-    """Confidence, the probability of the label, below which it is unsure. None: every label is given."""
-    familiar_from: float = 0.0
-    """Familiarity (`familiarity.Familiarity`) below which a photo is unfamiliar. 0: none is."""
+    """Confidence, the probability of the label, below which the model abstains. None: it does not for that."""
+    ood_threshold: float = 1.0
+    """ood_score (`ood.OODScorer`) above which the model abstains. 1: it does not for that."""
 
     @property
     def calibration(self) -> Calibration:
@@ -83,7 +83,7 @@ class BundleInfo:
 
 
 def save_bundle(folder: Path, info: BundleInfo, state: dict[str, torch.Tensor]) -> str:
-    """Returns the model id. `state` holds the network's weights and, if any, the tensors of its familiarity.
+    """Returns the model id. `state` holds the network's weights and, if any, those of its OODScorer.
 
     The file of weights is named by its content and the manifest, which names it, is written after it: a crash in
     between leaves the old bundle whole."""

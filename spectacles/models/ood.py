@@ -1,4 +1,4 @@
-"""Is a photo like those that the model was trained on? The share of validation photos that are less so."""
+"""Out-of-distribution scores: how unlike the training photos is a photo, compared with the validation photos?"""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
 
 REFERENCES = 500
-"""Training photos that say what is familiar; four times as many separated other photos no better."""
+"""Training photos that the subspace is fitted to; four times as many separated other photos no better."""
 COMPONENTS = 32
 ENOUGH = 20
-"""Photos, of training as well as of validation, below which nothing can be said."""
+"""Training photos, and validation photos, needed at least to fit a scorer."""
 TAIL, IN_THE_TAIL = 0.1, 10
-"""Share of the least familiar validation photos that the tail is fitted to, and how many it takes at least."""
+"""Share of the validation photos, those farthest away, that the tail is fitted to, and how many it takes at least."""
 QUANTILES = 101
-"""Of the validation photos' distances that are kept."""
-PREFIX = "familiarity."
-"""Of its tensors in the bundle's file of weights."""
+"""Number of quantiles of the validation photos' distances that are stored."""
+PREFIX = "ood."
+"""Of its tensors in the bundle's weights file."""
 
 
 class FeaturesAndLastMap(nn.Module):
@@ -62,64 +62,66 @@ def _averaged(output: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Familiarity:
-    """How far maps of length one lie from the principal subspace of the training photos' (Moghaddam & Pentland 1997;
-    Wang et al. 2022), and how far those of the validation photos do."""
+class OODScorer:
+    """Distance of last maps, scaled to length one, from the principal subspace of the training photos' maps (Moghaddam
+    & Pentland 1997; Wang et al. 2022), ranked among the distances of the validation photos."""
 
     mean: np.ndarray
     """(E,) float32."""
     components: np.ndarray
     """(k, E) float32, orthonormal rows."""
     distances: np.ndarray
-    """(P,) float32, rising: quantiles of the validation photos' distances at evenly spaced shares from 0 up to where
-    the tail begins."""
+    """(P,) float32, rising: quantiles of the validation photos' distances, evenly spaced from 0 to where the tail
+    begins."""
     tail: np.ndarray
-    """(2,) float32: the share of validation photos in the tail, and how far beyond its beginning the average one is."""
+    """(2,) float32: the share of the validation photos in the tail, and their mean excess over its beginning."""
 
     def distance(self, maps: np.ndarray) -> np.ndarray:
-        """(B, E) -> (B,) float32, 0..1 or little more."""
+        """(B, E) -> (B,) float32, in 0..1 but for rounding."""
         return _distance(maps, self.mean, self.components)
 
     def __call__(self, maps: np.ndarray) -> np.ndarray:
-        """(B, E) -> (B,) float64 in 0..1: the share of the validation photos that are less familiar.
+        """(B, E) -> ood_score (B,) float64 in 0..1: the share of the validation photos that are more like the training
+        photos.
 
-        In the tail, where those are few, it falls exponentially with the distance, as excesses over a high threshold
-        do (Pickands 1975), so that it also tells how unfamiliar a photo is that is farther away than all of them.
+        In the tail, where validation photos are few, the share beyond falls exponentially with the distance, as
+        excesses over a high threshold do (Pickands 1975), so that photos farther away than all of them are ranked too.
         """
-        distance, (share, scale) = self.distance(maps).astype(np.float64), self.tail.tolist()
-        begins = float(self.distances[-1])
-        inside = np.interp(distance, self.distances, np.linspace(1, share, len(self.distances)))
-        beyond = share * np.exp(-np.maximum(distance - begins, 0) / scale)
-        familiar: np.ndarray = np.where(distance > begins, beyond, inside)
-        return familiar
+        distance = self.distance(maps).astype(np.float64)
+        share, scale = self.tail.tolist()
+        tail_start = float(self.distances[-1])
+        inside = np.interp(distance, self.distances, np.linspace(0, 1 - share, len(self.distances)))
+        beyond = 1 - share * np.exp(-np.maximum(distance - tail_start, 0) / scale)
+        scores: np.ndarray = np.where(distance > tail_start, beyond, inside)
+        return scores
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """As they are stored beside the network's weights."""
+        """For the bundle, beside the network's weights."""
         return {PREFIX + name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in vars(self).items()}
 
 
-def fit(references: np.ndarray, validation: np.ndarray) -> Familiarity | None:
+def fit(references: np.ndarray, validation: np.ndarray) -> OODScorer | None:
     """From the maps (R, E) of training photos and (V, E) of validation photos; None for fewer than ENOUGH of either."""
     if min(len(references), len(validation)) < ENOUGH:
         return None
-    known = _unit(references).astype(np.float64)
-    mean = known.mean(axis=0)
-    count = min(COMPONENTS, len(known) // 2, known.shape[1] // 4)
+    units = _unit(references).astype(np.float64)
+    mean = units.mean(axis=0)
+    count = min(COMPONENTS, len(units) // 2, units.shape[1] // 4)
     with threadpool_limits(1):  # beside other busy processes, threads that wait for each other are slower than one
-        components = np.linalg.svd(known - mean, full_matrices=False)[2][:count].astype(np.float32)
-    found = _distance(validation, mean.astype(np.float32), components)
-    share = max(TAIL, min(0.5, IN_THE_TAIL / len(found)))
-    distances = np.quantile(found, np.linspace(0, 1 - share, QUANTILES)).astype(np.float32)
-    excesses = found[found > distances[-1]] - distances[-1]
-    # Photos that are all alike must not make the smallest difference an outsider.
+        components = np.linalg.svd(units - mean, full_matrices=False)[2][:count].astype(np.float32)
+    measured = _distance(validation, mean.astype(np.float32), components)
+    share = max(TAIL, min(0.5, IN_THE_TAIL / len(measured)))
+    distances = np.quantile(measured, np.linspace(0, 1 - share, QUANTILES)).astype(np.float32)
+    excesses = measured[measured > distances[-1]] - distances[-1]
+    # Where all photos are alike, the smallest difference must not count as out of distribution.
     scale = max(float(excesses.mean()) if len(excesses) else 0.0, 1e-3 * float(distances[-1]), 1e-4)
-    return Familiarity(mean.astype(np.float32), components, distances, np.array([share, scale], dtype=np.float32))
+    return OODScorer(mean.astype(np.float32), components, distances, np.array([share, scale], dtype=np.float32))
 
 
-def from_state(state: dict[str, torch.Tensor]) -> Familiarity | None:
-    """What `tensors` put into a bundle; None where there is nothing of it."""
+def from_state(state: dict[str, torch.Tensor]) -> OODScorer | None:
+    """From the tensors of a bundle; None where it has no scorer."""
     parts = {name.removeprefix(PREFIX): value.numpy() for name, value in state.items() if name.startswith(PREFIX)}
-    return Familiarity(**parts) if parts else None
+    return OODScorer(**parts) if parts else None
 
 
 def _distance(maps: np.ndarray, mean: np.ndarray, components: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ MISSED, ADDED = "missed", "added"
 PER_CELL, PICTURES = 24, 300
 """Images named for a cell, and pictures on the page altogether: it should fit into a mail."""
 NEIGHBOURS = 3
-COLUMNS = ("file", "path", "split", "label", "predicted", "confidence", "status", "verdict")
+COLUMNS = ("file", "path", "split", "label", "predicted", "confidence", "status", "abstain_reason")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Listed:
     file: str
     confidence: float
     """Of the decision; behind a label's cell the probability of that label."""
-    verdict: str
+    abstain_reason: str
     label: str
     predicted: str
     path: str
@@ -162,8 +162,8 @@ def share_out(counts: Sequence[int], cost: Sequence[int], most: int = PER_CELL, 
 def _listed(row: dict[Any, Any], pictured: bool, near: dict[str, list[Neighbour]]) -> Listed:
     neighbours = near.get(row["file"], []) if row["label"] != row["predicted"] else []
     return Listed(
-        row["file"], row["confidence"], row.get("verdict", ""), row["label"], row["predicted"], row["path"], pictured,
-        neighbours,
+        row["file"], row["confidence"], row.get("abstain_reason", ""), row["label"], row["predicted"], row["path"],
+        pictured, neighbours,
     )  # fmt: skip
 
 

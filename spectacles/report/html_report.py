@@ -200,8 +200,7 @@ def _scores(found: Findings) -> dict[str, Any]:
         "per_class": weakest_first(found.scored)[:MAX_CLASS_ROWS],
         "per_class_columns": per_class_columns(found.multi_label),
         "abstentions": [
-            key_findings.abstention(found.scored, found.multi_label)
-            or f"Every image gets {'an answer' if found.multi_label else 'a label'}.",
+            key_findings.abstention(found.scored) or "The model abstains on no image.",
             *key_findings.limits(found.bundle),
         ],
         "selective": _selective(found.scored.get("selective")),

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from statistics import fmean
+from typing import get_args
 
 from spectacles.core.wording import count_of, percent, percents
+from spectacles.metrics.thresholds import AbstainReason
 from spectacles.report.run_summary import Findings, Json
 
 FEW = 100
@@ -33,7 +35,7 @@ def find(findings: Findings) -> list[Highlight]:
         ("noisy_labels", _doubtful_labels(findings)),
         ("error_analysis", unfaithful(findings.faithfulness)),
         ("duplicates", _duplicates_across_splits(findings)),
-        ("abstention", abstention(findings.scored, findings.multi_label)),
+        ("abstention", abstention(findings.scored)),
         ("dataset", _rejected(findings)),
     ]
     return [Highlight(text, section) for section, text in found if text]
@@ -68,25 +70,24 @@ def weakest_change(robustness: Json) -> str:
     )
 
 
-def abstention(scored: Json, multi_label: bool) -> str:
-    """How many of the scored images get no answer, and what that does for the others; '' where all get one."""
-    away = [f"{scored[key]:,} {key}" for key in ("unsure", "unfamiliar") if scored.get(key)]
-    if not away:
+def abstention(scored: Json) -> str:
+    """On how many of the scored images the model abstains, and its accuracy on the others; '' where it never does."""
+    counts = {reason: scored[reason] for reason in get_args(AbstainReason) if scored.get(reason)}
+    if not counts:
         return ""
-    others = scored.get("labelled", {})
-    right = (
-        f"; {percent(others['accuracy'])} of the others are right ({percents(others['interval'])})" if others else ""
-    )
-    answer = "answer" if multi_label else "label"  # having no label is an answer
-    return f"Of {count_of(scored['images'], 'image')}, {' and '.join(away)} get no {answer}{right}."
+    why = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items())
+    others = scored.get("answered", {})
+    right = f"; it gets {percent(others['accuracy'])} of the others right ({percents(others['interval'])})"
+    images = count_of(scored["images"], "image")
+    return f"The model abstains on {sum(counts.values()):,} of {images} ({why}){right if others else ''}."
 
 
 def limits(bundle: Json) -> list[str]:
-    """By which numbers of bundle.json an image gets its label, or none; empty without a bundle."""
+    """By which numbers of bundle.json an image gets its label and the model abstains; empty without a bundle."""
     if not bundle:
         return []
-    threshold, confidence_threshold, familiar_from = (
-        bundle.get(key) for key in ("threshold", "confidence_threshold", "familiar_from")
+    threshold, confidence_threshold, ood_threshold = (
+        bundle.get(key) for key in ("threshold", "confidence_threshold", "ood_threshold")
     )
     if bundle.get("multi_label"):
         lines = [_label_limits(bundle["classes"], bundle["label_thresholds"])]
@@ -96,13 +97,14 @@ def limits(bundle: Json) -> list[str]:
         lines = ["The label is the most probable class."]
     if confidence_threshold:
         lines.append(
-            "No label is sure enough."
+            "The model abstains on every image: no confidence is high enough."
             if confidence_threshold > 1
-            else f"Unsure: below a confidence of {confidence_threshold:.3f}."
+            else f"The model abstains below a confidence of {confidence_threshold:.3f}."
         )
-    if familiar_from:
+    if ood_threshold is not None and ood_threshold < 1:
         lines.append(
-            f"Unfamiliar: fewer than {percent(familiar_from)} of the validation photos are as unlike those trained on."
+            f"It abstains on photos less like the training photos than {percent(ood_threshold)} of the validation "
+            "photos (out of distribution)."
         )
     return lines
 

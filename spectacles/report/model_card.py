@@ -41,7 +41,7 @@ def write(run_dir: RunDir) -> Path | None:
         environment=found.environment,
         licence=found.config.get("data_licence") or NOT_STATED,
         limits=key_findings.limits(found.bundle),
-        abstention=key_findings.abstention(found.scored, found.multi_label),
+        abstention=key_findings.abstention(found.scored),
         noun=wording.noun_of(found.multi_label),
         nouns=wording.plural(wording.noun_of(found.multi_label)),
         highlights=[highlight.text for highlight in key_findings.find(found)],

@@ -32,19 +32,19 @@ DASHES = ("-", "--")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
-def coverage(selective: Mapping[str, Any], labelled: Mapping[str, Any] | None, images: int, path: Path) -> Path:
+def coverage(selective: Mapping[str, Any], answered: Mapping[str, Any] | None, images: int, path: Path) -> Path:
     """Accuracy by coverage, the most confident images first (`selective.selective`), and the operating point of the
-    bundle: the images that it labels (`labelled` of `selective.by_verdict`)."""
+    bundle: the images that it answers (`answered` of `selective.by_abstention`)."""
     share, accuracy = np.array(selective["coverage"]), np.array(selective["accuracy"])
     figure, [axes] = new_figure(f"Accuracy by coverage (AURC {selective['aurc']:.4f})", 6.5, 4)
     axes.plot(100 * share, 100 * accuracy, color=COLOURS[0], linewidth=1.8, label="accuracy")
     axes.axhline(100 * accuracy[-1], color=MUTED, linewidth=0.9, linestyle="--", label=f"all: {percent(accuracy[-1])}")
-    if labelled is not None and labelled["accuracy"] is not None:
-        at = 100 * labelled["images"] / images
-        text = f"labelled: {percent(labelled['accuracy'])} of {labelled['images']:,}"
-        low, high = (100 * end for end in labelled["interval"])
+    if answered is not None and answered["accuracy"] is not None:
+        at = 100 * answered["images"] / images
+        text = f"answered: {percent(answered['accuracy'])} of {answered['images']:,}"
+        low, high = (100 * end for end in answered["interval"])
         axes.vlines(at, low, high, color=COLOURS[1], linewidth=1.4)
-        axes.plot(at, 100 * labelled["accuracy"], "o", color=COLOURS[1], markersize=6, label=text)
+        axes.plot(at, 100 * answered["accuracy"], "o", color=COLOURS[1], markersize=6, label=text)
     axes.set_xlim(0, 101)
     axes.set_ylim(max(0.0, 100 * accuracy.min() - 3), 100.5)
     axes.set_xlabel("coverage (% of the images, most confident first)")

@@ -11,8 +11,8 @@ from spectacles import __version__
 from spectacles.core.config_base import EXPLANATIONS
 from spectacles.core.environment import package_versions
 from spectacles.data.images import UNKNOWN_FORMAT
-from spectacles.inference.predictor import UNSURE, Prediction, Predictor
-from spectacles.metrics.thresholds import Verdict
+from spectacles.inference.predictor import Prediction, Predictor
+from spectacles.metrics.thresholds import AbstainReason
 from spectacles.models.bundle import BundleInfo
 from spectacles.report.csp import inline_hash
 from spectacles.server import middleware, telemetry
@@ -22,29 +22,26 @@ from spectacles.server.settings import Settings
 
 class ImagePrediction(BaseModel):
     label: str = Field(
-        description=f"The class that the image is taken for; {UNSURE!r} where the verdict says so.",
-        examples=["glasses"],
-    )
-    guess: str = Field(
-        description="The class all the same; any number of labels with | between them, none without any.",
-        examples=["glasses"],
+        description="The predicted class; several labels joined by |, empty for none of them.", examples=["glasses"]
     )
     labels: list[str] = Field(
-        description="The guess as a list: one class, or where an image has any number of labels, all of them.",
+        description="The label as a list: one class, or where an image has any number of labels, all of them.",
         examples=[["glasses"]],
     )
     confidence: float = Field(
-        description="Calibrated probability of the guess, 0 to 1; of several labels that of the least certain one.",
+        description="Calibrated probability of the label, 0 to 1; of several labels that of the least certain one.",
         examples=[0.97],
     )
-    verdict: Verdict = Field(
-        description="unsure: the confidence is lower than the model was asked to have. unfamiliar: the image is unlike "
-        "the training photos. Empty: the label stands."
+    abstained: bool = Field(description="Whether the model abstains: its label should not be relied on.")
+    abstain_reason: AbstainReason | None = Field(
+        description="low_confidence: the confidence is lower than the model was trained to require. "
+        "out_of_distribution: the image is unlike the training photos. null: the model does not abstain.",
+        examples=[None],
     )
-    familiarity: float | None = Field(
-        description="Share of the validation photos that are less like the training photos, 0 to 1; null where the "
-        "model cannot tell.",
-        examples=[0.43],
+    ood_score: float | None = Field(
+        description="Out-of-distribution score: share of the validation photos that are more like the training photos, "
+        "0 to 1; null where the model has none.",
+        examples=[0.57],
     )
     probabilities: dict[str, float] = Field(examples=[{"no_glasses": 0.03, "glasses": 0.97}])
     conversions: list[str] = Field(
@@ -115,9 +112,9 @@ class ModelCard(BaseModel):
     class_scales: list[float] = Field(description="Factors of the logits after that, one a class; empty: none.")
     class_biases: list[float] = Field(description="Added to the scaled logits, one a class; empty: none.")
     confidence_threshold: float | None = Field(
-        description="Confidence below which a label is unsure, above 1: always. null: every label is given."
+        description="Confidence below which the model abstains; above 1: always. null: it does not for that."
     )
-    familiar_from: float = Field(description="Familiarity below which an image is unfamiliar; 0: none is.")
+    ood_threshold: float = Field(description="ood_score above which the model abstains; 1: it does not for that.")
     metric: str
     metric_value: float = Field(description="Of the validation data.")
     data_fingerprint: str = Field(description="sha256 over the content, labels and splits of the training data.")
@@ -233,7 +230,7 @@ def model_card(predictor: Predictor) -> ModelCard:
         class_scales=list(info.class_scales),
         class_biases=list(info.class_biases),
         confidence_threshold=info.confidence_threshold,
-        familiar_from=info.familiar_from,
+        ood_threshold=info.ood_threshold,
         metric=info.metric,
         metric_value=info.metric_value,
         data_fingerprint=info.data_fingerprint,
@@ -249,12 +246,12 @@ def answer(prediction: Prediction, info: BundleInfo) -> ImagePrediction | Reject
         remedy = f"Send a complete image file of at most {MAX_PIXELS // 10**6} million pixels."
         return RejectedImage(error=f"The image is rejected: {prediction.reason}. {remedy}", status=status)
     return ImagePrediction(
-        label=prediction.answer,
-        guess=prediction.label,
+        label=prediction.label,
         labels=info.labels_of(prediction.label),
         confidence=prediction.confidence,
-        verdict=prediction.verdict,
-        familiarity=prediction.familiarity,
+        abstained=prediction.abstained,
+        abstain_reason=prediction.abstain_reason,
+        ood_score=prediction.ood_score,
         probabilities=dict(zip(info.classes, prediction.probabilities, strict=True)),
         conversions=list(prediction.conversions),
     )
@@ -265,7 +262,7 @@ def log_image(request_id: str, milliseconds: float, size: int, outcome: ImagePre
     if isinstance(outcome, RejectedImage):
         result: dict[str, Any] = {"status": outcome.status, "error": outcome.error}
     else:
-        result = {"label": outcome.label, "confidence": outcome.confidence, "verdict": outcome.verdict}
+        result = {"label": outcome.label, "confidence": outcome.confidence, "abstain_reason": outcome.abstain_reason}
     telemetry.write("inference", request_id=request_id, milliseconds=milliseconds, bytes=size, **result)
 
 

@@ -5,11 +5,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from spectacles.metrics.thresholds import AbstainReason
 from spectacles.server.batching import Answer
 
 
@@ -25,6 +26,9 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 MOST_CLASSES = 100
 """Classes that are counted by name; predictions of others count as OTHER."""
 OTHER = "other"
+ANSWERED = "answered"
+OUTCOMES = (ANSWERED, *get_args(AbstainReason))
+"""Of an image that is predicted: answered, or why the model abstains."""
 ROUTES = ("/predict", "/explain", "/model", "/metrics", "/health/live", "/health/ready", "/admin/reload", "/")
 REASONS = (
     "queue_full", "too_late", "rate", "no_key", "no_keys", "host", "body_too_large", "slow_client", "memory",
@@ -61,7 +65,7 @@ class Metrics:
         self.requests: Callable[[str, str], Counter] = series(requests)
         self.rejections = counter("rejections", "Images and requests rejected", "reason", REASONS)
         self.predictions = counter("predictions", "Images by label", "label")
-        self.verdicts = counter("verdicts", "Images by verdict", "verdict", ("sure", "unsure", "unfamiliar"))
+        self.images = counter("images", "Images predicted, by outcome", "outcome", OUTCOMES)
         self.swaps = counter("swaps", "Bundles loaded after the first", "outcome", ("done", "failed"))
         self.stages: Callable[[str], Histogram] = series(
             histogram("stage_seconds", "Time of an image in each stage", SECONDS, "stage")
@@ -84,7 +88,7 @@ class Metrics:
         known = info.classes[:MOST_CLASSES]
         for label in info.labels_of(prediction.label):
             self.predictions(label if label in known else OTHER).inc()
-        self.verdicts(prediction.verdict or "sure").inc()
+        self.images(prediction.abstain_reason or ANSWERED).inc()
 
     def reject(self, reason: str) -> None:
         self.rejections(reason if reason in REASONS else OTHER).inc()

@@ -78,10 +78,10 @@ def finish(training: Training) -> TrainReport:
     logits = engines.linear(classifier.head)(features)
     if not np.isfinite(logits).all():
         raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
-    known = ood.fit(seen_in_training, seen)
+    ood_scorer = ood.fit(seen_in_training, seen)
     info = replace(training.info, metric_value=best.value, epoch=best.epoch, phase=best.phase)
-    decided = decide(training.config, info, logits, labels, known(seen) if known else None)
-    state = classifier.state_dict() | (known.tensors() if known else {})
+    decided = decide(training.config, info, logits, labels, ood_scorer(seen) if ood_scorer else None)
+    state = classifier.state_dict() | (ood_scorer.tensors() if ood_scorer else {})
     model_id = save_bundle(training.bundle, decided.info, state)
     if _engine_memory(training).is_file():  # evaluate, predict and the server need not measure again
         shutil.copyfile(_engine_memory(training), training.bundle / ENGINE_FILE)
@@ -89,10 +89,10 @@ def finish(training: Training) -> TrainReport:
 
 
 def decide(
-    config: TrainConfig, info: BundleInfo, logits: np.ndarray, labels: np.ndarray, familiar: np.ndarray | None
+    config: TrainConfig, info: BundleInfo, logits: np.ndarray, labels: np.ndarray, ood_scores: np.ndarray | None
 ) -> Decided:
-    """Calibration, threshold and what is unsure, from validation logits (N, K), class indices (N,) or labels (N, K),
-    and familiarities (N,), each on top of the one before it."""
+    """Calibration, decision threshold and abstention, from validation logits (N, K), class indices (N,) or labels (N,
+    K), and ood_scores (N,), each on top of the one before it."""
     calibrated = calibration_fit.fit(logits, labels)
     info = replace(info, temperature=calibrated.temperature, class_scales=calibrated.scales,
                    class_biases=calibrated.biases)  # fmt: skip
@@ -104,7 +104,7 @@ def decide(
         decided = with_thresholds(decided, goal, labels, probabilities)
     if config.target_accuracy is not None:
         decided = _with_confidence(decided, config.target_accuracy, labels, probabilities)
-    return _with_familiarity(decided, config.familiar, familiar)
+    return _with_ood_threshold(decided, config.ood_quantile, ood_scores)
 
 
 def _about_calibration(calibrated: Calibration, images: int) -> str:
@@ -150,20 +150,20 @@ def _with_label_thresholds(decided: Decided, goal: Goal, labels: np.ndarray, pro
     return replace(decided, info=info, sentences=[*decided.sentences, sentence])
 
 
-def _with_confidence(decided: Decided, sure: float, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
+def _with_confidence(decided: Decided, target: float, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
     correct = is_correct(decided.info.decide(probabilities), labels)
     confidences = decided.info.certainty(probabilities)
-    confidence_threshold = thresholds.choose_confidence(correct, confidences, sure)
+    confidence_threshold = thresholds.choose_confidence(correct, confidences, target)
     kept = confidences >= confidence_threshold
     coverage, accuracy = float(kept.mean()), float(correct[kept].mean()) if kept.any() else None
     if accuracy is None:
         sentence = (
-            f"--target_accuracy {sure:g} is out of reach: not even the most confident labels are right that often, so "
-            "the model abstains on every image"
+            f"--target_accuracy {target:g} is out of reach: not even the most confident labels are right that often, "
+            "so the model abstains on every image"
         )
     else:
         sentence = (
-            f"--target_accuracy {sure:g}: the model answers on {coverage:.1%} of the validation images, and "
+            f"--target_accuracy {target:g}: the model answers on {coverage:.1%} of the validation images, and "
             f"{accuracy:.1%} of these labels are right"
         )
         sentence += f"; it abstains below a confidence of {confidence_threshold:.4g}" if confidence_threshold else ""
@@ -172,20 +172,20 @@ def _with_confidence(decided: Decided, sure: float, labels: np.ndarray, probabil
     return Decided(info, [*decided.sentences, sentence], {**decided.numbers, **numbers})
 
 
-def _with_familiarity(decided: Decided, share: float, familiar: np.ndarray | None) -> Decided:
-    if familiar is None:
-        sentence = f"what is familiar is not known: it takes {ood.ENOUGH} training and as many validation images"
+def _with_ood_threshold(decided: Decided, quantile: float, ood_scores: np.ndarray | None) -> Decided:
+    if ood_scores is None:
+        sentence = f"no out-of-distribution scores: they take {ood.ENOUGH} training and as many validation images"
         return replace(decided, sentences=[*decided.sentences, sentence])
-    familiar_from = round(1 - share, 12)
-    strange = int((familiar < familiar_from).sum())
-    sentence = (
-        f"photos less like the training photos than {share:.1%} of the validation photos come out as unsure "
-        f"(unfamiliar): {strange} of these {len(familiar)} do"
-    )
-    numbers = {"unfamiliar": strange / len(familiar)}
-    info = replace(decided.info, familiar_from=familiar_from)
-    if share == 1:
-        sentence = "how familiar photos are is told and decides nothing (--familiar 1)"
+    outside = int((ood_scores > quantile).sum())
+    if quantile == 1:
+        sentence = "out-of-distribution scores are measured, and the model does not abstain for them (--ood_quantile 1)"
+    else:
+        sentence = (
+            f"photos less like the training photos than {quantile:.1%} of the validation photos are out of "
+            f"distribution: {outside} of these {len(ood_scores)} are"
+        )
+    numbers = {"ood_share": outside / len(ood_scores)}
+    info = replace(decided.info, ood_threshold=quantile)
     return Decided(info, [*decided.sentences, sentence], {**decided.numbers, **numbers})
 
 

@@ -31,7 +31,7 @@ log = logging.getLogger("spectacles")
 HEAD, FINE_TUNE = "head", "fine_tune"
 NOT_IN_THE_WEIGHTS = (
     "output_dir", "run_name", "device", "num_workers", "resume", "pixel_cache_gb", "galleries", "time_budget",
-    "threshold_for", "target_accuracy", "familiar", "checkpoint_every",
+    "threshold_for", "target_accuracy", "ood_quantile", "checkpoint_every",
 )  # fmt: skip
 """Settings that may differ when a training is resumed: where and with how many threads, and what is decided last."""
 

@@ -115,9 +115,9 @@ def test_a_worker_that_is_killed_half_way_costs_no_row(
     local = run_script("predict.py", table, "--image_dir", photos, "--bundle", bundle_dir, "--device", "cpu",
                        "--output", tmp_path / "local.csv", environment={"SPECTACLES_ENGINE": "torch"})  # fmt: skip
     assert local.returncode == 0, local.stderr
-    expected = pd.read_csv(tmp_path / "local.csv", dtype={"id": str, "label": str, "guess": str, "verdict": str},
+    expected = pd.read_csv(tmp_path / "local.csv", dtype={"id": str, "label": str, "abstain_reason": str},
                            keep_default_na=False, na_values={"p_no": [""], "p_yes": [""], "confidence": [""],
-                                                             "familiarity": [""]})  # fmt: skip
+                                                             "ood_score": [""]})  # fmt: skip
     pd.testing.assert_frame_equal(read(out), expected, check_dtype=False, atol=1e-4, rtol=0)
 
 

@@ -88,12 +88,12 @@ def bundles(make_bundle: Callable[..., Path]) -> dict[str, Path]:
         "classes": make_bundle(*CLASSES, temperature=0.01),
         "two": make_bundle("0", "1", label_column="glasses", threshold=0.3),
         "many": make_bundle(*(f"kind {number}" for number in range(12))),
-        "unsure": make_bundle("no", "yes", confidence_threshold=0.999),
-        "never sure": make_bundle("no", "yes", confidence_threshold=NEVER),
-        "unfamiliar": make_bundle("no", "yes", familiarity=ood.fit(maps, maps), familiar_from=0.005),
+        "low confidence": make_bundle("no", "yes", confidence_threshold=0.999),
+        "always abstains": make_bundle("no", "yes", confidence_threshold=NEVER),
+        "out of distribution": make_bundle("no", "yes", ood_scorer=ood.fit(maps, maps), ood_threshold=0.995),
         "labels": make_bundle(*LABELS, multi_label=True, label_thresholds=(0.0, 1.0, 0.001)),
         "no labels": make_bundle(*LABELS, multi_label=True, label_thresholds=(1.0,) * 3),
-        "unsure labels": make_bundle(
+        "uncertain labels": make_bundle(
             *LABELS, multi_label=True, label_thresholds=(0.0, 1.0, 0.0), confidence_threshold=NEVER
         ),
     }
@@ -166,7 +166,7 @@ class Opened:
     def ask(self, *files: dict[str, Any]) -> None:
         """Gives them, and waits for their answers."""
         self.give(*files)
-        self.expect(self.page.locator(".verdict")).to_have_count(len(files))
+        self.expect(self.page.locator(".answer")).to_have_count(len(files))
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -289,7 +289,7 @@ def test_chosen_photos_get_the_servers_answers_and_a_broken_one_its_reason(opene
     assert cards.nth(1).get_by_role("button").count() == 0  # trying it again would not help
     for place, file in ((0, good[0]), (2, good[1])):
         answer = answered(opened, file["buffer"])
-        assert cards.nth(place).locator(".verdict").inner_text() == in_words(answer["label"])
+        assert cards.nth(place).locator(".answer").inner_text() == in_words(answer["label"])
         expected = sorted(answer["probabilities"].items(), key=lambda item: -item[1])
         shown = [text.split("\n") for text in cards.nth(place).locator(".bars button").all_inner_texts()]
         assert shown == [[in_words(name), percent(probability)] for name, probability in expected]
@@ -306,13 +306,13 @@ def test_photos_are_dropped_and_pasted(opened: Opened) -> None:
     opened.page.dispatch_event("h1", "dragover", {"dataTransfer": transfer(opened, photos(2))})
     assert opened.page.locator("#drop.over").count() == 1
     opened.page.dispatch_event("h1", "drop", {"dataTransfer": transfer(opened, photos(2))})
-    opened.counts(".verdict", 2)
+    opened.counts(".answer", 2)
     assert opened.page.locator("#drop.over").count() == 0
     opened.page.evaluate(
         "clipboardData => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData }))",
         transfer(opened, [upload("pasted.png", encoded(5))]),
     )
-    opened.counts(".verdict", 3)
+    opened.counts(".answer", 3)
     assert opened.texts(".file") == ["pasted.png", "0.png", "1.png"]
     for kind in ("drop", "paste"):  # of text: nothing happens
         opened.page.evaluate(
@@ -330,13 +330,13 @@ def test_photos_are_dropped_and_pasted(opened: Opened) -> None:
 def test_a_phone_takes_photos_and_nothing_is_wider_than_it(
     browser: Any, server: Server, bundles: dict[str, Path]
 ) -> None:
-    for bundle in ("classes", "unfamiliar", "unsure labels"):
+    for bundle in ("classes", "out of distribution", "uncertain labels"):
         with showing(browser, server, bundles[bundle], **PHONE) as opened:
             assert opened.page.get_attribute("#camera", "capture") == "environment"
             with opened.page.expect_file_chooser() as waiting:
                 opened.page.tap("#shoot")
             waiting.value.set_files(upload("n" * 90 + ".png", encoded(1, 20, 300)))
-            opened.counts(".verdict", 1)
+            opened.counts(".answer", 1)
             opened.page.locator(".more button").tap()
             opened.counts(".heat", 1)
             assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -348,10 +348,10 @@ def test_where_it_looks_is_shown_over_the_photo_for_any_class(opened: Opened) ->
     opened.ask(upload("photo.png", encoded(1, 60, 90)))
     button = opened.page.locator(".more button")
     button.click()
-    guess = answered(opened, encoded(1, 60, 90))["guess"]
-    opened.sees("figcaption", f"What speaks for {in_words(guess)} (")
+    label = answered(opened, encoded(1, 60, 90))["label"]
+    opened.sees("figcaption", f"What speaks for {in_words(label)} (")
     heat, photo = opened.page.locator(".heat"), opened.page.locator(".view img").first
-    np.testing.assert_array_equal(pixels(heat), explained(opened, encoded(1, 60, 90), guess))
+    np.testing.assert_array_equal(pixels(heat), explained(opened, encoded(1, 60, 90), label))
     assert heat.bounding_box() == photo.bounding_box()
     assert photo.bounding_box()["height"] == pytest.approx(photo.bounding_box()["width"] * 1.5, abs=1)
     assert heat.evaluate("image => getComputedStyle(image).objectFit") == "fill"  # the bundle squashes photos
@@ -420,20 +420,24 @@ def test_a_class_that_cannot_be_explained_says_why(opened: Opened) -> None:
 @pytest.mark.parametrize(
     ("bundle", "title", "note"),
     [
-        ("unsure", "Unsure", r"Perhaps (no|yes), but .*: \d\d\.\d %, and it answers from 99\.9 % on\."),
-        ("never sure", "Unsure", r"Perhaps (no|yes), but the model is not certain enough to say so\."),
-        ("unfamiliar", "Unfamiliar photo", r"It is unlike the photos that the model learned from.*: (no|yes)\."),
-        ("unsure labels", "Unsure", r"Perhaps cat, hat, but .*\."),
+        (
+            "low confidence",
+            "Not confident enough",
+            r"The model abstains: \d\d\.\d %, below the 99\.9 % that it needs\. Its best guess is (no|yes)\.",
+        ),
+        ("always abstains", "Not confident enough", r"The model abstains\. Its best guess is (no|yes)\."),
+        ("out of distribution", "Unlike the training photos", r"The model abstains: .* Its best guess is (no|yes)\."),
+        ("uncertain labels", "Not confident enough", r"The model abstains\. Its best guess is cat, hat\."),
     ],
 )
-def test_a_label_that_does_not_stand_says_why_in_words(
+def test_abstention_is_explained_in_words(
     browser: Any, server: Server, bundles: dict[str, Path], bundle: str, title: str, note: str
 ) -> None:
     with showing(browser, server, bundles[bundle]) as opened:
         opened.ask(*photos(1))
-        assert opened.texts(".verdict") == [title]
+        assert opened.texts(".answer") == [title]
         assert re.fullmatch(note, opened.page.inner_text(".note"))
-        opened.sees("#said", f"0.png: {'unfamiliar' if bundle == 'unfamiliar' else 'unsure'}")
+        opened.sees("#said", "%; the model abstains.")
 
 
 def test_any_number_of_labels(browser: Any, server: Server, bundles: dict[str, Path]) -> None:
@@ -450,7 +454,7 @@ def test_any_number_of_labels(browser: Any, server: Server, bundles: dict[str, P
         opened.sees("figcaption", f"What speaks for {likely} (")
     with showing(browser, server, bundles["no labels"]) as opened:
         opened.ask(*photos(1))
-        assert opened.texts(".verdict") == ["none of the labels"]
+        assert opened.texts(".answer") == ["none of the labels"]
 
 
 def test_bare_numbers_get_a_name_and_the_threshold_a_mark(
@@ -497,7 +501,7 @@ def test_everything_works_with_the_keyboard_alone(opened: Opened) -> None:
         with opened.page.expect_file_chooser() as waiting:
             opened.press(key)
         waiting.value.set_files(photos(1))
-    opened.counts(".verdict", 2)
+    opened.counts(".answer", 2)
     assert opened.focused() == "choose"
     opened.press("Tab")
     assert opened.focused() == "clear"
@@ -561,7 +565,7 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_stand_out_as_wcag_aa_asks(browser: Any, server: Server, bundles: dict[str, Path], scheme: str) -> None:
-    with showing(browser, server, bundles["unfamiliar"], color_scheme=scheme) as opened:
+    with showing(browser, server, bundles["out of distribution"], color_scheme=scheme) as opened:
         opened.give(*photos(1), upload("broken.png", b""))
         opened.sees("#count", "without an answer")
         opened.page.click(".bars button")
@@ -585,7 +589,7 @@ def test_less_motion_where_a_person_wants_less(browser: Any, server: Server, wan
         style = "getComputedStyle(document.querySelector('.waiting'), '::after').animationName"
         assert opened.page.evaluate(style) == animation
         held[0].continue_()
-        opened.counts(".verdict", 1)
+        opened.counts(".answer", 1)
 
 
 def test_four_photos_are_on_their_way_at_once(opened: Opened) -> None:
@@ -600,7 +604,7 @@ def test_four_photos_are_on_their_way_at_once(opened: Opened) -> None:
         opened.sees("#count", f"{done} of 6 photos done")
         opened.counts(".waiting", min(4, 6 - done), "Looking at it")
     held.pop().continue_()
-    opened.counts(".verdict", 6)
+    opened.counts(".answer", 6)
     opened.sees("#count", "6 photos")
 
 
@@ -616,7 +620,7 @@ def test_a_busy_server_is_asked_again_when_it_says(opened: Opened, status: int) 
         assert len(opened.posted("/predict")) == sent  # not before
         with opened.page.expect_request("**/predict"):
             opened.page.clock.run_for(1000)
-    opened.counts(".verdict", 1)
+    opened.counts(".answer", 1)
 
 
 def test_a_server_that_stays_busy_is_left_to_the_person(opened: Opened) -> None:
@@ -626,7 +630,7 @@ def test_a_server_that_stays_busy_is_left_to_the_person(opened: Opened) -> None:
     opened.sees("#count", "1 photo, 1 without an answer")
     opened.page.get_by_role("button", name="Try again").focus()
     opened.press("Enter")
-    opened.counts(".verdict", 1)
+    opened.counts(".answer", 1)
     assert opened.page.evaluate("document.activeElement.className").startswith("result")
     opened.page.clock.install()
     fail_first(opened, "predict", 100, 429, retry_after="1")
@@ -649,7 +653,7 @@ def test_photos_wait_for_a_model_that_is_being_loaded(browser: Any, server: Serv
     for _ in range(2):
         with opened.page.expect_response("**/health/ready"):
             opened.page.clock.run_for(2000)
-    opened.counts(".verdict", 1)
+    opened.counts(".answer", 1)
     assert opened.page.locator("#notice").is_hidden()
     opened.close()
 
@@ -663,7 +667,7 @@ def test_a_server_that_is_away_for_a_while_answers_when_it_is_back(opened: Opene
     opened.counts(".waiting", 2, "Waiting for the server")
     opened.page.unroute(away)
     opened.page.clock.run_for(1000)
-    opened.counts(".verdict", 2)
+    opened.counts(".answer", 2)
     assert opened.page.locator("#notice").is_hidden()
 
 
@@ -673,7 +677,7 @@ def test_an_answer_that_is_no_json_is_told(opened: Opened) -> None:
     opened.sees(".error", "The server failed (HTTP 502): its log says why.")
     opened.page.unroute("**/predict")
     opened.page.click("text=Try again")
-    opened.counts(".verdict", 1)
+    opened.counts(".answer", 1)
 
 
 def test_what_is_too_large_does_not_travel(opened: Opened, tmp_path: Path) -> None:
@@ -692,7 +696,7 @@ def test_another_model_changes_the_header_and_looks_again(
     before = opened.page.inner_text("#card")
     server.swap(bundles["labels"])
     opened.give(upload("second.png", encoded(2)))
-    opened.counts(".verdict", 2)
+    opened.counts(".answer", 2)
     opened.sees("#about", "which of these a photo shows")
     assert opened.page.inner_text("#card") != before
     assert opened.page.locator(".chips").count() == 1
@@ -715,7 +719,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Any, bundles: dict[str,
         assert opened.focused() == "key"
         opened.page.fill("#key", key)
         opened.press("Enter")
-        opened.counts(".verdict", 1)
+        opened.counts(".answer", 1)
         assert opened.page.locator("#locked").is_hidden()
         assert opened.focused() == "choose"
         opened.page.click(".more button")

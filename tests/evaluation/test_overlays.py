@@ -134,13 +134,11 @@ def test_a_file_that_vanishes_after_its_prediction_has_a_row_and_no_overlay(
     assert list(explained) == [(outcomes[0], ""), (outcomes[1], "000002-y.png")]
 
 
-def test_a_label_that_is_given_out_as_unsure_is_explained_by_its_guess(
-    bundle_dir: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_the_label_is_explained_where_the_model_abstains_too(bundle_dir: Path, photos: Path, tmp_path: Path) -> None:
     predictor = Predictor(bundle_dir, torch.device("cpu"), 2, "torch")
-    [sure] = predictor.predict([photos / "a.png"], 1)
-    unsure = replace(sure, verdict="unsure")
-    explained = overlays.write_overlays(iter([sure, unsure]), ["a", "b"], predictor, ["gradcam"], tmp_path)
+    [answered] = predictor.predict([photos / "a.png"], 1)
+    abstained = replace(answered, abstain_reason="low_confidence")
+    explained = overlays.write_overlays(iter([answered, abstained]), ["a", "b"], predictor, ["gradcam"], tmp_path)
     (_, first), (_, second) = explained
     assert (tmp_path / first).read_bytes() == (tmp_path / second).read_bytes()
 

@@ -61,7 +61,8 @@ class MadeUp:
         self.rows.append(
             {"file": name, "path": str(self.photo(name)), "split": split, "label": label, "cluster": len(self.rows),
              "predicted": predicted, "confidence": confidence, "correct": label == predicted, "status": "predicted",
-             "familiarity": 0.5, "verdict": "unsure" if confidence < 0.6 else ""}
+             "ood_score": 0.5, "abstained": confidence < 0.6,
+             "abstain_reason": "low_confidence" if confidence < 0.6 else ""}
         )  # fmt: skip
 
     def save_predictions(self) -> None:
@@ -150,7 +151,7 @@ def _train(run: MadeUp) -> None:
     run.write_json("train/bundle/bundle.json", {
         "backbone": "simple_cnn", "classes": list(run.classes), "label_column": "label", "model_id": "0123456789abcdef",
         "preprocessing": {"image_size": 32, "resize": "crop", "in_chans": 3}, "threshold": 0.25, "temperature": 1.5,
-        "confidence_threshold": 0.875, "familiar_from": 0.005,
+        "confidence_threshold": 0.875, "ood_threshold": 0.995,
         "data_fingerprint": "f" * 64, "metric": "log_loss", "metric_value": 0.25, "epoch": 2, "phase": "fine_tune",
         "versions": {"torch": "2.0"},
     })  # fmt: skip
@@ -166,9 +167,9 @@ def _evaluate(run: MadeUp) -> None:
         "per_class": {name: {"precision": 0.5, "recall": None, "f1": 0.5, "support": 3} for name in run.classes},
         "calibration": {"before": measured, "after": {key: value / 2 for key, value in measured.items()}},
         "selective": {"coverage": [1.0, 0.5, 0.25], "accuracy": [4 / 7, 0.8, 1.0]},
-        "unsure": 1,
-        "unfamiliar": 2,
-        "labelled": {"images": 4, "accuracy": 0.75, "interval": [0.3, 0.9]},
+        "low_confidence": 1,
+        "out_of_distribution": 2,
+        "answered": {"images": 4, "accuracy": 0.75, "interval": [0.3, 0.9]},
     }
     run.write_json("evaluate/metrics.json", {"val": scores | {"images": 1, "accuracy": 1.0}, "test": test})
     fair = {"column": "sex", "value": "f", "source": "column", "images": 40, "accuracy": 0.4, "interval": [0.3, 0.5],
@@ -240,7 +241,8 @@ def make_labels(folder: Path) -> MadeUp:
     run.save_predictions()
     scores = {"accuracy": 2 / 6, "label_accuracy": 0.75, "micro_f1": 0.625, "mean_average_precision": 0.875,
               "images": 6, "rejected": 0, "accuracy_interval": [0.1, 0.7], "intervals": {"accuracy": [0.1, 0.7]},
-              "unsure": 1, "unfamiliar": 0, "labelled": {"images": 5, "accuracy": 0.4, "interval": [0.1, 0.8]},
+              "low_confidence": 1, "out_of_distribution": 0,
+              "answered": {"images": 5, "accuracy": 0.4, "interval": [0.1, 0.8]},
               "selective": {"coverage": [1.0], "accuracy": [2 / 6]}}  # fmt: skip
     own = {
         "precision": 0.5,

@@ -1,4 +1,4 @@
-"""A bundle is served by the fastest engine that tells the same as torch: probabilities, and how familiar a photo is."""
+"""A bundle is served by the fastest engine that agrees with torch in probabilities and out-of-distribution scores."""
 
 import importlib.util
 import json
@@ -76,10 +76,10 @@ def test_a_predictor_measures_calibrated_probabilities(
             Predictor(bundle, CPU, engine="onnxruntime")
 
 
-def test_a_predictor_measures_how_familiar_pictures_are_too(make_bundle: Callable[..., Path], monkeypatch) -> None:
-    """The network's decisions may agree where what is told beside them does not."""
+def test_a_predictor_compares_out_of_distribution_distances_too(make_bundle: Callable[..., Path], monkeypatch) -> None:
+    """The network's decisions may agree where the distances beside them do not."""
     maps = np.random.default_rng(0).normal(size=(40, 128)).astype(np.float32)
-    bundle = make_bundle("a", "b", familiarity=ood.fit(maps, maps))
+    bundle = make_bundle("a", "b", ood_scorer=ood.fit(maps, maps))
     network, info, _ = load_classifier(bundle)
     both, off = FeaturesAndLastMap(network.backbone), np.zeros(256, dtype=np.float32)
     monkeypatch.setitem(

@@ -1,4 +1,4 @@
-"""Coverage curves and verdicts against loops that spell the definitions out."""
+"""Coverage curves and abstention against loops that spell the definitions out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_curve_is_the_mean_over_all_orders_of_equals(seed: int, count: int) 
     assert found["aurc"] >= found["aurc_least"] - 1e-12
 
 
-def test_errors_that_are_all_unsure_reach_the_least_area() -> None:
+def test_errors_that_are_the_least_certain_reach_the_least_area() -> None:
     correct = np.array([True] * 90 + [False] * 10)
     best = selective.selective(correct, np.linspace(1, 0.5, 100))
     worst = selective.selective(correct, np.linspace(0.5, 1, 100))
@@ -48,19 +48,20 @@ def test_long_curves_are_thinned_and_keep_their_ends() -> None:
     assert (found["coverage"][0], found["coverage"][-1]) == (1 / 5000, 1)
 
 
-def test_verdicts_are_counted_and_the_rest_is_scored() -> None:
+def test_abstentions_are_counted_and_the_rest_is_scored() -> None:
     correct = np.array([True, True, False, False, True])
-    verdicts = np.array(["", "unsure", "unsure", "unfamiliar", ""])
-    found = selective.by_verdict(correct, verdicts, np.arange(5), 0, 50)
-    assert (found["unsure"], found["unfamiliar"]) == (2, 1)
-    assert (found["labelled"]["images"], found["labelled"]["accuracy"]) == (2, 1)
-    assert found["labelled"]["interval"] == pytest.approx([0.025**0.5, 1])
+    reasons = np.array(["", "low_confidence", "low_confidence", "out_of_distribution", ""])
+    found = selective.by_abstention(correct, reasons, np.arange(5), 0, 50)
+    assert (found["low_confidence"], found["out_of_distribution"]) == (2, 1)
+    assert (found["answered"]["images"], found["answered"]["accuracy"]) == (2, 1)
+    assert found["answered"]["interval"] == pytest.approx([0.025**0.5, 1])
     assert selective.sentence(found) == (
-        "2 unsure and 1 unfamiliar; of the other 2 images 100.0 % are right (15.8 to 100.0 %, 95 %)"
+        "the model abstains on 3 images (2 low confidence, 1 out of distribution); of the other 2 it gets 100.0 % "
+        "right (15.8 to 100.0 %, 95 %)"
     )
 
 
-def test_when_nothing_is_sure_nothing_is_claimed() -> None:
-    found = selective.by_verdict(np.array([True]), np.array(["unsure"]), np.array([0]), 0, 50)
-    assert found["labelled"] == {"images": 0, "accuracy": None, "interval": None}
-    assert selective.sentence(found) == "1 unsure and no image is left"
+def test_where_the_model_always_abstains_no_accuracy_is_claimed() -> None:
+    found = selective.by_abstention(np.array([True]), np.array(["low_confidence"]), np.array([0]), 0, 50)
+    assert found["answered"] == {"images": 0, "accuracy": None, "interval": None}
+    assert selective.sentence(found) == "the model abstains on all 1 image (1 low confidence)"

@@ -160,7 +160,7 @@ def test_labels_near_a_low_threshold_are_the_least_certain():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 80), st.sampled_from([0.5, 0.8, 0.95]), st.sampled_from([5, 10**6]))
-def test_no_larger_share_of_the_images_is_as_sure(seed, size, accuracy, steps):
+def test_no_larger_share_of_the_images_reaches_the_accuracy(seed, size, accuracy, steps):
     rng = np.random.default_rng(seed)
     confident = rng.integers(0, steps, size=size) / steps
     correct = rng.random(size) < confident
@@ -176,7 +176,7 @@ def test_no_larger_share_of_the_images_is_as_sure(seed, size, accuracy, steps):
     assert found == 0 or found not in confident or found == thresholds.NEVER
 
 
-def test_it_takes_enough_images_to_be_sure():
+def test_an_accuracy_takes_enough_images_to_be_shown():
     for accuracy in (0.5, 0.9, 0.95, 0.99, 0.999):
         needed = thresholds.images_needed(accuracy)
         confident = np.linspace(0.9, 1, needed)
@@ -188,15 +188,15 @@ def test_it_takes_enough_images_to_be_sure():
 
 
 @pytest.mark.parametrize(
-    ("confidence", "familiar", "expected"),
+    ("confidence", "ood_score", "expected"),
     [
-        (0.9, 0.5, ""), (0.7, 0.5, "unsure"), (0.8, 0.5, ""), (0.9, 0.001, "unfamiliar"), (0.7, 0.001, "unfamiliar"),
-        (0.9, None, ""), (0.7, None, "unsure"), (0.9, 0.005, ""),
+        (0.9, 0.5, None), (0.7, 0.5, "low_confidence"), (0.8, 0.5, None), (0.9, 0.999, "out_of_distribution"),
+        (0.7, 0.999, "out_of_distribution"), (0.9, None, None), (0.7, None, "low_confidence"), (0.9, 0.995, None),
     ],
 )  # fmt: skip
-def test_the_verdict(confidence, familiar, expected):
-    assert thresholds.verdict(confidence, 0.8, familiar, 0.005) == expected
+def test_the_reason_to_abstain(confidence, ood_score, expected):
+    assert thresholds.abstain_reason(confidence, 0.8, ood_score, 0.995) == expected
 
 
-def test_nothing_asked_nothing_unsure():
-    assert thresholds.verdict(0.5, None, 0.0, 0.0) == ""
+def test_without_limits_the_model_never_abstains():
+    assert thresholds.abstain_reason(0.5, None, 1.0, 1.0) is None

@@ -15,7 +15,15 @@ from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.metrics.calibration import Calibration
 from spectacles.models import backbones, ood
-from spectacles.models.bundle import ENGINE_FILE, BundleInfo, _model_id, load_bundle, read_bundle_info, save_bundle
+from spectacles.models.bundle import (
+    ENGINE_FILE,
+    FORMAT,
+    BundleInfo,
+    _model_id,
+    load_bundle,
+    read_bundle_info,
+    save_bundle,
+)
 from spectacles.models.classifier import Classifier, load_classifier
 
 HALF = (0.5, 0.5, 0.5)
@@ -37,7 +45,7 @@ INFO = BundleInfo(
     class_scales=(0.5, 1.0, 1.5),
     class_biases=(0.1, 0.0, -0.1),
     confidence_threshold=0.75,
-    familiar_from=0.005,
+    ood_threshold=0.995,
 )
 
 
@@ -172,7 +180,7 @@ def test_a_folder_that_does_not_exist_is_no_bundle(tmp_path):
         load_classifier(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [FORMAT - 1, FORMAT + 1])
 def test_another_format_version_is_named(folder, version):
     sign(folder, format=version)
     with pytest.raises(UserError, match=f"format {version}.* train the model again"):
@@ -243,7 +251,7 @@ def test_weights_of_another_network_are_the_users_mistake(folder):
         load_classifier(folder)
 
 
-def test_what_is_familiar_travels_with_the_weights_and_is_no_part_of_the_network(network, tmp_path):
+def test_the_ood_scorer_travels_with_the_weights_and_is_not_part_of_the_network(network, tmp_path):
     maps = np.random.default_rng(0).normal(size=(50, 128)).astype(np.float32)
     known = ood.fit(maps, maps)
     save_bundle(tmp_path, INFO, network.state_dict() | known.tensors())

@@ -1,4 +1,4 @@
-"""How familiar a photo is: against another library's subspace, and as the share that people are told it is."""
+"""Out-of-distribution scores: distances against another library's subspace, and scores as shares of photos."""
 
 import importlib.util
 import pickle
@@ -17,7 +17,7 @@ from torch import nn
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import backbones, engines, ood
 from spectacles.models.engines import ENGINES, TOLERANCE
-from spectacles.models.ood import COMPONENTS, ENOUGH, IN_THE_TAIL, TAIL, Familiarity, FeaturesAndLastMap
+from spectacles.models.ood import COMPONENTS, ENOUGH, IN_THE_TAIL, TAIL, FeaturesAndLastMap, OODScorer
 
 PREPROCESSING = Preprocessing(64, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def drawn(seed: int, count: int, size: int = 160) -> np.ndarray:
 
 
 @cache
-def fitted(references: int = 200, validation: int = 300) -> Familiarity:
+def fitted(references: int = 200, validation: int = 300) -> OODScorer:
     found = ood.fit(drawn(1, references), drawn(2, validation))
     assert found is not None
     return found
@@ -49,70 +49,71 @@ def test_the_distance_is_what_scikit_learns_pca_leaves_out(references, size):
 
 
 @pytest.mark.parametrize("validation", [ENOUGH, 60, 100, 1000])
-def test_it_is_the_share_of_the_validation_photos_that_are_less_familiar(validation):
+def test_the_score_is_the_share_of_the_validation_photos_that_are_nearer(validation):
     maps = drawn(2, validation)
     found = ood.fit(drawn(1, 200), maps)
     distances = found.distance(maps)
-    less = np.array([(distances > distance).mean() for distance in distances])
-    begins = max(TAIL, min(0.5, IN_THE_TAIL / validation))
-    np.testing.assert_allclose(found(maps)[less > begins], less[less > begins], atol=1.5 / validation + 0.01)
-    assert (found(maps)[less < begins - 1 / validation] <= begins).all()
+    nearer = np.array([(distances <= distance).mean() for distance in distances])
+    tail_start = 1 - max(TAIL, min(0.5, IN_THE_TAIL / validation))
+    inside = nearer < tail_start
+    np.testing.assert_allclose(found(maps)[inside], nearer[inside], atol=1.5 / validation + 0.01)
+    assert (found(maps)[nearer > tail_start + 1 / validation] >= tail_start).all()
 
 
-def test_on_other_photos_of_the_same_kind_it_is_uniform():
-    shares = fitted(200, 2000)(drawn(3, 4000))
-    for share in (0.02, 0.1, 0.5, 0.9):
-        assert (shares < share).mean() == pytest.approx(share, abs=0.02)
+def test_on_other_photos_of_the_same_kind_the_score_is_uniform():
+    scores = fitted(200, 2000)(drawn(3, 4000))
+    for share in (0.1, 0.5, 0.9, 0.98):
+        assert (scores < share).mean() == pytest.approx(share, abs=0.02)
 
 
 @pytest.mark.parametrize("validation", [ENOUGH, 50, 200])
-def test_few_validation_photos_do_not_make_every_second_photo_a_stranger(validation):
+def test_few_validation_photos_do_not_make_many_photos_out_of_distribution(validation):
     flagged = []
     for seed in range(15):
         found = ood.fit(drawn(1, 70), drawn(100 + seed, validation))
-        flagged.append((found(drawn(3, 500)) < 0.005).mean())
+        flagged.append((found(drawn(3, 500)) > 0.995).mean())
     assert np.mean(flagged) < 0.02
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
-def test_it_lies_between_0_and_1_and_falls_with_the_distance(seed):
+def test_the_score_lies_between_0_and_1_and_rises_with_the_distance(seed):
     found = fitted()
     maps = np.random.default_rng(seed).normal(size=(30, 160)).astype(np.float32)
     maps = np.concatenate([maps, drawn(seed, 30)])
     order = np.argsort(found.distance(maps), kind="stable")
-    shares = found(maps)[order]
-    assert ((shares >= 0) & (shares <= 1)).all() and (np.diff(shares) <= 1e-12).all()
+    scores = found(maps)[order]
+    assert ((scores >= 0) & (scores <= 1)).all() and (np.diff(scores) >= -1e-12).all()
 
 
-def test_what_is_drawn_otherwise_is_unfamiliar_and_the_farther_the_more():
+def test_other_maps_are_out_of_distribution_and_the_farther_the_more():
     found, rng = fitted(), np.random.default_rng(9)
     strange = rng.normal(size=(50, 160)).astype(np.float32)
-    assert (found(strange) < 1e-6).all()
+    assert (found(strange) > 1 - 1e-6).all()
     near, far = (found(drawn(4, 50) + factor * strange) for factor in (0.5, 1.0))
-    assert (far <= near).all() and near.max() < 0.05
+    assert (far >= near).all() and near.min() > 0.95
 
 
-def test_maps_that_are_all_alike_know_themselves_and_nothing_else():
+def test_where_all_maps_are_alike_only_others_are_out_of_distribution():
     same = np.tile(drawn(0, 1), (30, 1))
     found = ood.fit(same, same)
-    assert found(same + 1e-7).min() > 0.1
-    assert found(drawn(5, 5)).max() < 1e-6
+    assert found(same + 1e-7).max() < 0.9
+    assert found(drawn(5, 5)).min() > 1 - 1e-6
     assert np.isfinite(found(np.zeros((2, 160), dtype=np.float32))).all()
 
 
 @pytest.mark.parametrize(("references", "validation"), [(ENOUGH - 1, 100), (100, ENOUGH - 1), (0, 100), (100, 0)])
-def test_too_few_photos_say_nothing(references, validation):
+def test_too_few_photos_give_no_scorer(references, validation):
     assert ood.fit(drawn(1, references), drawn(2, validation)) is None
 
 
-def test_what_is_stored_tells_the_same():
+def test_a_stored_scorer_gives_the_same_scores():
     found, maps = fitted(), drawn(6, 20)
     tensors = found.tensors()
     assert all(name.startswith(ood.PREFIX) for name in tensors)
     assert sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) < 50_000
-    kept = ood.from_state({"backbone.weight": torch.zeros(2), **tensors})
-    np.testing.assert_array_equal(kept(maps), found(maps))
+    loaded = ood.from_state({"backbone.weight": torch.zeros(2), **tensors})
+    np.testing.assert_array_equal(loaded(maps), found(maps))
     assert ood.from_state({"backbone.weight": torch.zeros(2)}) is None
 
 

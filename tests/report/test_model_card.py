@@ -55,7 +55,7 @@ def test_numbers_come_from_the_run(made: MadeUp) -> None:
     assert rows(section(card, "Evaluation data"))["plain"] == ["5", "1", "5"]
     details = section(card, "Model details")
     assert "`0123456789abcdef`" in details and "from a probability of 0.250 on" in read(details)
-    assert "below a confidence of 0.875" in details and "fewer than 0.5 % of the validation photos" in details
+    assert "below a confidence of 0.875" in details and "than 99.5 % of the validation photos" in details
     assert "divided by 1.500" in details and "random weights" in details and "--bundle RUN/train/bundle" in details
     training = section(card, "Training data")
     assert "30 rows given = 26 used + 1 converted + 3 rejected" in training and f"`{'f' * 64}`" in training

@@ -32,9 +32,10 @@ def assert_picture(path: Path) -> None:
 def test_coverage(path: Path, count: int) -> None:
     correct = np.arange(count) % 9 > 0
     curve = selective.selective(correct, np.linspace(1, 0, count))
-    labelled = selective.by_verdict(correct, np.where(np.arange(count) % 5, "", "unsure"), np.arange(count), 0, 20)
+    reasons = np.where(np.arange(count) % 5, "", "low_confidence")
+    abstention = selective.by_abstention(correct, reasons, np.arange(count), 0, 20)
     assert_picture(reliability_plots.coverage(curve, None, count, path))
-    assert_picture(reliability_plots.coverage(curve, labelled["labelled"], count, path))
+    assert_picture(reliability_plots.coverage(curve, abstention["answered"], count, path))
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.93, 1.0])

@@ -68,7 +68,7 @@ def test_tables_hold_the_numbers_of_the_files(made: MadeUp) -> None:
     assert page.row("class-wise ECE ↓") == ["class-wise ECE ↓", "0.1000", "0.0500"]
     assert page.row("gaussian noise") == ["gaussian noise", "90", "80", "70", "60", "50"]
     assert page.row("FGSM") == ["FGSM", "50", "12"]
-    assert page.row("labelled") == ["labelled, the surest first", "100.0 %", "50.0 %"]
+    assert page.row("coverage") == ["coverage, the most confident first", "100.0 %", "50.0 %"]
     assert page.row("of these right") == ["of these right", "57.1 %", "80.0 %"]
     assert page.row("exact") == ["exact", "1", "1", "1"] and page.row("mirrored") == ["mirrored", "1", "0", "0"]
     assert page.row("probe on frozen") == ["probe on frozen features", "90.0 % 85.0 to 94.0 %", "97.0 % 95.0 to 98.0 %"]
@@ -92,7 +92,8 @@ def test_what_stands_out_is_said_first_and_leads_to_its_section(made: MadeUp) ->
                  "Hardest change of the photos: gaussian noise",
                  "1 pair of duplicates in two different splits", "3 of 30 rows could not be used",
                  "Only 7 images to score on", "Explanations by gradcam do not show",
-                 "Of 7 images, 1 unsure and 2 unfamiliar get no label; 75.0 % of the others are right"):  # fmt: skip
+                 "The model abstains on 3 of 7 images (1 low confidence, 2 out of distribution)",
+                 "it gets 75.0 % of the others right"):  # fmt: skip
         assert said in text, text
 
 
@@ -110,7 +111,7 @@ def test_every_cell_leads_to_its_images(made: MadeUp) -> None:
                      "#cell-1-0": f"{b} taken for {a}: 2"}  # fmt: skip
     assert page.text("cell-0-0").index("right 3.jpg") < page.text("cell-0-0").index("right 0.jpg")
     wrong = page.text("cell-1-0")
-    assert wrong.index("b2.jpg 70.0 %") < wrong.index("b3.jpg 55.0 %, unsure")
+    assert wrong.index("b2.jpg 70.0 %") < wrong.index("b3.jpg 55.0 %, low confidence")
     near = [title for span in page.all("span") if "similarity" in (title := str(span.get("title")))]
     assert near == [f"{name}.jpg, similarity 0.75" for name in ("t1", "t2", "lost")] * 2
     assert "b4.jpg" not in wrong

@@ -95,7 +95,7 @@ def test_limits_name_each_threshold() -> None:
     }
     assert key_findings.limits(bundle) == [
         "An image has a label from this probability on: a 0.100, b 0.250, c 0.500.",
-        "Unsure: below a confidence of 0.875.",
+        "The model abstains below a confidence of 0.875.",
     ]
     many = bundle | {"classes": [f"l{n}" for n in range(40)], "label_thresholds": [0.5] * 40}
     assert key_findings.limits(many)[0].endswith("l11 0.500 and 28 more.")
@@ -109,7 +109,7 @@ def test_the_card_speaks_of_labels(made: MadeUp) -> None:
     assert f"Labels: cat, {EVIL}, night" in read(section(card, "Model details"))
     assert "cat 0.250" in section(card, "Model details") and "most probable class" not in card
     assert "These thresholds were chosen for `f1`" in card
-    assert "Of 6 images, 1 unsure get no answer; 40.0 % of the others are right" in card
+    assert "The model abstains on 1 of 6 images (1 low confidence); it gets 40.0 % of the others right" in card
     data = rows(section(card, "Evaluation data"))
     assert data["cat"] == ["5", "1", "3"] and data["all images"] == ["9", "2", "6"]
     scores = rows(section(card, "Quantitative analyses"))

@@ -111,8 +111,8 @@ def test_a_file_gets_the_probabilities_that_batch_prediction_gives_it(
     response = send(client, READABLE[name])
     assert response.status_code == 200
     answer = response.json()
-    assert (answer["label"], answer["guess"], answer["verdict"]) == (expected.answer, expected.label, expected.verdict)
-    assert answer["familiarity"] == expected.familiarity
+    assert (answer["label"], answer["abstained"], answer["abstain_reason"]) == (expected.label, False, None)
+    assert answer["ood_score"] == expected.ood_score
     assert answer["confidence"] == pytest.approx(expected.confidence, abs=1e-9)
     assert list(answer["probabilities"]) == list(CLASSES)
     assert list(answer["probabilities"].values()) == pytest.approx(expected.probabilities, abs=1e-9)
@@ -288,21 +288,22 @@ def test_the_model_card_says_which_engine_runs(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "verdict"), [({"confidence_threshold": NEVER}, "unsure"), ({"familiar_from": 0.005}, "unfamiliar")]
+    ("facts", "reason"),
+    [({"confidence_threshold": NEVER}, "low_confidence"), ({"ood_threshold": 0.995}, "out_of_distribution")],
 )
-def test_an_unsure_answer_says_why_and_what_it_would_guess(
-    make_bundle: Callable[..., Path], facts: dict[str, float], verdict: str
+def test_an_abstaining_model_gives_its_reason_beside_the_label(
+    make_bundle: Callable[..., Path], facts: dict[str, float], reason: str
 ) -> None:
     maps = np.random.default_rng(0).normal(size=(50, 128)).astype(np.float32)  # nothing like what a network gives
-    folder = make_bundle(*CLASSES, familiarity=ood.fit(maps, maps), **facts)
+    folder = make_bundle(*CLASSES, ood_scorer=ood.fit(maps, maps), **facts)
     with serve(SPECTACLES_BUNDLE=str(folder)) as client:
         answer, card = send(client, READABLE["jpeg"]).json(), client.get("/model").json()
         several = send(client, READABLE["jpeg"], READABLE["alpha"]).json()["predictions"]
-    assert (answer["label"], answer["verdict"]) == ("unsure", verdict)
-    assert answer["guess"] == max(answer["probabilities"], key=answer["probabilities"].get)
-    assert answer["confidence"] == answer["probabilities"][answer["guess"]]
-    assert 0 <= answer["familiarity"] < 0.005
-    assert [each["verdict"] for each in several] == [verdict, verdict]
+    assert (answer["abstained"], answer["abstain_reason"]) == (True, reason)
+    assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert answer["confidence"] == answer["probabilities"][answer["label"]]
+    assert 0.995 < answer["ood_score"] <= 1
+    assert [each["abstain_reason"] for each in several] == [reason, reason]
     assert {name: card[name] for name in facts} == facts
 
 

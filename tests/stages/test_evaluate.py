@@ -111,7 +111,8 @@ def test_numbers_follow_from_the_table_of_predictions(make_run: Make) -> None:
         for name, (low, high) in values["intervals"].items():
             assert low <= values[name] <= high, name
         assert values["selective"]["accuracy"][-1] == pytest.approx(values["accuracy"])
-        assert (values["unsure"], values["unfamiliar"], values["labelled"]["images"]) == (0, 0, len(part))
+        assert (values["low_confidence"], values["out_of_distribution"]) == (0, 0)
+        assert values["answered"]["images"] == len(part)
     assert {"accuracy", "balanced_accuracy", "log_loss", "brier", "ece", "roc_auc"} <= scores["test"][
         "intervals"
     ].keys()
@@ -219,7 +220,7 @@ def test_another_split_than_the_bundles_is_rejected(make_run: Make) -> None:
         evaluate.run(SMALL, made)
 
 
-def test_labels_that_are_not_sure_are_counted(make_run: Make) -> None:
+def test_abstentions_are_counted(make_run: Make) -> None:
     labels = {"train": two(3), "val": two(6), "test": two(30)}
     whole = make_run("whole", labels)
     finish(whole)
@@ -227,11 +228,11 @@ def test_labels_that_are_not_sure_are_counted(make_run: Make) -> None:
     made = make_run("strict", labels, confidence_threshold=float(surest.median()))
     report = finish(made)
     scores, table = read(made, "metrics.json")["test"], prediction_table.load(made.predictions)
-    part = table[(table["split"] == "test") & (table["verdict"] == "")]
-    assert scores["unsure"] == 30 - len(part) > 0
-    assert scores["labelled"]["accuracy"] == pytest.approx((part["label"] == part["predicted"]).mean())
-    assert report.metrics["test_unsure"] == scores["unsure"]
-    assert any(f"{scores['unsure']} unsure; of the other" in line for line in report.summary)
+    part = table[(table["split"] == "test") & ~table["abstained"]]
+    assert scores["low_confidence"] == 30 - len(part) > 0
+    assert scores["answered"]["accuracy"] == pytest.approx((part["label"] == part["predicted"]).mean())
+    assert report.metrics["test_low_confidence"] == scores["low_confidence"]
+    assert any(f"({scores['low_confidence']} low confidence); of the other" in line for line in report.summary)
 
 
 def test_two_runs_are_compared_on_the_same_contents(make_run: Make) -> None:

@@ -75,17 +75,17 @@ def numbers(outcomes: list[Prediction], name: str) -> np.ndarray:
     return np.array([getattr(outcome, name) for outcome in outcomes], dtype=np.float64)
 
 
-def test_the_bundle_is_calibrated_and_knows_what_is_familiar(indexed: Callable[..., RunDir]) -> None:
+def test_the_bundle_is_calibrated_and_scores_what_is_out_of_distribution(indexed: Callable[..., RunDir]) -> None:
     run = indexed()
     report = train.run(TINY, run)
     labels, outcomes, predictor = validation(run)
     expected = calibration_fit.fit(numbers(outcomes, "logits"), labels)
     assert predictor.info.temperature == pytest.approx(expected.temperature, rel=1e-4)
     assert (predictor.info.threshold, predictor.info.confidence_threshold) == (None, None)
-    assert predictor.info.familiar_from == 0.005
-    familiar = numbers(outcomes, "familiarity")
-    assert np.median(familiar) == pytest.approx(0.5, abs=0.05)
-    assert report.metrics["unfamiliar"] == np.mean(familiar < 0.005)
+    assert predictor.info.ood_threshold == 0.995
+    scores = numbers(outcomes, "ood_score")
+    assert np.median(scores) == pytest.approx(0.5, abs=0.05)
+    assert report.metrics["ood_share"] == np.mean(scores > 0.995)
     assert any("less like the training photos than 99.5% of the validation photos" in line for line in report.summary)
     assert any(f"temperature {predictor.info.temperature:.3f}" in line for line in report.summary)
 
@@ -104,18 +104,18 @@ def test_a_threshold_is_the_best_for_what_it_was_asked_for(indexed: Callable[...
     assert any(line.startswith("called 'class_1' from a probability of") and goal in line for line in report.summary)
 
 
-def test_labels_that_are_not_sure_enough_come_out_as_unsure(indexed: Callable[..., RunDir]) -> None:
+def test_the_model_abstains_below_the_confidence_that_the_target_accuracy_takes(indexed: Callable[..., RunDir]) -> None:
     run = indexed()
-    report = train.run(replace(TINY, target_accuracy=0.9, familiar=1.0), run)
+    report = train.run(replace(TINY, target_accuracy=0.9, ood_quantile=1.0), run)
     labels, outcomes, predictor = validation(run)
-    given = np.array([outcome.verdict == "" for outcome in outcomes])
+    answered = np.array([not outcome.abstained for outcome in outcomes])
     right = np.array([predictor.info.classes.index(outcome.label) for outcome in outcomes]) == labels
-    assert report.metrics["selective_coverage"] == pytest.approx(given.mean(), abs=0.02)
-    assert {outcome.verdict for outcome in outcomes} <= {"", "unsure"}
-    assert {outcome.answer for outcome in outcomes} <= {*predictor.info.classes, "unsure"}
-    if given.any():
-        assert right[given].mean() >= 0.9
-        assert numbers(outcomes, "confidence")[given].min() >= numbers(outcomes, "confidence")[~given].max(initial=0)
+    assert report.metrics["selective_coverage"] == pytest.approx(answered.mean(), abs=0.02)
+    assert {outcome.abstain_reason for outcome in outcomes} <= {None, "low_confidence"}
+    if answered.any():
+        confidences = numbers(outcomes, "confidence")
+        assert right[answered].mean() >= 0.9
+        assert confidences[answered].min() >= confidences[~answered].max(initial=0)
 
 
 def test_many_classes_train_with_all_of_it_but_a_threshold(indexed: Callable[..., RunDir]) -> None:
@@ -167,11 +167,11 @@ def test_decisions_may_be_others_when_a_training_is_resumed(
         patch.setattr(epoch_log, "tell", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train.run(TINY, run)
-    config = replace(TINY, threshold_for="f1", target_accuracy=0.8, familiar=0.9)
+    config = replace(TINY, threshold_for="f1", target_accuracy=0.8, ood_quantile=0.9)
     resumed = train.run(replace(config, resume=True), run)
     info, _ = read_bundle_info(run.bundle)
     assert train.run(config, run).model_id == resumed.model_id
-    assert info.threshold is not None and info.confidence_threshold is not None and info.familiar_from == 0.1
+    assert info.threshold is not None and info.confidence_threshold is not None and info.ood_threshold == 0.9
 
 
 @pytest.mark.parametrize(("images", "over"), [(0, False), (90, False), (110, True)])
@@ -230,7 +230,10 @@ def test_with_too_little_to_go_by_the_sentences_say_so() -> None:
     logits, labels = validated(calibration_fit.ENOUGH - 1)
     decided = decide(TINY, INFO, logits, labels, None)
     assert decided.info == INFO
-    assert "at least 50 validation images" in decided.sentences[0] and "not known" in decided.sentences[1]
+    assert (
+        "at least 50 validation images" in decided.sentences[0]
+        and "no out-of-distribution scores" in decided.sentences[1]
+    )
 
 
 def test_a_model_that_knows_nothing_abstains_on_every_image() -> None:
@@ -249,11 +252,11 @@ def test_a_precision_out_of_reach_is_told() -> None:
     assert "no threshold reaches the precision of 0.99" in decided.sentences[1]
 
 
-def test_familiarity_can_be_told_and_decide_nothing() -> None:
+def test_a_quantile_of_1_switches_abstention_for_strangeness_off() -> None:
     logits, labels = validated(100)
-    decided = decide(replace(TINY, familiar=1.0), INFO, logits, labels, np.linspace(0, 1, 100))
-    assert decided.info.familiar_from == 0
-    assert "decides nothing" in decided.sentences[-1]
+    decided = decide(replace(TINY, ood_quantile=1.0), INFO, logits, labels, np.linspace(0, 1, 100))
+    assert decided.info.ood_threshold == 1
+    assert "does not abstain for them" in decided.sentences[-1]
 
 
 def test_history_and_report_name_the_same_best_epoch(indexed: Callable[..., RunDir]) -> None:

@@ -225,7 +225,7 @@ def test_predict_gives_columns_back(trained: RunDir, table: Path) -> None:
     rows = pd.read_csv(folder / "predictions.csv", keep_default_na=False).set_index("id")
     assert len(rows) == report.rows == len(submission)
     for identity, row in rows.iterrows():
-        assert set(label_sets.parts(row["guess"])) == {c for c in COLOURS if submission.loc[identity, c]}
+        assert set(label_sets.parts(row["label"])) == {c for c in COLOURS if submission.loc[identity, c]}
     assert (submission == given.loc[submission.index, list(COLOURS)]).to_numpy().mean() > 0.8
 
 

@@ -1,4 +1,4 @@
-"""What is unsure says so wherever predictions are written; a submission has the guess all the same."""
+"""Wherever predictions are written, the label is the class, and whether the model abstains stands beside it."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from spectacles.metrics import prediction_table
 from spectacles.metrics.thresholds import NEVER
 from spectacles.models import ood
 from spectacles.models.bundle import BundleInfo
-from spectacles.models.ood import Familiarity
+from spectacles.models.ood import OODScorer
 
 CPU = torch.device("cpu")
 CLASSES = ("no", "yes", "NA")
@@ -40,14 +40,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def known(make_bundle: Callable[..., Path], photos: list[str]) -> Familiarity:
+def scorer(make_bundle: Callable[..., Path], photos: list[str]) -> OODScorer:
     """The last maps of the first four pictures are like those that were trained on."""
     predictor = Predictor(make_bundle(*CLASSES), CPU, engine="torch")
     pixels = np.stack(decoded_pixels(predictor.info, photos[:4]))
     maps = np.tile(predictor.embed(pixels)[1], (8, 1))
-    found = ood.fit(maps, maps)
-    assert found is not None
-    return found
+    scorer = ood.fit(maps, maps)
+    assert scorer is not None
+    return scorer
 
 
 def decoded_pixels(info: BundleInfo, paths: list[str]) -> list[np.ndarray]:
@@ -56,13 +56,13 @@ def decoded_pixels(info: BundleInfo, paths: list[str]) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def half(make_bundle: Callable[..., Path], known: Familiarity, photos: list[str]) -> Path:
-    """A bundle to which the two least certain pictures are unsure and the fifth is unfamiliar."""
+def half(make_bundle: Callable[..., Path], scorer: OODScorer, photos: list[str]) -> Path:
+    """A bundle that abstains on the two least certain pictures, and on the fifth as out of distribution."""
     plain = Predictor(make_bundle(*CLASSES, temperature=0.01), CPU, engine="torch")
     confidence = sorted(outcome.confidence for outcome in plain.predict(map(Path, photos[:4])))
     confidence_threshold = (confidence[1] + confidence[2]) / 2
     return make_bundle(
-        *CLASSES, temperature=0.01, familiarity=known, confidence_threshold=confidence_threshold, familiar_from=0.005
+        *CLASSES, temperature=0.01, ood_scorer=scorer, confidence_threshold=confidence_threshold, ood_threshold=0.995
     )
 
 
@@ -76,62 +76,59 @@ def text_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def test_a_table_has_unsure_the_guess_and_why(half: Path, photos: list[str], tmp_path: Path) -> None:
+def test_a_table_has_the_label_and_why_the_model_abstains(half: Path, photos: list[str], tmp_path: Path) -> None:
     report, output = run(half, photos, tmp_path, CONFIG)
     table = text_table(output)
-    assert sorted(table["verdict"][:4]) == ["", "", "unsure", "unsure"]
-    assert table["verdict"].tolist()[4:] == ["unfamiliar", ""]
-    doubtful = table["verdict"] != ""
-    assert (table["label"][doubtful] == "unsure").all()
-    assert (table["label"][~doubtful] == table["guess"][~doubtful]).all()
+    assert sorted(table["abstain_reason"][:4]) == ["", "", "low_confidence", "low_confidence"]
+    assert table["abstain_reason"].tolist()[4:] == ["out_of_distribution", ""]
+    assert (table["abstained"] == np.where(table["abstain_reason"] == "", "False", "True")).all()
     probabilities = table[[f"p_{name}" for name in CLASSES]][:5].astype(float)
-    assert table["guess"].tolist() == [*probabilities.idxmax(axis=1).str.removeprefix("p_"), ""]
+    assert table["label"].tolist() == [*probabilities.idxmax(axis=1).str.removeprefix("p_"), ""]
     assert (table["confidence"][:5].astype(float) == probabilities.max(axis=1)).all()
-    familiar = table["familiarity"][:5].astype(float)
-    assert familiar[4] < 0.005 <= familiar[:4].min()
-    assert table.loc[5, ["label", "guess", "confidence", "familiarity"]].tolist() == [""] * 4
-    assert (report.metrics["unsure"], report.metrics["unfamiliar"], report.rejected) == (2, 1, 1)
-    assert any("3 of the predicted are called unsure: 2 too uncertain, 1 unlike" in line for line in report.summary)
+    scores = table["ood_score"][:5].astype(float)
+    assert scores[4] > 0.995 >= scores[:4].max()
+    assert table.loc[5, ["label", "confidence", "ood_score"]].tolist() == [""] * 3
+    assert (report.metrics["low_confidence"], report.metrics["out_of_distribution"], report.rejected) == (2, 1, 1)
+    assert "the model abstains on 3 of them: 2 low confidence, 1 out of distribution" in report.summary
 
 
-def test_a_submission_has_the_guesses(half: Path, photos: list[str], tmp_path: Path) -> None:
+def test_a_submission_has_the_class_also_where_the_model_abstains(
+    half: Path, photos: list[str], tmp_path: Path
+) -> None:
     _, output = run(half, photos, tmp_path, CONFIG)
     submission = text_table(tmp_path / "submission.csv")
-    assert submission["label"].tolist() == text_table(output)["guess"].tolist()
-    assert "unsure" not in submission["label"].tolist()
+    assert submission["label"].tolist() == text_table(output)["label"].tolist()
+    assert set(submission["label"][:5]) <= set(CLASSES)
 
 
-def test_the_other_formats_say_the_same(half: Path, photos: list[str], tmp_path: Path) -> None:
+def test_all_formats_agree(half: Path, photos: list[str], tmp_path: Path) -> None:
     table = text_table(run(half, photos, tmp_path, CONFIG)[1])
     _, text = run(half, photos, tmp_path, replace(CONFIG, format="txt"))
     assert text.read_text().splitlines() == table["label"].tolist()
     _, lines = run(half, photos, tmp_path, replace(CONFIG, format="jsonl", top_k=2))
     records = [json.loads(line) for line in lines.read_text().splitlines()][:5]
     for record, row in zip(records, table.to_dict("records"), strict=False):
-        assert {name: record[name] for name in ("label", "guess", "verdict")} == {
-            name: row[name] for name in ("label", "guess", "verdict")
-        }
-        assert record["familiarity"] == float(row["familiarity"])
-        assert record["top"][0]["label"] == record["guess"]
+        assert (record["label"], record["abstain_reason"] or "") == (row["label"], row["abstain_reason"])
+        assert str(record["abstained"]) == row["abstained"]
+        assert record["ood_score"] == float(row["ood_score"])
+        assert record["top"][0]["label"] == record["label"]
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
-    [({}, ""), ({"confidence_threshold": NEVER}, "unsure, perhaps "), ({"familiar_from": 1.1}, "unlike the tr")],
+    ("facts", "reason"),
+    [({}, ""), ({"confidence_threshold": NEVER}, "confidence is too low"), ({"ood_threshold": -1.0}, "unlike the tr")],
 )
-def test_a_single_photo_is_answered_with_its_doubts(
-    make_bundle: Callable[..., Path], known: Familiarity, photos: list[str], facts: dict[str, float], said: str,
+def test_the_line_of_a_single_photo_says_why_the_model_abstains(
+    make_bundle: Callable[..., Path], scorer: OODScorer, photos: list[str], facts: dict[str, float], reason: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    folder = make_bundle(*CLASSES, familiarity=known, **facts)
+    folder = make_bundle(*CLASSES, ood_scorer=scorer, **facts)
     predict.predict_inputs(photos[:1], PredictCommand(device="cpu", bundle=folder))
     printed = capsys.readouterr().out
-    assert said in printed and ("unsure" in printed) == bool(facts)
+    assert reason in printed and ("the model abstains" in printed) == bool(facts)
 
 
-def test_the_table_of_predictions_keeps_guess_logits_familiarity_and_verdict(
-    half: Path, photos: list[str], tmp_path: Path
-) -> None:
+def test_the_scored_table_has_labels_logits_scores_and_reasons(half: Path, photos: list[str], tmp_path: Path) -> None:
     predictor = Predictor(half, CPU, engine="torch", batch_size=4)
     rows = pd.DataFrame({"file": NAMES, "path": photos, "cluster": range(6), "split": "val", "label": "yes"})
     table = prediction_rows.predict_rows(predictor, rows, 1)
@@ -140,22 +137,22 @@ def test_the_table_of_predictions_keeps_guess_logits_familiarity_and_verdict(
         predictor.info.calibration.probabilities(logits), prediction_table.probabilities(table, list(CLASSES))[:5]
     )
     assert set(table["predicted"][:5]) <= set(CLASSES)
-    assert table["verdict"].tolist()[4:] == ["unfamiliar", ""]
-    assert np.isnan(table.loc[5, ["familiarity", *(f"z_{name}" for name in CLASSES)]].to_numpy(dtype=float)).all()
+    assert table["abstain_reason"].tolist()[4:] == ["out_of_distribution", ""]
+    assert np.isnan(table.loc[5, ["ood_score", *(f"z_{name}" for name in CLASSES)]].to_numpy(dtype=float)).all()
     table.to_csv(tmp_path / "predictions.csv", index=False)
     pd.testing.assert_frame_equal(
         prediction_table.load(tmp_path / "predictions.csv").drop(columns="cluster"), table.drop(columns="cluster")
     )
 
 
-def test_a_bundle_that_cannot_tell_leaves_the_column_empty(
+def test_without_a_scorer_the_column_is_empty(
     make_bundle: Callable[..., Path], photos: list[str], tmp_path: Path
 ) -> None:
     table = text_table(run(make_bundle(*CLASSES), photos, tmp_path, CONFIG)[1])
-    assert set(table["familiarity"]) == {""} and set(table["verdict"]) == {""}
+    assert set(table["ood_score"]) == {""} and set(table["abstain_reason"]) == {""}
 
 
 def test_no_rows_give_an_empty_table(half: Path) -> None:
     rows = pd.DataFrame({name: [] for name in ("file", "path", "cluster", "split", "label")})
     table = prediction_rows.predict_rows(Predictor(half, CPU, engine="torch"), rows, 1)
-    assert len(table) == 0 and {"familiarity", "verdict", "z_NA", "p_NA"} <= set(table.columns)
+    assert len(table) == 0 and {"ood_score", "abstained", "abstain_reason", "z_NA", "p_NA"} <= set(table.columns)

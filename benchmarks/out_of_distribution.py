@@ -1,7 +1,7 @@
-"""What does a model call unfamiliar? Its own kind of photos, the same as other cameras and rooms show them, and others.
+"""Which photos does a model call out of distribution? Its own kind, the same from other cameras and rooms, and others.
 
-`python -m benchmarks.unfamiliar --bundle outputs/<run>/train/bundle --splits splits.csv --others FOLDER`
-Prints, for each set of pictures, how many come out as unfamiliar, their median familiarity, and the ROC-AUC of the
+`python -m benchmarks.out_of_distribution --bundle outputs/<run>/train/bundle --splits splits.csv --others FOLDER`
+Prints, for each set of pictures, how many are out of distribution, their median ood_score, and the ROC-AUC of the
 distance that it comes from, against the test photos.
 """
 
@@ -56,8 +56,8 @@ def page_of_text(rng: np.random.Generator) -> Image.Image:
 
 def run(args: argparse.Namespace) -> None:
     predictor = Predictor(args.bundle, prepare_device(resolve_device(args.device)))
-    if predictor.familiarity is None:
-        raise UserError(f"--bundle {args.bundle} does not know what is familiar: it was trained on too few photos.")
+    if predictor.ood_scorer is None:
+        raise UserError(f"--bundle {args.bundle} has no out-of-distribution scores: it was trained on too few photos.")
     table = common.read_splits(args.splits)
     photos = {split: [Path(file) for file in table.loc[table["split"] == split, "file"]] for split in ("val", "test")}
     others = folders.files_below(args.others)
@@ -97,15 +97,15 @@ def of_batches(predictor: Predictor, batches: Iterable[list[np.ndarray]]) -> np.
 
 
 def row(predictor: Predictor, name: str, maps: np.ndarray, own: np.ndarray) -> dict[str, object]:
-    assert predictor.familiarity is not None
-    familiar = predictor.familiarity(maps)
+    assert predictor.ood_scorer is not None
+    scores = predictor.ood_scorer(maps)
     outside = np.repeat([False, True], [len(own), len(maps)])
-    distance = predictor.familiarity.distance(np.concatenate([own, maps]))
+    distance = predictor.ood_scorer.distance(np.concatenate([own, maps]))
     return {
         "pictures": name,
         "images": len(maps),
-        "unfamiliar": f"{(familiar < predictor.info.familiar_from).mean():.1%}",
-        "median familiarity": f"{np.median(familiar):.2g}",
+        "out of distribution": f"{(scores > predictor.info.ood_threshold).mean():.1%}",
+        "median ood_score": f"{np.median(scores):.3g}",
         "ROC-AUC": f"{curves.roc_auc(outside, distance):.4f}",
     }
 
