@@ -34,7 +34,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic_core import to_json
 
 from spectacles import __version__, cli
-from spectacles.core.config_base import EXPLANATIONS
+from spectacles.core.config import EXPLANATIONS
 from spectacles.core.errors import UserError
 from spectacles.server import auth, forms, handlers, limits, middleware, schemas, service, settings, telemetry
 from spectacles.server.auth import Rejected

@@ -30,7 +30,7 @@ import dataset
 import evaluate
 import model
 import train
-from spectacles.core.config_base import select, to_plain
+from spectacles.core.config import select, to_plain
 from spectacles.core.device import resolve_device
 from spectacles.core.environment import describe_environment
 from spectacles.core.errors import UserError

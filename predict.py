@@ -4,8 +4,7 @@
 """
 
 from spectacles import cli
-from spectacles.core.config import ImageDirConfig, PredictCommand, PredictConfig
-from spectacles.core.config_base import help_texts
+from spectacles.core.config import ImageDirConfig, PredictCommand, PredictConfig, help_texts
 from spectacles.core.errors import UserError
 
 DESCRIPTION = "Predict labels for files, folders, globs, addresses or a table; without any, for the run's test data."
@@ -48,7 +47,7 @@ from pathlib import Path
 from typing import get_args
 
 import dataset
-from spectacles.core.config_base import explanation_methods, select
+from spectacles.core.config import explanation_methods, select
 from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.fileio import atomic_path
 from spectacles.core.progress import progress

@@ -24,8 +24,9 @@ from spectacles.core.config import (
     PipelineConfig,
     PredictConfig,
     TrainConfig,
+    select,
+    to_plain,
 )
-from spectacles.core.config_base import select, to_plain
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport
 from spectacles.core.run_dir import LATEST, STAGES, RunDir, create_run, find_run

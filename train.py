@@ -20,7 +20,7 @@ import torch
 import dataset
 import model
 from spectacles.core import collectives, distributed
-from spectacles.core.config_base import select, to_plain
+from spectacles.core.config import select, to_plain
 from spectacles.core.device import derive_seed, prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_json

@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +14,13 @@ from dataclasses import fields
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from spectacles.core import cost, distributed, signals
-from spectacles.core.config import RunConfig
-from spectacles.core.config_base import help_texts, to_plain
+from spectacles.core.config import RunConfig, help_texts, to_plain
 from spectacles.core.environment import describe_environment
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import check_writable, safe_name, sweep, write_json
@@ -35,8 +35,13 @@ log = logging.getLogger("spectacles")
 
 DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 
-OF_ONE_CALL = {"output_dir", "run_name", "resume", "stages"}
-"""Settings that a run's saved config does not hand on to the next command."""
+CONTROLS = {"config", "print_config", "__default_config__"}
+"""Results of a parse that are not settings."""
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "text"}
+
+NOT_INHERITED = {"output_dir", "run_name", "resume", "stages"}
+"""Settings of one command: the next one does not take them from the run's saved config."""
 
 
 def start(script: str, parse: Callable[[list[str]], ConfigT]) -> NoReturn:
@@ -113,9 +118,11 @@ def exit_codes() -> Iterator[None]:
 
 
 def build_parser(config_class: type, description: str | None, positional: str | None = None) -> ArgumentParser:
-    """One flat flag a field, its docstring as help; --config, SPECTACLES_* variables and --print_config for free."""
-    parser = ArgumentParser(description=description, default_env=True, env_prefix="SPECTACLES", allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
+    """One flat flag a field, its docstring as help; --config, SPECTACLES_* variables and --print_config."""
+    parser = ArgumentParser(description=description, default_env=True, env_prefix="SPECTACLES", allow_abbrev=False,
+                            print_config=None, exit_on_error=False)  # fmt: skip
+    parser.add_argument("--config", action="append", type=str, help="YAML file with any of the settings below.")
+    parser.add_argument("--print_config", action="store_true", help="Print the settings as such a file, and exit.")
     hints, texts = get_type_hints(config_class), help_texts(config_class)
     if positional:
         parser.add_argument(
@@ -147,24 +154,43 @@ def parse(
 def parse_namespace(
     parser: ArgumentParser, config_class: type, args: Sequence[str], defaults: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    known = {field.name for field in fields(config_class)} - OF_ONE_CALL
+    """Raises UserError for a flag, variable or file that cannot be read as settings."""
+    known = {field.name for field in fields(config_class)} - NOT_INHERITED
     parser.set_defaults({key: value for key, value in (defaults or {}).items() if key in known})
-    files, rest = config_files(args)
-    for file in files:
+    # Config files are read as defaults, so that variables and flags win wherever --config stands.
+    parser.default_config_files = preview(args).config
+    for file in parser.default_config_files:
         if not Path(file).is_file():
-            parser.error(f"--config {file} does not exist")
-    parser.default_config_files = files  # as defaults, so that variables and flags win wherever --config stands
-    values = parser.parse_args(rest).as_dict()
-    return {key: value for key, value in values.items() if key not in ("config", "__default_config__")}
+            raise UserError(f"--config {file} does not exist.")
+    try:
+        given = parser.parse_args(args)
+    except argparse.ArgumentError as error:
+        raise UserError(_parse_error(str(error), config_class)) from None
+    values = {key: value for key, value in given.as_dict().items() if key not in CONTROLS}
+    if given.print_config:
+        settings = {field.name: values[field.name] for field in fields(config_class)}
+        print(yaml.safe_dump(to_plain(config_class(**settings)), sort_keys=False), end="")
+        sys.exit(0)
+    return values
+
+
+def _parse_error(message: str, config_class: type) -> str:
+    """jsonargparse's message as one sentence."""
+    if match := re.search(r'Parser key "(\w+)":.*value: (.*)$', message, re.DOTALL):
+        hint = get_type_hints(config_class)[match[1]]
+        expected = ", ".join(map(str, get_args(hint))) if get_origin(hint) is Literal else ""
+        expected = expected or next(name for kind, name in KINDS.items() if kind in (hint, *get_args(hint)))
+        return f"--{match[1]} {match[2]} cannot be used: use {expected}."
+    return f"{' '.join(message.split()).rstrip('.')}; --help lists all flags."
 
 
 def run_defaults(args: Sequence[str], reopen: bool = True) -> dict[str, Any]:
     """The saved config of the run folder that `args` point at; empty where there is none yet."""
-    known, _ = locate_parser().parse_known_args(list(args))
+    known = preview(args)
     reopen = reopen or (known.stages != "all" and "dataset" not in known.stages)
     in_files: dict[str, Any] = {}
     try:
-        for file in config_files(args)[0]:
+        for file in known.config:
             in_files |= yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, yaml.YAMLError):
         return {}  # the full parse says what is wrong with the file
@@ -176,21 +202,14 @@ def run_defaults(args: Sequence[str], reopen: bool = True) -> dict[str, Any]:
         return {}
 
 
-def config_files(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(files given with --config, the other arguments)."""
+def preview(args: Sequence[str]) -> argparse.Namespace:
+    """Which config files and which run the arguments name: the full parse takes its defaults from there."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append", default=[])
-    known, rest = parser.parse_known_args(list(args))
-    return known.config, rest
-
-
-def locate_parser() -> argparse.ArgumentParser:
-    """Only where the run is: needed before the full parse, whose defaults come from there."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output_dir", default=os.environ.get("SPECTACLES_OUTPUT_DIR"))
     parser.add_argument("--run_name", default=os.environ.get("SPECTACLES_RUN_NAME"))
     parser.add_argument("--stages", default="all")
-    return parser
+    return parser.parse_known_args(list(args))[0]
 
 
 def open_run(config: RunConfig, makes_run: bool) -> RunDir:

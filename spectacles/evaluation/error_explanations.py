@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from spectacles.core.config import ErrorAnalysisConfig
-from spectacles.core.config_base import explanation_methods
+from spectacles.core.config import ErrorAnalysisConfig, explanation_methods
 from spectacles.core.device import to_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_json

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spectacles.core.config_base import Goal
+from spectacles.core.config import Goal
 from spectacles.metrics.basics import Bools, Float64s, Floats, Ints
 from spectacles.metrics.curves import roc_curve
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field
 
 from spectacles import __version__
-from spectacles.core.config_base import EXPLANATIONS
+from spectacles.core.config import EXPLANATIONS
 from spectacles.core.environment import package_versions
 from spectacles.data.images import UNKNOWN_FORMAT
 from spectacles.inference.predictor import Prediction, Predictor

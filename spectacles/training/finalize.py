@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spectacles.core.config import TrainConfig
-from spectacles.core.config_base import Goal, parse_goal
+from spectacles.core.config import Goal, TrainConfig, parse_goal
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import safe_name
 from spectacles.core.progress import progress

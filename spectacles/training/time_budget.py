@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from spectacles.core.config import TrainConfig
-from spectacles.core.config_base import seconds
+from spectacles.core.config import TrainConfig, seconds
 from spectacles.core.wording import duration
 from spectacles.data.preprocessing import Preprocessing, decoded_batches
 from spectacles.models import backbones, bn_folding, freezing, recipes

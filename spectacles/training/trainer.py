@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from spectacles.core import collectives, distributed
-from spectacles.core.config import TrainConfig
-from spectacles.core.config_base import seconds, to_plain
+from spectacles.core.config import TrainConfig, seconds, to_plain
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir
 from spectacles.data.pixel_cache import Pixels

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectacles.core.config import ErrorAnalysisConfig, PipelineConfig, PredictConfig
-from spectacles.core.config_base import EXPLANATIONS, explanation_methods
+from spectacles.core.config import EXPLANATIONS, ErrorAnalysisConfig, PipelineConfig, PredictConfig, explanation_methods
 from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.evaluation import attribution

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from spectacles.core.config_base import Goal, parse_goal
+from spectacles.core.config import Goal, parse_goal
 from spectacles.core.errors import UserError
 from spectacles.metrics import decision_threshold, thresholds
 from spectacles.metrics.decision_threshold import Choice

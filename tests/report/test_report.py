@@ -17,8 +17,7 @@ from sklearn.metrics import confusion_matrix
 
 import run_pipeline
 from spectacles.core import wording
-from spectacles.core.config import PipelineConfig
-from spectacles.core.config_base import select, to_plain
+from spectacles.core.config import PipelineConfig, select, to_plain
 from spectacles.core.environment import describe_environment
 from spectacles.core.fileio import write_json
 from spectacles.core.run_dir import RunDir

@@ -12,8 +12,7 @@ from pictures import write_csv, write_noise
 from reading import assert_sound, charts, read, rows, section, write
 
 import run_pipeline
-from spectacles.core.config import PipelineConfig
-from spectacles.core.config_base import select
+from spectacles.core.config import PipelineConfig, select
 from spectacles.core.environment import describe_environment
 from spectacles.core.fileio import write_json
 from spectacles.core.run_dir import RunDir

@@ -16,7 +16,7 @@ from PIL import Image
 from served import serve
 
 import api
-from spectacles.core.config_base import EXPLANATIONS
+from spectacles.core.config import EXPLANATIONS
 from spectacles.inference.predictor import Predictor
 from spectacles.metrics.thresholds import NEVER
 from spectacles.models import ood

@@ -14,8 +14,7 @@ from pictures import encoded, noise
 
 import dataset
 import train
-from spectacles.core.config import DatasetConfig, TrainConfig
-from spectacles.core.config_base import parse_goal
+from spectacles.core.config import DatasetConfig, TrainConfig, parse_goal
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets

@@ -21,8 +21,7 @@ import dataset
 import evaluate
 import predict
 import train
-from spectacles.core.config import DatasetConfig, EvaluateConfig, PredictConfig, TrainConfig
-from spectacles.core.config_base import parse_goal
+from spectacles.core.config import DatasetConfig, EvaluateConfig, PredictConfig, TrainConfig, parse_goal
 from spectacles.core.results import EvaluateReport
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets

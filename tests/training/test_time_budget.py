@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spectacles.core.config import TrainConfig
-from spectacles.core.config_base import seconds
+from spectacles.core.config import TrainConfig, seconds
 from spectacles.core.errors import UserError
 from spectacles.data import preprocessing
 from spectacles.models import backbones

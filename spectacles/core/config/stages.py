@@ -1,0 +1,128 @@
+"""Settings of the other stages and of whole commands: sums of their groups and what is theirs alone."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from spectacles.core.config.groups import (
+    ComputeConfig,
+    ExplainConfig,
+    FileNameConfig,
+    GalleryConfig,
+    ImageDirConfig,
+    ModelConfig,
+    RunConfig,
+)
+from spectacles.core.config.training import TrainConfig
+from spectacles.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class DatasetConfig(RunConfig, ComputeConfig, ModelConfig, ImageDirConfig):
+    train_csv: Path | None = None
+    """Labelled images: CSV (any delimiter), JSON, JSONL or Parquet, a row or entry per file."""
+    test_csv: Path | None = None
+    """Test images in the same form; with labels they are scored, without only predicted."""
+    test_dir: Path | None = None
+    """Folder of the test images (default: --image_dir); alone: every image in it, or a folder a class, is test data."""
+    label_column: str | None = None
+    """Column with the label. Default: found by name, then by content. Several labels an image: columns of 0 and 1, a
+    label each, separated by commas."""
+    multi_label: bool = False
+    """The label column holds any number of labels, such as indoor|night, or none for no label."""
+    group_column: str | None = None
+    """Column (person, patient, scene) whose groups must not be torn apart between splits."""
+    split_column: str | None = None
+    """Column of --train_csv with train, val or test in it; rows without count as train. A split that no row names is
+    taken from the rows of train, as --val_fraction and --test_fraction say."""
+    val_fraction: float = 0.15
+    """Share of the labelled images kept for validation."""
+    test_fraction: float | None = None
+    """Share split off for testing. Default: 0.15 without test data, else 0."""
+    duplicate_distance: Annotated[int, Field(ge=0, le=7)] = 6
+    """Images whose 64-bit perceptual hashes differ in at most this many bits count as near duplicates (0 to 7)."""
+    duplicate_similarity: Annotated[float, Field(ge=0.2, le=1)] = 0.5
+    """Images whose features (of the frozen backbone, whitened) have at least this cosine count as near duplicates too;
+    1 switches this search off."""
+    label_fixes: Path | None = None
+    """label_fixes.csv as review.html saves it: labels changed, confirmed or taken out; splits stay as they were."""
+    slice_columns: str | None = None
+    """Columns, separated by commas, such as sex,light: the model is scored on each of their values."""
+    data_licence: str | None = None
+    """Under which terms the photos may be used; for the model card."""
+
+
+@dataclass(frozen=True)
+class ExploreConfig(RunConfig, ComputeConfig, ModelConfig, GalleryConfig):
+    pass
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(RunConfig, ComputeConfig):
+    bootstrap_resamples: Annotated[int, Field(ge=1)] = 1000
+    """Resamples behind each 95 % interval."""
+    compare: str | None = None
+    """Another run to compare with, on the images that both have scored."""
+    robustness_images: Annotated[int, Field(ge=0)] = 100
+    """Images that are also scored blurred, noisy, badly compressed, darker, turned and covered; 0 leaves it out."""
+    attacks: bool = False
+    """Score them under attack too (FGSM and PGD)."""
+
+
+@dataclass(frozen=True)
+class ErrorAnalysisConfig(RunConfig, ComputeConfig, GalleryConfig, ExplainConfig):
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Folds of the logistic regression that looks for wrong labels."""
+    fine_tuned_folds: Annotated[int, Field(ge=0)] = 0
+    """Folds of fine-tuned networks that look for wrong labels as well; each costs a training. 0 leaves them out."""
+
+
+@dataclass(frozen=True)
+class PredictConfig(RunConfig, ComputeConfig, ExplainConfig):
+    explain: bool = False
+    """Write an overlay beside the predictions for each image: where in it the model looks."""
+    top_k: Annotated[int, Field(ge=1)] = 1
+    """Labels listed for each image, most probable first."""
+    format: Literal["csv", "jsonl", "txt"] = "csv"
+    """txt: one label a line, in input order; rejected files give an empty line."""
+
+    @model_validator(mode="after")
+    def _check_pictures_allowed(self) -> Self:
+        if self.explain and not self.galleries:
+            raise UserError("--explain writes pictures, which --no_galleries forbids: leave one of them out.")
+        return self
+
+
+@dataclass(frozen=True)
+class PredictCommand(PredictConfig, FileNameConfig):
+    """predict.py alone can also be pointed at files and at a bundle."""
+
+    engine: Literal["auto", "torch", "onnxruntime", "openvino", "ray"] = "auto"  # type: ignore[assignment]
+    """What runs the network on the CPU; auto: the fastest here that gives torch's answers. ray: a Ray cluster, or a
+    worker a core of this machine, each with auto; it writes a folder of Parquet files."""
+    image_dir: str | None = None
+    """Folder or address that the table's file names start from. Default: the table's own."""
+
+    bundle: Path | None = None
+    """Bundle folder to predict with. Default: that of --run_name, else of the newest trained run."""
+    output: str | None = None
+    """File to write; with --engine ray the folder, or its address (s3://...). Default: a new folder below
+    --output_dir."""
+    shard: str | None = None
+    """Predict one part of the inputs only: 1/8 to 8/8, each perhaps on another machine, are all of them."""
+    worker_cpus: Annotated[int, Field(ge=1)] = 1
+    """Cores of each worker of --engine ray."""
+
+
+@dataclass(frozen=True)
+class PipelineConfig(DatasetConfig, ExploreConfig, TrainConfig, EvaluateConfig, ErrorAnalysisConfig, PredictConfig):
+    stages: str = "all"
+    """Stages to run, separated by commas, for example dataset,explore; always in the pipeline's order."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(DatasetConfig, TrainConfig, EvaluateConfig):
+    backbones: str | None = None
+    """Backbones to compare, separated by commas; each takes --backbone's place in turn. Default: that one alone."""

@@ -1,0 +1,131 @@
+"""Settings of training: augmentation, both phases, and what is chosen on validation data."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from spectacles.core.config.base import Settings, Share
+from spectacles.core.config.groups import ComputeConfig, ModelConfig, RunConfig
+from spectacles.core.config.values import parse_goal, seconds
+from spectacles.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class AugmentConfig(Settings):
+    flip: bool = True
+    """Mirror half of the training images (switch off where left and right mean something)."""
+    crop_scale: Annotated[float, Field(ge=0.01, le=1)] = 0.7
+    """Random crops keep at least this share of the area; 1 switches cropping off."""
+    zoom_out: Share = 0.2
+    """Share of training images shrunk to as little as 40 % of the frame's side; 0 switches it off."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """Largest random turn, in degrees to either side; 0 switches turning off."""
+    color_jitter: Share = 0.3
+    """Strength of random brightness, contrast and saturation changes; 0 switches them off."""
+    grayscale: Share = 0.1
+    """Share of training images turned grey."""
+    blur: Share = 0.15
+    """Share of training images blurred."""
+    jpeg: Share = 0.15
+    """Share of training images compressed as a bad JPEG."""
+    random_erasing: Share = 0.15
+    """Share of training images with a square blanked (Zhong et al. 2017)."""
+    randaugment: Annotated[int, Field(ge=0, le=30)] = 0
+    """RandAugment magnitude (0 to 30) of two operations an image (Cubuk et al. 2019); 0 switches it off."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Mixup alpha (Zhang et al. 2017); 0 switches it off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """CutMix alpha (Yun et al. 2019); 0 switches it off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
+    time_budget: str | None = None
+    """Training time, such as 90s, 10m or 1h: measures this machine and chooses image size, depth and epochs to fit."""
+    epochs: Annotated[int | None, Field(ge=1)] = None
+    """Epochs of fine-tuning; with --head sgd, of both phases together. Default: by --recipe."""
+    head: Literal["linear_probe", "sgd"] = "linear_probe"
+    """How the head is trained first: fitted to features computed once, or by epochs of augmented images."""
+    head_epochs: Annotated[int | None, Field(ge=0)] = None
+    """Epochs of --head sgd. Default: a fifth of --epochs, at least one; --no_pretrained: none."""
+    views: Annotated[int, Field(ge=1, le=64)] = 1
+    """Views of each training image to fit the linear probe to: 1 the image, 2 its mirror image too, more: augmented."""
+    fine_tune: Literal["auto", "always", "never"] = "auto"
+    """auto: not where the head alone makes so few errors on validation data that nothing better could be told."""
+    unfreeze: str | None = None
+    """Layer groups that fine-tuning trains: all, last:N, or progressive (more each epoch). Default: by --recipe."""
+    batch_norm: Literal["auto", "fold", "eval", "train"] = "auto"
+    """BatchNorm in fine-tuning: folded into the convolutions, kept as it is, or learning. auto: fold, or train from
+    random weights."""
+    progressive_size: bool = False
+    """Fine-tune on smaller pictures first: from 70 % of --image_size up."""
+    lr: Annotated[float | None, Field(ge=1e-12, le=1e30)] = None
+    """Learning rate of fine-tuning. Default: 3e-4, and 3e-3 from random weights."""
+    head_lr: Annotated[float, Field(ge=1e-12, le=1e30)] = 3e-3
+    """Learning rate of --head sgd."""
+    layer_decay: Annotated[float, Field(ge=0.001, le=1)] = 1.0
+    """In fine-tuning, each layer group learns at this times the rate of the one above it."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd uses Nesterov momentum 0.9."""
+    weight_decay: Annotated[float, Field(ge=0, le=1e30)] = 0.01
+    """Weight decay of matrices and filters; biases and normalisation layers have none."""
+    scheduler: Literal["cosine", "step", "plateau"] = "cosine"
+    """Learning rate over a phase: cosine to zero, a tenth after each third, or a tenth after 2 epochs without gain."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.3
+    """Epochs (may be a fraction) in which each phase's learning rate rises from zero."""
+    label_smoothing: Share = 0.0
+    """Share of the target spread over all classes (Szegedy et al. 2015)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weight classes inversely to their frequency; having one of several labels, by how rare it is."""
+    clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+    grad_accum_steps: Annotated[int, Field(ge=1)] = 1
+    """Pieces that each batch is computed in, for a small memory; the network learns from the whole batch at once. More
+    are taken by themselves where the first batch does not fit."""
+    ema: Annotated[float, Field(ge=0, le=0.999999)] = 0.0
+    """Validate and keep a moving average of the weights: the most that one step leaves of it, such as 0.99; 0: none."""
+    mixed_precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """auto: bf16 (or fp16 on older cards) on CUDA, off elsewhere."""
+    threshold_for: str | None = None
+    """What the decision threshold is chosen for on validation data: f1, hter, balanced_accuracy, precision:0.95,
+    recall:0.99 or cost:FP=1,FN=5. Of two classes (default: the most probable), or of each of several labels (f1)."""
+    target_accuracy: Annotated[float | None, Field(ge=0.5, le=1)] = None
+    """Accuracy that predictions must have, such as 0.99: the model abstains where its confidence is lower than that
+    takes on validation data. Default: it does not abstain for low confidence."""
+    ood_quantile: Annotated[float, Field(ge=0.5, le=1)] = 0.995
+    """Photos less like the training photos than this share of the validation photos are out of distribution: the model
+    abstains. 1 switches this off."""
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"] = "log_loss"
+    """Validation metric, after calibration, that picks the best epoch and stops early. log_loss hears every image,
+    where those that count errors hear a few."""
+    patience: Annotated[int, Field(ge=1)] = 5
+    """Epochs without improvement after which a phase ends."""
+    pixel_cache_gb: Annotated[float, Field(ge=0)] = 8.0
+    """Disk space for decoded training images; those beyond it are decoded in each epoch."""
+    checkpoint_every: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds between two checkpoints inside an epoch; 0: after each step."""
+    resume: bool = False
+    """Continue a run: finished stages are kept, training goes on after its last checkpoint as if nothing had been."""
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.weights is not None and self.no_pretrained:
+            raise UserError("--weights and --no_pretrained contradict each other: leave one of them out.")
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise UserError(f"--mixup and --cutmix pair images: --batch_size {self.batch_size} must be even.")
+        if self.unfreeze is not None and not re.fullmatch(r"all|progressive|last:[1-9]\d*", self.unfreeze):
+            raise UserError(f"--unfreeze {self.unfreeze!r} is unknown: use all, progressive or last:N, such as last:3.")
+        if self.batch_norm == "train" and 2 * self.grad_accum_steps > self.batch_size:
+            raise UserError(
+                f"--grad_accum_steps {self.grad_accum_steps} leaves BatchNorm less than two images of --batch_size "
+                f"{self.batch_size}: use fewer pieces."
+            )
+        if self.time_budget is not None:
+            seconds(self.time_budget)
+        if self.threshold_for is not None:
+            parse_goal(self.threshold_for)
+        if self.backbone == "simple_cnn" and self.batch_size == 1:
+            raise UserError("--batch_size 1 does not work with simple_cnn: its BatchNorm needs at least two images.")
+        return self
