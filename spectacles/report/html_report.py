@@ -18,7 +18,7 @@ from spectacles.core.run_dir import RunDir
 from spectacles.metrics.basics import LOWER_IS_BETTER
 from spectacles.report import confusion_browser, key_findings, run_summary, thumbnails
 from spectacles.report.confusion_browser import Browser
-from spectacles.report.run_summary import Findings, Json
+from spectacles.report.run_summary import Json, RunSummary
 
 TITLES = {
     "evaluate": "How good it is",
@@ -61,7 +61,7 @@ WIDE = 900
 CHARTS_ONLY = ("train", "evaluate")
 """Stages whose pictures hold no photo, whatever they were told."""
 ON_CARDS = ("comparison", "baseline")
-"""Highlights that the cards on top say already."""
+"""Key findings that the cards on top say already."""
 PLACED = ("coverage", "threshold", "reliability", "slices", "robustness")
 """Charts that stand beside the numbers they show."""
 TOLD_OTHERWISE = ("confusion_matrix.png", "label_errors.png", "misclassified.png", "nearest.png")
@@ -93,39 +93,39 @@ class Section:
 
 def write(run_dir: RunDir) -> Path:
     """From what the finished stages left behind; what has not been run yet is left out."""
-    found = run_summary.read(run_dir)
-    galleries = bool(found.config.get("galleries", True))
-    data = found.results.get("dataset")
+    run = run_summary.read(run_dir)
+    galleries = bool(run.config.get("galleries", True))
+    data = run.results.get("dataset")
     browser = Browser([], [])
-    if data is not None and found.scored:
-        browser = confusion_browser.build(run_dir, found.split, data["classes"], found.multi_label)
-    duplicates = _duplicates(found.duplicates)
+    if data is not None and run.scored:
+        browser = confusion_browser.build(run_dir, run.split, data["classes"], run.multi_label)
+    duplicates = _duplicates(run.duplicates)
     paths = [*browser.paths(), *(pair[f"path_{side}"] for pair in duplicates["crossing"] for side in "ab")]
-    sections = [_section(stage, found.results[stage], run_dir, galleries) for stage in TITLES if stage in found.results]
+    sections = [_section(stage, run.results[stage], run_dir, galleries) for stage in TITLES if stage in run.results]
     photos = thumbnails.make(list(dict.fromkeys(paths))) if galleries else {}
     template = _environment().get_template("report.html")
     page = template.render(
         name=run_dir.name,
-        found=found,
-        config=found.config,
-        environment=found.environment,
+        run=run,
+        config=run.config,
+        environment=run.environment,
         data=data,
-        scored=found.scored,
+        scored=run.scored,
         sections=sections,
-        highlights=[item for item in key_findings.find(found) if item.section not in ON_CARDS],
+        key_findings=[item for item in key_findings.find(run) if item.section not in ON_CARDS],
         browser=browser,
-        noun=wording.noun_of(found.multi_label),
-        nouns=wording.plural(wording.noun_of(found.multi_label)),
-        right=headlines(found.multi_label)["accuracy"],
+        noun=wording.noun_of(run.multi_label),
+        nouns=wording.plural(wording.noun_of(run.multi_label)),
+        right=headlines(run.multi_label)["accuracy"],
         photos=photos,
         with_photos=bool(photos) or (galleries and any(s.pictures for s in sections if s.stage not in CHARTS_ONLY)),
         duplicates=duplicates,
-        outliers=_outliers(found.outliers),
-        noisy=found.noisy_labels.head(NOISY_ROWS).to_dict("records"),
-        predicted=_account_for_predictions(run_dir, found),
+        outliers=_outliers(run.outliers),
+        noisy=run.noisy_labels.head(NOISY_ROWS).to_dict("records"),
+        predicted=_account_for_predictions(run_dir, run),
         has_card=run_dir.model_card.is_file(),
         has_review=(run_dir.path / "error_analysis" / "review.html").is_file(),
-        **_scores(found),
+        **_scores(run),
     )
     atomic_write(run_dir.report, page)
     return run_dir.report
@@ -186,24 +186,24 @@ def _picture(path: Path) -> Picture:
         return Picture(path.stem, thumbnails.to_uri(picture, 85), picture.width, picture.height)
 
 
-def _scores(found: Findings) -> dict[str, Any]:
+def _scores(run: RunSummary) -> dict[str, Any]:
     """What the section about scores shows."""
-    names = headlines(found.multi_label)
-    robustness = found.robustness
+    names = headlines(run.multi_label)
+    robustness = run.robustness
     return {
         "metrics": [
-            (key, name) for key, name in names.items() if any(s.get(key) is not None for s in found.scores.values())
+            (key, name) for key, name in names.items() if any(s.get(key) is not None for s in run.scores.values())
         ],
         "metric_names": names,
         "calibration_metrics": [(key, names[key]) for key in CALIBRATION],
         "lower_is_better": LOWER_IS_BETTER,
-        "per_class": weakest_first(found.scored)[:MAX_CLASS_ROWS],
-        "per_class_columns": per_class_columns(found.multi_label),
+        "per_class": weakest_first(run.scored)[:MAX_CLASS_ROWS],
+        "per_class_columns": per_class_columns(run.multi_label),
         "abstentions": [
-            key_findings.abstention(found.scored) or "The model abstains on no image.",
-            *key_findings.limits(found.bundle),
+            key_findings.abstention(run.scored) or "The model abstains on no image.",
+            *key_findings.limits(run.bundle),
         ],
-        "selective": _selective(found.scored.get("selective")),
+        "selective": _selective(run.scored.get("selective")),
         "changes": [(name.replace("_", " "), values) for name, values in robustness.get("corruptions", {}).items()],
         "attacks": list((robustness.get("attacks") or {}).items()),
     }
@@ -252,10 +252,10 @@ def _outliers(outliers: pd.DataFrame) -> dict[str, Any]:
     return {"kinds": kinds, "rows": outliers.groupby("what", sort=False).head(OUTLIERS_OF_A_KIND).to_dict("records")}
 
 
-def _account_for_predictions(run_dir: RunDir, found: Findings) -> Json | None:
+def _account_for_predictions(run_dir: RunDir, run: RunSummary) -> Json | None:
     """Of the predicted rows, as the dataset stage keeps one of the given rows; None where the table has no status."""
     path = run_dir.path / "predict" / "predictions.csv"
-    if "predict" not in found.results or not path.is_file():
+    if "predict" not in run.results or not path.is_file():
         return None
     status = run_summary.read_csv(path, ("status",)).get("status", pd.Series(dtype=str))
     reasons = {

@@ -6,7 +6,7 @@ from typing import get_args
 
 from spectacles.core.wording import count_of, percent, percents
 from spectacles.metrics.thresholds import AbstainReason
-from spectacles.report.run_summary import Findings, Json
+from spectacles.report.run_summary import Json, RunSummary
 
 FEW = 100
 """Images below which a score is hardly more than an impression."""
@@ -17,28 +17,28 @@ STRENGTH = 3
 
 
 @dataclass(frozen=True)
-class Highlight:
+class KeyFinding:
     text: str
     section: str
     """Id of the report's section that says more."""
 
 
-def find(findings: Findings) -> list[Highlight]:
+def find(run: RunSummary) -> list[KeyFinding]:
     """In the order in which they should change what somebody does next."""
     found = [
-        ("evaluate", _optimistic(findings)),
-        ("evaluate", _few(findings.scored)),
-        ("comparison", str(findings.comparison.get("sentence", ""))),
-        ("baseline", _leakage_of_a_random_split(findings.baseline)),
-        ("slices", weakest_slice(findings.worst_gap)),
-        ("robustness", weakest_change(findings.robustness)),
-        ("noisy_labels", _doubtful_labels(findings)),
-        ("error_analysis", unfaithful(findings.faithfulness)),
-        ("duplicates", _duplicates_across_splits(findings)),
-        ("abstention", abstention(findings.scored)),
-        ("dataset", _rejected(findings)),
+        ("evaluate", _optimistic(run)),
+        ("evaluate", _few(run.scored)),
+        ("comparison", str(run.comparison.get("sentence", ""))),
+        ("baseline", _leakage_of_a_random_split(run.baseline)),
+        ("slices", weakest_slice(run.worst_gap)),
+        ("robustness", weakest_change(run.robustness)),
+        ("noisy_labels", _doubtful_labels(run)),
+        ("error_analysis", unfaithful(run.faithfulness)),
+        ("duplicates", _duplicates_across_splits(run)),
+        ("abstention", abstention(run.scored)),
+        ("dataset", _rejected(run)),
     ]
-    return [Highlight(text, section) for section, text in found if text]
+    return [KeyFinding(text, section) for section, text in found if text]
 
 
 def weakest_slice(worst: Json) -> str:
@@ -115,8 +115,8 @@ def _label_limits(classes: list[str], thresholds: list[float]) -> str:
     return f"An image has a label from this probability on: {', '.join(own[:MAX_THRESHOLDS])}{more}."
 
 
-def _optimistic(findings: Findings) -> str:
-    if findings.split != "val":
+def _optimistic(run: RunSummary) -> str:
+    if run.split != "val":
         return ""
     return "There are no labelled test images: the score is of validation data, which chose the model, so optimistic."
 
@@ -152,22 +152,22 @@ def random_split_overstates(baseline: Json) -> bool:
     return bool(baseline["random_split"]["interval"][0] > baseline["grouped_split"]["interval"][1])
 
 
-def _doubtful_labels(findings: Findings) -> str:
-    suspected = findings.results.get("error_analysis", {}).get("suspected_labels", 0)
-    if not suspected or findings.noisy_labels.empty:
+def _doubtful_labels(run: RunSummary) -> str:
+    suspected = run.results.get("error_analysis", {}).get("suspected_labels", 0)
+    if not suspected or run.noisy_labels.empty:
         return ""
     return f"{count_of(suspected, 'label')} {'looks' if suspected == 1 else 'look'} wrong."
 
 
-def _duplicates_across_splits(findings: Findings) -> str:
-    crossing = 0 if findings.duplicates.empty else int((findings.duplicates["crosses_split"] == "True").sum())
+def _duplicates_across_splits(run: RunSummary) -> str:
+    crossing = 0 if run.duplicates.empty else int((run.duplicates["crosses_split"] == "True").sum())
     if not crossing:
         return ""
     return f"{count_of(crossing, 'pair')} of duplicates in two different splits: the score may be optimistic."
 
 
-def _rejected(findings: Findings) -> str:
-    accounting = findings.results.get("dataset", {}).get("row_accounting", {})
+def _rejected(run: RunSummary) -> str:
+    accounting = run.results.get("dataset", {}).get("row_accounting", {})
     if not accounting.get("rejected"):
         return ""
     return f"{accounting['rejected']:,} of {count_of(accounting['rows'], 'row')} could not be used."

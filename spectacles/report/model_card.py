@@ -12,7 +12,7 @@ from spectacles.core.fileio import atomic_write
 from spectacles.core.run_dir import RunDir
 from spectacles.report import key_findings, run_summary
 from spectacles.report.html_report import headlines, per_class_columns, weakest_first
-from spectacles.report.run_summary import Findings, Json
+from spectacles.report.run_summary import Json, RunSummary
 
 MAX_ROWS = 40
 """Of a table of classes or groups: the weakest."""
@@ -25,28 +25,28 @@ class Markdown(str):
 
 def write(run_dir: RunDir) -> Path | None:
     """Next to the report, for a run that has a trained model; else takes away a card that speaks of a lost one."""
-    found = run_summary.read(run_dir)
-    if not found.bundle:
+    run = run_summary.read(run_dir)
+    if not run.bundle:
         run_dir.model_card.unlink(missing_ok=True)
         return None
     template = _environment().get_template("model_card.md.jinja")
     card = template.render(
         name=run_dir.name,
-        found=found,
-        config=found.config,
-        data=found.results.get("dataset"),
-        train=found.results["train"],
-        bundle=found.bundle,
-        scored=found.scored,
-        environment=found.environment,
-        licence=found.config.get("data_licence") or NOT_STATED,
-        limits=key_findings.limits(found.bundle),
-        abstention=key_findings.abstention(found.scored),
-        noun=wording.noun_of(found.multi_label),
-        nouns=wording.plural(wording.noun_of(found.multi_label)),
-        highlights=[highlight.text for highlight in key_findings.find(found)],
-        few=[entry for entry in found.slices if entry["source"] == "column" and not entry["sufficient"]],
-        tables=_tables(found),
+        run=run,
+        config=run.config,
+        data=run.results.get("dataset"),
+        train=run.results["train"],
+        bundle=run.bundle,
+        scored=run.scored,
+        environment=run.environment,
+        licence=run.config.get("data_licence") or NOT_STATED,
+        limits=key_findings.limits(run.bundle),
+        abstention=key_findings.abstention(run.scored),
+        noun=wording.noun_of(run.multi_label),
+        nouns=wording.plural(wording.noun_of(run.multi_label)),
+        key_findings=[finding.text for finding in key_findings.find(run)],
+        few=[entry for entry in run.slices if entry["source"] == "column" and not entry["sufficient"]],
+        tables=_tables(run),
     )
     atomic_write(run_dir.model_card, card)
     return run_dir.model_card
@@ -91,31 +91,31 @@ def _environment() -> Environment:
     return environment
 
 
-def _tables(found: Findings) -> dict[str, Markdown]:
-    names = headlines(found.multi_label)
+def _tables(run: RunSummary) -> dict[str, Markdown]:
+    names = headlines(run.multi_label)
     return {
-        "classes": _class_table(found),
-        "metrics": _metric_table(found.scores, names),
-        "per_class": _per_class_table(found),
-        "slices": _slice_table(found.slices, names["accuracy"]),
-        "calibration": _calibration_table(found.scored.get("calibration"), names),
-        "robustness": _robustness_table(found.robustness),
-        "costs": _cost_table(found.costs),
-        "versions": table(("package", "version"), list(found.bundle["versions"].items())),
+        "classes": _class_table(run),
+        "metrics": _metric_table(run.scores, names),
+        "per_class": _per_class_table(run),
+        "slices": _slice_table(run.slices, names["accuracy"]),
+        "calibration": _calibration_table(run.scored.get("calibration"), names),
+        "robustness": _robustness_table(run.robustness),
+        "costs": _cost_table(run.costs),
+        "versions": table(("package", "version"), list(run.bundle["versions"].items())),
     }
 
 
-def _class_table(found: Findings) -> Markdown:
-    data = found.results.get("dataset")
+def _class_table(run: RunSummary) -> Markdown:
+    data = run.results.get("dataset")
     if data is None:
         return Markdown("")
     counts = data["counts"]
     rows = [
         (name, *(wording.thousands(counts[split][name]) for split in counts)) for name in data["classes"][:MAX_ROWS]
     ]
-    if found.multi_label:  # the rows above do not add up to it
-        rows.append(("all images", *(wording.thousands(found.images[split]) for split in counts)))
-    return table((wording.noun_of(found.multi_label), *counts), rows)
+    if run.multi_label:  # the rows above do not add up to it
+        rows.append(("all images", *(wording.thousands(run.images[split]) for split in counts)))
+    return table((wording.noun_of(run.multi_label), *counts), rows)
 
 
 def _metric_table(scores: dict[str, Json], names: dict[str, str]) -> Markdown:
@@ -128,11 +128,11 @@ def _metric_table(scores: dict[str, Json], names: dict[str, str]) -> Markdown:
     return table(("metric (95 % interval)", *scores), rows)
 
 
-def _per_class_table(found: Findings) -> Markdown:
-    rows = weakest_first(found.scored)[:MAX_ROWS]
-    columns = per_class_columns(found.multi_label)
+def _per_class_table(run: RunSummary) -> Markdown:
+    rows = weakest_first(run.scored)[:MAX_ROWS]
+    columns = per_class_columns(run.multi_label)
     return table(
-        (wording.noun_of(found.multi_label), *columns.values(), "images"),
+        (wording.noun_of(run.multi_label), *columns.values(), "images"),
         [(name, *(wording.number(row[key]) for key in columns), int(row["support"] or 0)) for name, row in rows],
     )
 

@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Findings:
+class RunSummary:
     """Empty dicts, lists and tables stand for stages that have not been run and files that older versions lack."""
 
     results: dict[str, Json]
@@ -63,7 +63,7 @@ class Findings:
         return self.scores.get(self.split, {})
 
 
-def read(run_dir: RunDir) -> Findings:
+def read(run_dir: RunDir) -> RunSummary:
     results = {stage: _result(run_dir, stage) for stage in STAGES if run_dir.done(stage)}
 
     def json_of(stage: str, name: str) -> Json:
@@ -74,7 +74,7 @@ def read(run_dir: RunDir) -> Findings:
 
     config = run_dir.load_config()
     groups = json_of("evaluate", "slices.json")
-    return Findings(
+    return RunSummary(
         results=results,
         config=config,
         environment=read_json(run_dir.environment),

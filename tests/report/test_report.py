@@ -86,7 +86,7 @@ def test_the_row_accounting_of_training_and_prediction_adds_up(made: MadeUp) -> 
 
 
 def test_what_stands_out_is_said_first_and_leads_to_its_section(made: MadeUp) -> None:
-    text = write(made).text("highlights")
+    text = write(made).text("key_findings")
     for said in ("9 labels look wrong", "Weakest group: light: dark, 35.0 % of its 40 images right, 22.0 points below",
                  "Hardest change of the photos: gaussian noise",
                  "1 pair of duplicates in two different splits", "3 of 30 rows could not be used",
