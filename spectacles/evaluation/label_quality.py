@@ -3,13 +3,10 @@
 import numpy as np
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from spectacles.data.splits import stratified_split
-from spectacles.models.linear_probe import logistic_regression
+from spectacles.models.linear_probe import cross_fit
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
-"""scikit-learn's C, from strong to weak regularisation; which is best depends on images, features and classes."""
 REPEATS = 3
 """Divisions into folds whose probabilities are averaged: chance puts a label with few that contradict it."""
 
@@ -29,26 +26,18 @@ def out_of_fold_probabilities(
         stratified_split(labels, groups, [1 / folds] * folds, seed * REPEATS + number) for number in range(REPEATS)
     ]
     features = evened(features)
-    # Many small products: where other processes compete for the cores, BLAS threads waiting for each other cost 50x.
-    with threadpool_limits(1):
-        if labels.ndim == 1:
-            return _judged(features, labels, divisions)
-        return np.column_stack([_judged_label(features, has, divisions) for has in labels.T])
+    if labels.ndim == 1:
+        return cross_fit(features, labels, divisions)
+    return np.column_stack([_label_probabilities(features, has, divisions) for has in labels.T])
 
 
-def _judged(features: np.ndarray, labels: np.ndarray, divisions: list[np.ndarray]) -> np.ndarray:
-    strength, first = _best_strength(features, labels, divisions[0])
-    others = [_cross_fit(features, labels, fold, strength) for fold in divisions[1:]]
-    return np.asarray(np.mean([first, *others], axis=0))
-
-
-def _judged_label(features: np.ndarray, has: np.ndarray, divisions: list[np.ndarray]) -> np.ndarray:
-    """(N,): how probably an image has the label. Where no other fold knows any other answer than the usual one, nothing
-    speaks against that."""
+def _label_probabilities(features: np.ndarray, has: np.ndarray, divisions: list[np.ndarray]) -> np.ndarray:
+    """(N,): how probably an image has the label. An image with the majority's answer, to which no other fold has an
+    exception, gets that answer with certainty."""
     usual = int(2 * has.sum() > len(has))
     if not (has != usual).any():
         return has.astype(np.float64)
-    probability = _judged(features, has, divisions)[:, 1]
+    probability = cross_fit(features, has, divisions)[:, 1]
     return np.where(np.isnan(probability) & (has == usual), has, probability)
 
 
@@ -56,35 +45,6 @@ def evened(features: np.ndarray) -> np.ndarray:
     """Square roots of features that are never negative, as behind a ReLU: a few large values do not rule then (power
     normalisation, Perronnin et al. 2010). Others stay as they are."""
     return features if features.min(initial=0) < 0 else np.asarray(np.sqrt(features))
-
-
-def _best_strength(features: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> tuple[float, np.ndarray]:
-    strength, best = STRENGTHS[0], _cross_fit(features, labels, fold, STRENGTHS[0])
-    for weaker in STRENGTHS[1:]:
-        probabilities = _cross_fit(features, labels, fold, weaker)
-        if not _log_loss(labels, probabilities) < _log_loss(labels, best):
-            break
-        strength, best = weaker, probabilities
-    return strength, best
-
-
-def _cross_fit(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, strength: float) -> np.ndarray:
-    probabilities = np.full((len(labels), int(labels.max(initial=0)) + 1), np.nan)
-    for held_out in np.unique(fold):
-        fit, judged = fold != held_out, np.flatnonzero(fold == held_out)
-        judged = judged[np.isin(labels[judged], labels[fit])]
-        if len(judged) and len(np.unique(labels[fit])) > 1:
-            model = logistic_regression(features[fit], labels[fit], strength)
-            probabilities[judged] = 0.0
-            probabilities[np.ix_(judged, model.classes_)] = model.predict_proba(features[judged])
-    return probabilities
-
-
-def _log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean over the rows that are judged; infinite where there are none."""
-    given = probabilities[np.arange(len(labels)), labels]
-    given = given[~np.isnan(given)]
-    return float(-np.log(np.maximum(given, 1e-12)).mean()) if len(given) else np.inf
 
 
 def average(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -4,19 +4,15 @@ from typing import Any
 
 import numpy as np
 from sklearn.preprocessing import normalize
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from spectacles.core.wording import count_of, percent, percents
 from spectacles.data.similarity import nearest
 from spectacles.data.splits import stratified_split
-from spectacles.metrics import multilabel
 from spectacles.metrics.bootstrap import mean_interval
-from spectacles.metrics.decisions import is_correct
-from spectacles.models.linear_probe import logistic_regression
+from spectacles.metrics.decisions import decide, decide_labels, is_correct
+from spectacles.models.linear_probe import cross_fit
 
 FOLDS = 5
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
-"""scikit-learn's C, from strong to weak regularisation."""
 MOST_ROWS = 10_000
 """Of a larger data set so many images are scored: whole clusters, drawn with a seed."""
 MOST_DECISIONS, FEWEST_ROWS = 60_000, 1_000
@@ -53,11 +49,11 @@ def measure(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed
     """
     fold = stratified_split(labels, clusters, [1 / FOLDS] * FOLDS, seed)
     random_fold = _split_groups(fold, labels, clusters, seed)
-    grouped = _probe(features, labels, fold)
+    grouped = _is_right(features, labels, fold)
     right = {
         "grouped_split": grouped,
-        "half": _probe(features, labels, stratified_split(labels, clusters, [0.5, 0.5], seed)),
-        "random_split": grouped if np.array_equal(random_fold, fold) else _probe(features, labels, random_fold),
+        "half": _is_right(features, labels, stratified_split(labels, clusters, [0.5, 0.5], seed)),
+        "random_split": grouped if np.array_equal(random_fold, fold) else _is_right(features, labels, random_fold),
     }
 
     def interval(values: np.ndarray) -> list[float]:
@@ -102,59 +98,12 @@ def _split_groups(fold: np.ndarray, labels: np.ndarray, clusters: np.ndarray, se
     return split_groups
 
 
-def _probe(features: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """(N,) float64: 1 where a fit to the other folds predicts the label.
-
-    The regularisation is the strongest whose weaker neighbour does not lower the log loss: the accuracy would choose
-    more by chance.
-    """
-    best, lowest = np.zeros(len(labels)), np.inf
-    fit = _cross_fit if labels.ndim == 1 else _cross_fit_labels
-    # Many small products: where other processes compete for the cores, BLAS threads waiting for each other cost 50x.
-    with threadpool_limits(1):
-        for strength in STRENGTHS:
-            right, loss = fit(features, labels, fold, strength)
-            if loss >= lowest:
-                break
-            best, lowest = right, loss
-    return best
-
-
-def _cross_fit(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
-    """(N,), 1 where the prediction is right, and the mean log loss. A class that no other fold has is never told."""
-    right, given = np.zeros(len(labels)), np.zeros(len(labels))
-    for held_out in np.unique(fold):
-        fit, judged = fold != held_out, np.flatnonzero(fold == held_out)
-        judged = judged[np.isin(labels[judged], labels[fit])]
-        if len(judged) and len(np.unique(labels[fit])) > 1:
-            model = logistic_regression(features[fit], labels[fit], strength)
-            probabilities, own = model.predict_proba(features[judged]), np.searchsorted(model.classes_, labels[judged])
-            right[judged] = probabilities.argmax(axis=1) == own
-            given[judged] = probabilities[np.arange(len(judged)), own]
-    return right, float(-np.log(np.maximum(given, 1e-12)).mean())
-
-
-def _cross_fit_labels(
-    features: np.ndarray, labels: np.ndarray, fold: np.ndarray, strength: float
-) -> tuple[np.ndarray, float]:
-    """(N,), 1 where all labels are right, and the mean log loss. Of what no other fold has, nothing is told."""
-    probabilities = np.full(labels.shape, np.nan)
-    for held_out in np.unique(fold):
-        fit, judged = fold != held_out, fold == held_out
-        for place, has in enumerate(labels.T if fit.any() else ()):
-            probabilities[judged, place] = _label_probabilities(features[fit], has[fit], features[judged], strength)
-    told = ~np.isnan(probabilities).any(axis=1)
-    right = is_correct((probabilities >= 0.5).astype(np.int64), labels) & told
-    loss = multilabel.log_losses(labels[told], probabilities[told]).mean() if told.any() else np.inf
-    return right.astype(np.float64), float(loss)
-
-
-def _label_probabilities(features: np.ndarray, has: np.ndarray, judged: np.ndarray, strength: float) -> np.ndarray:
-    """Of a label that all images or none have: how often that is (rule of succession)."""
-    if len(np.unique(has)) < 2:
-        return np.full(len(judged), (has.sum() + 1) / (len(has) + 2))
-    probabilities: np.ndarray = logistic_regression(features, has, strength).predict_proba(judged)[:, 1]
-    return probabilities
+def _is_right(features: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """(N,) float64: 1 where a fit to the other folds predicts the class, or all labels."""
+    probabilities = cross_fit(features, labels, [fold])
+    known = ~np.isnan(probabilities).any(axis=1)
+    decided = decide(probabilities, None) if labels.ndim == 1 else decide_labels(probabilities)
+    return np.asarray(is_correct(decided, labels) & known, dtype=np.float64)
 
 
 def _nearest_is_right(unit: np.ndarray, labels: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:

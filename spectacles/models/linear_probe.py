@@ -1,9 +1,11 @@
-"""The head fitted to convergence on frozen features (the first half of LP-FT, Kumar et al. 2022)."""
+"""Logistic regression on frozen features: the head before fine-tuning (the first half of LP-FT, Kumar et al. 2022), and
+probabilities for images that were left out of the fit."""
 
 import logging
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -14,11 +16,15 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
+from spectacles.metrics import multilabel
 
 log = logging.getLogger("spectacles")
+Fit = TypeVar("Fit")
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """scikit-learn's C, from strong to weak regularisation; which is best depends on images, features and classes."""
+CROSS_FIT_STRENGTHS = STRENGTHS[2:6]
+"""A fit per fold and strength: the extremes are left out."""
 ABSENT = -30.0
 """Bias of a class that training has no image of: a probability of about 1e-13."""
 SMALL = 20_000
@@ -63,23 +69,99 @@ def fit_head(
     """The head of the regularisation with the lowest validation log loss; each pair is features (N, D) and labels, (N,)
     class indices or (N, K) of 0 and 1. `weights` (K,) are of classes, or of having a label against not having it.
 
-    Searches from strong to weak and stops when validation has become worse twice. Raises UserError where training has
-    images of one class only.
+    The search stops when validation has become worse twice. Raises UserError where training has images of one class
+    only.
     """
     features, labels = train
     if labels.ndim == 1 and len(np.unique(labels)) < 2:
         raise UserError("the train split has images of only one class: give more images, or another --seed.")
-    best, lowest, worse = None, np.inf, 0
+
+    def fit(strength: float) -> tuple[float, Head]:
+        head = _fit(features, labels, num_classes, strength, weights)
+        return log_loss(head.logits(val[0]), val[1]), head
+
     with threadpool_limits(1 if len(features) < SMALL else cpu_count()):
-        for strength in STRENGTHS:
-            head = _fit(features, labels, num_classes, strength, weights)
-            loss = log_loss(head.logits(val[0]), val[1])
-            if loss < lowest:
-                best, lowest, worse = head, loss, 0
-            elif (worse := worse + 1) == 2:
-                break
-    assert best is not None
+        return search_strength(fit, STRENGTHS, patience=2)
+
+
+def search_strength(fit: Callable[[float], tuple[float, Fit]], strengths: Sequence[float], patience: int) -> Fit:
+    """Of what `fit` gives, a loss and a result, the result with the lowest loss; from strong to weak regularisation,
+    until the loss has not improved `patience` times."""
+    lowest, best = fit(strengths[0])
+    worse = 0
+    for strength in strengths[1:]:
+        loss, result = fit(strength)
+        if loss < lowest:
+            lowest, best, worse = loss, result, 0
+        elif (worse := worse + 1) == patience:
+            break
     return best
+
+
+def cross_fit(features: np.ndarray, labels: np.ndarray, divisions: Sequence[np.ndarray]) -> np.ndarray:
+    """Features (N, D), class indices (N,) or labels (N, K) of 0 and 1, and one or more divisions into folds (N,) ->
+    probabilities (N, K) float64, each row from fits to the other folds, averaged over the divisions.
+
+    The regularisation is the strongest whose weaker neighbour does not lower the log loss of the first division: the
+    accuracy would choose more by chance. A row whose class occurs in no other fold is NaN. With several labels each is
+    fitted by itself, with the same regularisation.
+    """
+    fit_folds, loss = (_fit_folds, _class_loss) if labels.ndim == 1 else (_fit_label_folds, _label_loss)
+
+    def fit(strength: float) -> tuple[float, tuple[float, np.ndarray]]:
+        probabilities = fit_folds(features, labels, divisions[0], strength)
+        return loss(labels, probabilities), (strength, probabilities)
+
+    # Many small products: where other processes compete for the cores, BLAS threads waiting for each other cost 50x.
+    with threadpool_limits(1):
+        strength, first = search_strength(fit, CROSS_FIT_STRENGTHS, patience=1)
+        others = [fit_folds(features, labels, fold, strength) for fold in divisions[1:]]
+    return np.asarray(np.mean([first, *others], axis=0))
+
+
+def _fit_folds(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, strength: float) -> np.ndarray:
+    """(N, K) of classes."""
+    probabilities = np.full((len(labels), int(labels.max(initial=0)) + 1), np.nan)
+    for held_out in np.unique(fold):
+        fitted = fold != held_out
+        rows = np.flatnonzero(fold == held_out)
+        rows = rows[np.isin(labels[rows], labels[fitted])]
+        if len(rows) and len(np.unique(labels[fitted])) > 1:
+            model = logistic_regression(features[fitted], labels[fitted], strength)
+            probabilities[rows] = 0.0
+            probabilities[np.ix_(rows, model.classes_)] = model.predict_proba(features[rows])
+    return probabilities
+
+
+def _class_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean log loss of the rows that have probabilities; infinite where none has."""
+    given = probabilities[np.arange(len(labels)), labels]
+    given = given[~np.isnan(given)]
+    return float(-np.log(np.maximum(given, 1e-12)).mean()) if len(given) else np.inf
+
+
+def _fit_label_folds(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, strength: float) -> np.ndarray:
+    """(N, K) of labels."""
+    probabilities = np.full(labels.shape, np.nan)
+    for held_out in np.unique(fold):
+        fitted, rows = fold != held_out, fold == held_out
+        for place, has in enumerate(labels.T if fitted.any() else ()):
+            probabilities[rows, place] = _label_probabilities(features[fitted], has[fitted], features[rows], strength)
+    return probabilities
+
+
+def _label_probabilities(features: np.ndarray, has: np.ndarray, others: np.ndarray, strength: float) -> np.ndarray:
+    """How probably the `others` (M, D) have a label; of one that all images or none have, only how often that is (rule
+    of succession)."""
+    if len(np.unique(has)) < 2:
+        return np.full(len(others), (has.sum() + 1) / (len(has) + 2))
+    probabilities: np.ndarray = logistic_regression(features, has, strength).predict_proba(others)[:, 1]
+    return probabilities
+
+
+def _label_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    known = ~np.isnan(probabilities).any(axis=1)
+    return float(multilabel.log_losses(labels[known], probabilities[known]).mean()) if known.any() else np.inf
 
 
 def _fit(
@@ -129,5 +211,5 @@ def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     if labels.ndim == 2:
         return float((np.logaddexp(0, logits) - labels * logits).mean())
     logits -= logits.max(axis=1, keepdims=True)
-    own = logits[np.arange(len(labels)), labels]
-    return float((np.log(np.exp(logits).sum(axis=1)) - own).mean())
+    given = logits[np.arange(len(labels)), labels]
+    return float((np.log(np.exp(logits).sum(axis=1)) - given).mean())

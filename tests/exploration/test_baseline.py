@@ -14,7 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from spectacles.data.splits import stratified_split
-from spectacles.exploration.baseline import STRENGTHS, measure, sample_clusters, sentences
+from spectacles.exploration.baseline import measure, sample_clusters, sentences
+from spectacles.models.linear_probe import CROSS_FIT_STRENGTHS
 
 
 def gaussians(count: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +72,7 @@ def test_the_numbers_are_those_of_the_libraries():
     measured = measure(features, labels, clusters, seed=4)
     folds = PredefinedSplit(stratified_split(labels, clusters, [0.2] * 5, 4))
     best = {}
-    for strength in STRENGTHS:
+    for strength in CROSS_FIT_STRENGTHS:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
         probabilities = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
         best[log_loss(labels, probabilities)] = (probabilities.argmax(axis=1) == labels).mean()

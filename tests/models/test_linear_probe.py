@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from spectacles.core.errors import UserError
 from spectacles.models import linear_probe
-from spectacles.models.linear_probe import ABSENT, STRENGTHS, fit_head
+from spectacles.models.linear_probe import ABSENT, STRENGTHS, fit_head, logistic_regression
 
 Data = tuple[np.ndarray, np.ndarray]
 
@@ -152,3 +152,21 @@ def test_log_loss_is_scikit_learns(seed, count, classes, scale):
     assert linear_probe.log_loss(moderate, labels) == pytest.approx(
         metrics.log_loss(labels, softmax(moderate.astype(np.float64), axis=1), labels=range(classes)), rel=1e-6
     )
+
+
+def test_rows_are_predicted_by_fits_that_left_them_out_and_divisions_are_averaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.append(np.arange(60) % 2, 2)  # one image of class 2: no other fold has that class
+    features = (rng.normal(size=(3, 8))[labels] + rng.normal(size=(61, 8))).astype(np.float32)
+    divisions = [np.arange(61) % 3, rng.integers(0, 3, 61)]
+    both = linear_probe.cross_fit(features, labels, divisions)
+    assert np.isnan(both).any(axis=1).nonzero()[0].tolist() == [60]
+    monkeypatch.setattr(linear_probe, "CROSS_FIT_STRENGTHS", (0.1,))
+    both = linear_probe.cross_fit(features, labels, divisions)[:60]
+    each = [linear_probe.cross_fit(features, labels, [fold])[:60] for fold in divisions]
+    np.testing.assert_allclose(both, np.mean(each, axis=0))
+    fold = divisions[0]
+    fitted = logistic_regression(features[fold != 1], labels[fold != 1], 0.1)
+    np.testing.assert_allclose(each[0][fold[:60] == 1], fitted.predict_proba(features[:60][fold[:60] == 1]))

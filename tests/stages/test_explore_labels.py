@@ -29,8 +29,8 @@ from spectacles.core.run_dir import create_run
 from spectacles.data import label_sets
 from spectacles.data.splits import stratified_split
 from spectacles.exploration import baseline, label_cooccurrence, shortcuts, statistics
-from spectacles.exploration.baseline import STRENGTHS
 from spectacles.models import backbones
+from spectacles.models.linear_probe import CROSS_FIT_STRENGTHS
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_the_baseline_of_labels_agrees_with_the_libraries():
     measured = baseline.measure(features, labels, clusters, seed=1)
     folds = PredefinedSplit(stratified_split(labels, clusters, [0.2] * 5, 1))
     best = {}
-    for strength in STRENGTHS:
+    for strength in CROSS_FIT_STRENGTHS:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
         chances = cross_val_predict(OneVsRestClassifier(model), features, labels, cv=folds, method="predict_proba")
         loss = np.mean([log_loss(has, own) for has, own in zip(labels.T, chances.T, strict=True)])
