@@ -223,7 +223,7 @@ def _draw(part: pd.DataFrame, scored: Scored, values: dict[str, Any], info: Bund
 
 
 def _draw_errors(values: dict[str, Any], info: BundleInfo, folder: Path) -> list[Path]:
-    """What is taken for what, or which labels are missed and added."""
+    """Which classes are confused, or which labels are missed and added."""
     if info.multi_label:
         each = list(values["per_class"].values())
         return [evaluation_plots.label_errors(info.classes, each, values["images"], folder / "label_errors.png")]
@@ -290,7 +290,7 @@ def _told(values: dict[str, Any], headline: str) -> list[str]:
         return f"{TOLD[name]} {values[name]:.4f}{reach}"
 
     low, high = values["accuracy_interval"]
-    what = "all labels right" if "label_accuracy" in values else "accuracy"
+    what = "all labels correct" if "label_accuracy" in values else "accuracy"
     names = [name for name in TOLD if values.get(name) is not None]
     summary = [
         f"{headline}: {what} {values['accuracy']:.4f} ({low:.4f}-{high:.4f}, 95 %), {values['images']} images",

@@ -116,7 +116,7 @@ def sentences(measured: dict[str, Any], multi_label: bool = False) -> list[str]:
     """The baseline, and by how much a random split would overstate it, for the summary."""
     grouped, random = measured["grouped_split"], measured["random_split"]
     neighbour = measured["nearest_neighbour"]
-    what = "all labels right for " if multi_label else ""
+    what = "all labels correct for " if multi_label else ""
     lines = [
         f"baseline before fine-tuning: {what}{percent(grouped['accuracy'])} ({percents(grouped['interval'])}) by "
         f"logistic regression on frozen features, {percent(neighbour['grouped_split'])} by the nearest neighbour "

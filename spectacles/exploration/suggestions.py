@@ -79,7 +79,7 @@ def learning_curve(measured: Mapping[str, Any] | None, multi_label: bool = False
     low, high = measured["differences"]["half"]["interval"]
     loss = -100 * measured["differences"]["half"]["accuracy"]
     if high < 0:
-        what = "images with all labels right" if multi_label else "accuracy"
+        what = "images with all labels correct" if multi_label else "accuracy"
         return [
             f"collect more images: learning from half of them instead of four fifths costs {loss:.1f} points of "
             f"{what} ({-100 * high:.1f} to {-100 * low:.1f}; frozen features), so more of them should still help"

@@ -1,4 +1,4 @@
-"""report.html: the whole story of a run on one page that needs no other file, no other host and no script."""
+"""report.html: all results of a run on one page, self-contained and without scripts."""
 
 import os
 import re
@@ -21,14 +21,14 @@ from spectacles.report.confusion_browser import Browser
 from spectacles.report.run_summary import Json, RunSummary
 
 TITLES = {
-    "evaluate": "How good it is",
-    "error_analysis": "Where it goes wrong",
-    "dataset": "Data",
-    "explore": "What the data look like",
+    "evaluate": "Evaluation",
+    "error_analysis": "Error analysis",
+    "dataset": "Data set",
+    "explore": "Exploration",
     "train": "Training",
     "predict": "Predictions",
 }
-"""In reading order: the outcome first, then what it is made of."""
+"""In reading order: results first, then data and training."""
 HEADLINES = (
     ("accuracy", "accuracy"),
     ("label_accuracy", "accuracy of each label"),
@@ -49,23 +49,23 @@ HEADLINES = (
     ("top_5_accuracy", "top-5 accuracy"),
 )
 CALIBRATION = ("log_loss", "brier", "ece", "classwise_ece")
-IN_TABLES = r"warning: |suggestion: |rejected \d+: |\d+ rows = \d+ used"
-"""Closing lines that the page has a place of its own for."""
+SHOWN_ELSEWHERE = r"next: |warning: |suggestion: |rejected \d+: |\d+ rows = \d+ used"
+"""Summary lines that the page shows in another form."""
 FEW_CLASSES = 6
-"""Up to here the confusion matrix stands beside the metrics, beyond it below them."""
+"""Up to this many, the confusion matrix stands beside the metrics, otherwise below them."""
 MAX_CLASS_ROWS = 100
 NOISY_ROWS, OUTLIERS_OF_A_KIND, CROSSING_PAIRS = 12, 5, 12
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.5)
 WIDE = 900
-"""Pixels: galleries are wider, charts are not."""
+"""Pixels; only galleries are wider."""
 CHARTS_ONLY = ("train", "evaluate")
-"""Stages whose pictures hold no photo, whatever they were told."""
+"""Stages whose pictures never contain photos."""
 ON_CARDS = ("comparison", "baseline")
-"""Key findings that the cards on top say already."""
+"""Key findings that are already on the cards at the top."""
 PLACED = ("coverage", "threshold", "reliability", "slices", "robustness")
-"""Charts that stand beside the numbers they show."""
-TOLD_OTHERWISE = ("confusion_matrix.png", "label_errors.png", "misclassified.png", "nearest.png")
-"""Pictures for MLflow and the folder; on the page the confusion browser shows the same and more."""
+"""Charts shown beside the numbers they are made from."""
+IN_BROWSER = ("confusion_matrix.png", "label_errors.png", "misclassified.png", "nearest.png")
+"""Pictures whose content the confusion browser shows; they are made for MLflow and the run folder."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Section:
 
 
 def write(run_dir: RunDir) -> Path:
-    """From what the finished stages left behind; what has not been run yet is left out."""
+    """From the files of the finished stages; stages that have not been run are left out."""
     run = run_summary.read(run_dir)
     galleries = bool(run.config.get("galleries", True))
     data = run.results.get("dataset")
@@ -112,11 +112,11 @@ def write(run_dir: RunDir) -> Path:
         data=data,
         scored=run.scored,
         sections=sections,
-        key_findings=[item for item in key_findings.find(run) if item.section not in ON_CARDS],
+        key_findings=[item for item in key_findings.collect(run) if item.section not in ON_CARDS],
         browser=browser,
         noun=wording.noun_of(run.multi_label),
         nouns=wording.plural(wording.noun_of(run.multi_label)),
-        right=headlines(run.multi_label)["accuracy"],
+        accuracy_name=headlines(run.multi_label)["accuracy"],
         photos=photos,
         with_photos=bool(photos) or (galleries and any(s.pictures for s in sections if s.stage not in CHARTS_ONLY)),
         duplicates=duplicates,
@@ -132,12 +132,12 @@ def write(run_dir: RunDir) -> Path:
 
 
 def headlines(multi_label: bool) -> dict[str, str]:
-    """Key of metrics.json -> what it is called; of the accuracy, what makes an image right."""
-    return dict(HEADLINES) | ({"accuracy": "all labels right"} if multi_label else {})
+    """Key of metrics.json -> display name."""
+    return dict(HEADLINES) | ({"accuracy": "all labels correct"} if multi_label else {})
 
 
 def headline_metrics(run_dir: RunDir) -> dict[str, float | None]:
-    """The main scores of each split that has been scored; empty before evaluation."""
+    """`<split>_<metric>` of the main metrics; empty before evaluation."""
     if not run_dir.done("evaluate"):
         return {}
     scored = run_dir.load_result("evaluate", EvaluateReport).metrics
@@ -166,13 +166,13 @@ def _environment() -> Environment:
 
 
 def _section(stage: str, result: Json, run_dir: RunDir, galleries: bool) -> Section:
-    shown = [name for name in result["artifacts"] if name.endswith(".png") and Path(name).name not in TOLD_OTHERWISE]
+    shown = [name for name in result["artifacts"] if name.endswith(".png") and Path(name).name not in IN_BROWSER]
     allowed = galleries or stage in CHARTS_ONLY or not run_summary.shows_photos(run_dir, stage)
     pictures = [_picture(run_dir.path / name) for name in shown if allowed and (run_dir.path / name).is_file()]
     return Section(
         stage=stage,
         title=TITLES[stage],
-        summary=[line for line in result["summary"] if not re.match(IN_TABLES, line)],
+        summary=[line for line in result["summary"] if not re.match(SHOWN_ELSEWHERE, line)],
         warnings=list(result.get("warnings", [])),
         suggestions=list(result.get("suggestions", [])),
         pictures=pictures,
@@ -181,13 +181,13 @@ def _section(stage: str, result: Json, run_dir: RunDir, galleries: bool) -> Sect
 
 
 def _picture(path: Path) -> Picture:
-    """One of our own pictures, as WebP: a fifth of the PNG's size."""
+    """A chart or gallery as WebP: a fifth of the PNG's size."""
     with Image.open(path) as picture:
         return Picture(path.stem, thumbnails.to_uri(picture, 85), picture.width, picture.height)
 
 
 def _scores(run: RunSummary) -> dict[str, Any]:
-    """What the section about scores shows."""
+    """Template variables of the evaluation section."""
     names = headlines(run.multi_label)
     robustness = run.robustness
     return {
@@ -210,19 +210,19 @@ def _scores(run: RunSummary) -> dict[str, Any]:
 
 
 def weakest_first(scored: Json) -> list[tuple[str, Json]]:
-    """The classes and their scores."""
+    """(class, scores), the lowest F1 first."""
     rows = scored.get("per_class", {}).items()
     return sorted(rows, key=lambda row: (row[1]["f1"] is None, row[1]["f1"] or 0.0))
 
 
 def per_class_columns(multi_label: bool) -> dict[str, str]:
-    """Key of metrics.json's `per_class` -> what it is called."""
+    """Key of `per_class` in metrics.json -> display name."""
     columns = {"precision": "precision", "recall": "recall", "f1": "F1"}
     return columns | ({"average_precision": "AP"} if multi_label else {})
 
 
 def _selective(measured: Json | None) -> list[tuple[float, float]]:
-    """(coverage, accuracy) at the measured coverages that are nearest to COVERAGES."""
+    """(coverage, accuracy) at the measured coverages nearest to COVERAGES."""
     points = list(zip(measured["coverage"], measured["accuracy"], strict=True)) if measured else []
     nearest = [min(points, key=lambda point: abs(point[0] - wanted)) for wanted in COVERAGES if points]
     return list(dict.fromkeys(nearest))

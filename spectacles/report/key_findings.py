@@ -1,4 +1,4 @@
-"""What stands out in a run: a few sentences for who reads nothing else."""
+"""The key findings of a run: a few sentences for readers who read nothing else."""
 
 from dataclasses import dataclass
 from statistics import fmean
@@ -9,7 +9,7 @@ from spectacles.metrics.thresholds import AbstainReason
 from spectacles.report.run_summary import Json, RunSummary
 
 FEW = 100
-"""Images below which a score is hardly more than an impression."""
+"""With fewer images, a score is hardly more than an impression."""
 MAX_THRESHOLDS = 12
 """Labels whose thresholds are named."""
 STRENGTH = 3
@@ -20,12 +20,12 @@ STRENGTH = 3
 class KeyFinding:
     text: str
     section: str
-    """Id of the report's section that says more."""
+    """Id of the section of the report with the details."""
 
 
-def find(run: RunSummary) -> list[KeyFinding]:
-    """In the order in which they should change what somebody does next."""
-    found = [
+def collect(run: RunSummary) -> list[KeyFinding]:
+    """The most consequential first."""
+    sentences = [
         ("evaluate", _optimistic(run)),
         ("evaluate", _few(run.scored)),
         ("comparison", str(run.comparison.get("sentence", ""))),
@@ -38,18 +38,18 @@ def find(run: RunSummary) -> list[KeyFinding]:
         ("abstention", abstention(run.scored)),
         ("dataset", _rejected(run)),
     ]
-    return [KeyFinding(text, section) for section, text in found if text]
+    return [KeyFinding(text, section) for section, text in sentences if text]
 
 
 def weakest_slice(worst: Json) -> str:
-    """Of slices.json's `worst_gap`: the group of images that is surely scored below the whole; '' without one."""
+    """On `worst_gap` of slices.json: the group that is significantly worse than all images; '' without one."""
     if not worst or worst["interval"][0] <= 0:
         return ""
     low, high = (100 * end for end in worst["interval"])
     return (
         f"Weakest group: {slice_name(worst)}, {percent(worst['accuracy'])} of its {count_of(worst['images'], 'image')} "
-        f"right, {100 * worst['gap']:.1f} points below all images ({low:.1f} to {high:.1f}, its choice among "
-        f"{worst['among']} groups allowed for)."
+        f"correct, {100 * worst['gap']:.1f} points below the overall accuracy ({low:.1f} to {high:.1f}, corrected for "
+        f"picking the worst of {worst['among']} groups)."
     )
 
 
@@ -83,7 +83,7 @@ def abstention(scored: Json) -> str:
 
 
 def limits(bundle: Json) -> list[str]:
-    """By which numbers of bundle.json an image gets its label and the model abstains; empty without a bundle."""
+    """How the label is chosen and when the model abstains, by the thresholds of bundle.json; empty without a bundle."""
     if not bundle:
         return []
     threshold, confidence_threshold, ood_threshold = (
@@ -92,7 +92,7 @@ def limits(bundle: Json) -> list[str]:
     if bundle.get("multi_label"):
         lines = [_label_limits(bundle["classes"], bundle["label_thresholds"])]
     elif threshold is not None:
-        lines = [f"The label is {bundle['classes'][1]} from a probability of {threshold:.3f} on."]
+        lines = [f"The label is {bundle['classes'][1]} if its probability is at least {threshold:.3f}."]
     else:
         lines = ["The label is the most probable class."]
     if confidence_threshold:
@@ -110,24 +110,27 @@ def limits(bundle: Json) -> list[str]:
 
 
 def _label_limits(classes: list[str], thresholds: list[float]) -> str:
-    own = [f"{name} {threshold:.3f}" for name, threshold in zip(classes, thresholds, strict=True)]
-    more = f" and {len(own) - MAX_THRESHOLDS} more" if len(own) > MAX_THRESHOLDS else ""
-    return f"An image has a label from this probability on: {', '.join(own[:MAX_THRESHOLDS])}{more}."
+    named = [f"{name} {threshold:.3f}" for name, threshold in zip(classes, thresholds, strict=True)]
+    more = f" and {len(named) - MAX_THRESHOLDS} more" if len(named) > MAX_THRESHOLDS else ""
+    return f"A label is assigned from this probability upwards: {', '.join(named[:MAX_THRESHOLDS])}{more}."
 
 
 def _optimistic(run: RunSummary) -> str:
     if run.split != "val":
         return ""
-    return "There are no labelled test images: the score is of validation data, which chose the model, so optimistic."
+    return (
+        "There are no labelled test images: the score comes from validation data, which was used to select the model, "
+        "and is optimistic."
+    )
 
 
 def _few(scored: Json) -> str:
     count = scored.get("images", FEW)
-    return f"Only {count_of(count, 'image')} to score on: mind the interval." if count < FEW else ""
+    return f"Only {count_of(count, 'image')} were scored: the interval is wide." if count < FEW else ""
 
 
 def unfaithful(methods: Json) -> str:
-    """Ways of explaining whose maps do not show what matters to the model; '' where none is known to fail."""
+    """Attribution methods whose maps do not show what matters to the model; '' where none is known to fail."""
     failed = [name for name, result in methods.items() if result["faithful"] is False]
     return f"Explanations by {' and '.join(failed)} do not show what matters to the model." if failed else ""
 

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what a model is, what it is for and how far to trust it (Mitchell et al. 2019), from its run."""
+"""MODEL_CARD.md: what a model is, what it is for and how far to trust it (Mitchell et al. 2019)."""
 
 import re
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from spectacles.report.html_report import headlines, per_class_columns, weakest_
 from spectacles.report.run_summary import Json, RunSummary
 
 MAX_ROWS = 40
-"""Of a table of classes or groups: the weakest."""
-NOT_STATED = "not stated: --data_licence says it"
+"""The weakest classes or groups are listed."""
+NOT_STATED = "not stated (set it with --data_licence)"
 
 
 class Markdown(str):
-    """Text that is Markdown already; everything else is escaped on its way into the card."""
+    """Text that is already Markdown; all other values are escaped."""
 
 
 def write(run_dir: RunDir) -> Path | None:
-    """Next to the report, for a run that has a trained model; else takes away a card that speaks of a lost one."""
+    """Beside the report, for a run with a trained model; without one, an outdated card is removed."""
     run = run_summary.read(run_dir)
     if not run.bundle:
         run_dir.model_card.unlink(missing_ok=True)
@@ -44,7 +44,7 @@ def write(run_dir: RunDir) -> Path | None:
         abstention=key_findings.abstention(run.scored),
         noun=wording.noun_of(run.multi_label),
         nouns=wording.plural(wording.noun_of(run.multi_label)),
-        key_findings=[finding.text for finding in key_findings.find(run)],
+        key_findings=[finding.text for finding in key_findings.collect(run)],
         few=[entry for entry in run.slices if entry["source"] == "column" and not entry["sufficient"]],
         tables=_tables(run),
     )
@@ -53,14 +53,14 @@ def write(run_dir: RunDir) -> Path | None:
 
 
 def escape(value: Any) -> str:
-    """Text that reads in rendered Markdown as it is: on one line, no markup, no HTML, no cell border."""
+    """Text that Markdown renders literally: on one line, without markup, HTML or table borders."""
     if isinstance(value, Markdown):
         return value
     return re.sub(r"([\\`*_{}\[\]<>#|~&$!])", r"\\\1", " ".join(str(value).split()))
 
 
 def code(value: Any) -> Markdown:
-    """A code span, in as many backticks as its content needs (CommonMark 6.1)."""
+    """A code span, delimited by as many backticks as its content requires (CommonMark 6.1)."""
     text = " ".join(str(value).split())
     fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -68,7 +68,7 @@ def code(value: Any) -> Markdown:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
-    """The first column left, the others right; '' without rows."""
+    """The first column left-aligned, the others right-aligned; '' without rows."""
     if not rows:
         return Markdown("")
     rule = [":---", *["---:"] * (len(header) - 1)]

@@ -19,7 +19,7 @@ from spectacles.tracking import tracking
 
 SECTIONS = ["Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data",
             "Quantitative analyses", "Ethical considerations", "Caveats and recommendations",
-            "What it cost"]  # fmt: skip
+            "Cost"]  # fmt: skip
 
 
 @pytest.fixture
@@ -54,20 +54,24 @@ def test_numbers_come_from_the_run(made: MadeUp) -> None:
     assert scores["gaussian noise"] == ["90.0 %", "80.0 %", "70.0 %", "60.0 %", "50.0 %"]
     assert rows(section(card, "Evaluation data"))["plain"] == ["5", "1", "5"]
     details = section(card, "Model details")
-    assert "`0123456789abcdef`" in details and "from a probability of 0.250 on" in read(details)
+    assert "`0123456789abcdef`" in details and "if its probability is at least 0.250" in read(details)
     assert "below a confidence of 0.875" in details and "than 99.5 % of the validation photos" in details
-    assert "divided by 1.500" in details and "random weights" in details and "--bundle RUN/train/bundle" in details
+    assert (
+        "divided by 1.500" in details
+        and "Initial weights: random" in details
+        and "--bundle RUN/train/bundle" in details
+    )
     training = section(card, "Training data")
-    assert "30 rows given = 26 used + 1 converted + 3 rejected" in training and f"`{'f' * 64}`" in training
+    assert "30 rows = 26 used + 1 converted + 3 rejected" in training and f"`{'f' * 64}`" in training
     assert "Labels suspected to be wrong: 9" in training
     assert "90.0 % right on grouped splits (85.0 to 94.0 %), and 97.0 % on random ones" in section(
         card, "Evaluation data"
     )
-    assert rows(section(card, "What it cost"))["train"] == ["12 s", "not measured"]
+    assert rows(section(card, "Cost"))["train"] == ["12 s", "not measured"]
 
 
-def test_the_licence_is_stated_or_said_to_be_missing(made: MadeUp) -> None:
-    assert "Licence: not stated: --data_licence says it" in read(write(made))
+def test_the_licence_is_stated_or_reported_as_missing(made: MadeUp) -> None:
+    assert "Licence: not stated (set it with --data_licence)" in read(write(made))
     made.write_config(data_licence="CC BY-NC 4.0 *for research*")
     assert "Licence: CC BY-NC 4.0 *for research*" in read(write(made))
 
@@ -83,9 +87,7 @@ def test_hostile_names_stay_text(made: MadeUp) -> None:
     assert min(widths) > 1
 
 
-def test_what_is_published_is_logged_and_the_report_links_to_the_card(
-    made: MadeUp, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_card_and_report_are_logged_and_linked(made: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[Path] = []
     monkeypatch.setattr(tracking, "log_artifact", logged.append)
     cli.publish(made.run_dir)
@@ -106,7 +108,7 @@ def test_without_a_model_there_is_no_card(made: MadeUp) -> None:
 
 @pytest.mark.parametrize("missing", ["evaluate", "explore", "error_analysis", "config.yaml", "train/cost.json",
                                      "evaluate/slices.json", "evaluate/robustness.json"])  # fmt: skip
-def test_what_was_not_measured_is_said(made: MadeUp, missing: str) -> None:
+def test_what_was_not_measured_is_stated(made: MadeUp, missing: str) -> None:
     path = made.run_dir.path / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     card = write(made)
@@ -116,17 +118,17 @@ def test_what_was_not_measured_is_said(made: MadeUp, missing: str) -> None:
     assert said.get(missing, "Intended use") in card
 
 
-def test_a_data_set_that_was_indexed_anew_is_not_taken_for_the_training_data(made: MadeUp) -> None:
-    assert "indexed anew" not in write(made)
+def test_a_data_set_indexed_again_is_not_mistaken_for_the_training_data(made: MadeUp) -> None:
+    assert "indexed again" not in write(made)
     made.result("dataset", classes=list(CLASSES), fingerprint="e" * 64, label_column="label", unlabelled=0,
                 counts={"train": dict.fromkeys(CLASSES, 1)},
                 row_accounting={"rows": 2, "used": 2, "converted": 0, "rejected": 0, "conversions": {},
                         "rejections": {}})  # fmt: skip
-    assert "indexed anew since" in write(made)
+    assert "indexed again since training" in write(made)
 
 
 @given(st.text())
-def test_escaped_text_reads_as_it_was_on_one_line(text: str) -> None:
+def test_escaped_text_renders_literally_on_one_line(text: str) -> None:
     escaped = escape(text)
     assert read(escaped) == " ".join(text.split())
     assert "\n" not in escaped

@@ -27,35 +27,35 @@ def made(tmp_path: Path) -> MadeUp:
     return made_up_run.make_labels(tmp_path)
 
 
-def test_the_page_is_sound_and_says_what_each_number_is(made: MadeUp) -> None:
+def test_the_page_is_sound_and_states_what_each_number_is(made: MadeUp) -> None:
     page = write(made)
     assert_sound(page, made.run_dir.path)
     source = " ".join(made.run_dir.report.read_text(encoding="utf-8").split())
-    assert "33.3 %</b>" in source and "of 6 images get all labels right." in source
-    assert page.row("all labels right")[1:] == ["0.3333", "0.100 to 0.700"]
+    assert "33.3 %</b>" in source and "of 6 images have all labels correct." in source
+    assert page.row("all labels correct")[1:] == ["0.3333", "0.100 to 0.700"]
     assert page.row("accuracy of each label")[1] == "0.7500"
     assert page.row("micro F1")[1] == "0.6250" and page.row("mAP")[1] == "0.8750"
-    assert "counts as right where all of them are" in page.text("evaluate")
+    assert "counts as correct only if all of them are" in page.text("evaluate")
     assert "Confusion matrix" not in page.text("evaluate") and "Per label (test)" in page.text("evaluate")
     tables = [[" ".join(cell.split()) for cell in row] for row in page.rows]
     assert ["label", "precision", "recall", "F1", "AP", "images"] in tables
     assert ["cat", "0.5000", "0.5000", "0.5000", "0.8125", "2"] in tables
     assert ["cat", "5", "1", "3"] in tables and ["all images", "9", "2", "6"] in tables
-    assert "do not add up to the images" in page.text("dataset")
+    assert "do not add up to the number of images" in page.text("dataset")
     assert page.row("labels of the nearest image")[1] == "80.0 %"
 
 
-def test_every_label_leads_to_what_it_missed_and_what_was_added(made: MadeUp) -> None:
+def test_every_label_links_to_its_missed_and_added_images(made: MadeUp) -> None:
     page = write(made)
     cells = {link["href"]: link["aria-label"] for link in page.all("a") if str(link["href"]).startswith("#cell-")}
     assert cells == {"#cell-0-0": "cat missed: 2", "#cell-2-0": "night missed: 1", "#cell-2-1": "night added: 2"}
     assert [" ".join(cell.split()) for cell in page.row("night")] == ["night", "150.0 %", "250.0 %"]
     missed = page.text("cell-0-0")
-    # The surest first, by the label's own probability, with what the image is and what it was called.
+    # Most confident first, by the probability of the label, with true and predicted labels.
     assert missed.index("b3.jpg 5.0 %") < missed.index("b2.jpg 20.0 %")
-    assert "cat called none" in missed and "cat called night" in missed
+    assert "cat predicted as none" in missed and "cat predicted as night" in missed
     assert page.text("cell-2-1").index("b4.jpg 95.0 %") < page.text("cell-2-1").index("b2.jpg 80.0 %")
-    # 2 + 1 + 2 errors behind cells, two neighbours that are found for each of those listed, the pair across the border.
+    # 2 + 1 + 2 errors behind cells, two neighbours that exist for each of those listed, and the pair across splits.
     assert len(page.images()) - len(charts(made)) == 5 + 2 * 3 + 2
 
 
@@ -70,10 +70,10 @@ def test_many_labels_show_the_most_frequent_errors(made: MadeUp, monkeypatch: py
     assert ["night", "added", "2", "50.0 %"] in [[" ".join(cell.split()) for cell in row] for row in page.rows]
 
 
-def test_without_galleries_the_labels_are_still_named(made: MadeUp) -> None:
+def test_without_galleries_the_labels_are_still_listed(made: MadeUp) -> None:
     made.write_config(galleries=False)
     page = write(made)
-    assert "b3.jpg 5.0 %" in page.text("cell-0-0") and "cat called none" in page.text("cell-0-0")
+    assert "b3.jpg 5.0 %" in page.text("cell-0-0") and "cat predicted as none" in page.text("cell-0-0")
     assert len(page.images()) == 2
 
 
@@ -82,10 +82,10 @@ def test_any_part_may_be_missing(made: MadeUp, missing: str) -> None:
     (made.run_dir.path / missing).unlink()
     page = write(made)
     assert_sound(page, made.run_dir.path)
-    assert page.row("all labels right")[1] == "0.3333"
+    assert page.row("all labels correct")[1] == "0.3333"
 
 
-def test_limits_name_each_threshold() -> None:
+def test_limits_list_every_threshold() -> None:
     bundle = {
         "multi_label": True,
         "classes": list("abc"),
@@ -93,18 +93,18 @@ def test_limits_name_each_threshold() -> None:
         "confidence_threshold": 0.875,
     }
     assert key_findings.limits(bundle) == [
-        "An image has a label from this probability on: a 0.100, b 0.250, c 0.500.",
+        "A label is assigned from this probability upwards: a 0.100, b 0.250, c 0.500.",
         "The model abstains below a confidence of 0.875.",
     ]
     many = bundle | {"classes": [f"l{n}" for n in range(40)], "label_thresholds": [0.5] * 40}
     assert key_findings.limits(many)[0].endswith("l11 0.500 and 28 more.")
 
 
-def test_the_card_speaks_of_labels(made: MadeUp) -> None:
+def test_the_card_uses_the_words_for_labels(made: MadeUp) -> None:
     path = model_card.write(made.run_dir)
     assert path
     card = path.read_text(encoding="utf-8")
-    assert "any number of 3 labels, or none. It got all labels right in 33.3 % of 6 test images" in card
+    assert "any number of 3 labels to an image. All labels are correct for 33.3 % of 6 test images" in card
     assert f"Labels: cat, {EVIL}, night" in read(section(card, "Model details"))
     assert "cat 0.250" in section(card, "Model details") and "most probable class" not in card
     assert "These thresholds were chosen for `f1`" in card
@@ -112,7 +112,7 @@ def test_the_card_speaks_of_labels(made: MadeUp) -> None:
     data = rows(section(card, "Evaluation data"))
     assert data["cat"] == ["5", "1", "3"] and data["all images"] == ["9", "2", "6"]
     scores = rows(section(card, "Quantitative analyses"))
-    assert scores["all labels right"] == ["0.3333 (0.100 to 0.700)"] and scores["mAP"] == ["0.8750"]
+    assert scores["all labels correct"] == ["0.3333 (0.100 to 0.700)"] and scores["mAP"] == ["0.8750"]
     assert scores["label"] == ["precision", "recall", "F1", "AP", "images"]
     assert scores["cat"] == ["0.5000", "0.5000", "0.5000", "0.8125", "2"]
     assert "By label:" in card and not re.search(r"\bclass(es)?\b", card.replace("class-wise ECE", ""))
@@ -139,17 +139,17 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return run_dir
 
 
-def test_a_real_run_is_told(real: RunDir) -> None:
+def test_report_and_card_of_a_real_run(real: RunDir) -> None:
     assert model_card.write(real) is not None
     page = write(MadeUp(real, real.path))
     assert_sound(page, real.path)
-    assert "all labels right" in page.text("evaluate") and "label_errors" not in real.report.read_text("utf-8")
+    assert "all labels correct" in page.text("evaluate") and "label_errors" not in real.report.read_text("utf-8")
     assert {"test_accuracy", "test_label_accuracy", "test_micro_f1", "test_mean_average_precision"} <= set(
         html_report.headline_metrics(real)
     )
 
 
-def test_missed_and_added_of_a_real_run_are_those_of_its_metrics(real: RunDir) -> None:
+def test_missed_and_added_of_a_real_run_match_its_metrics(real: RunDir) -> None:
     scores = json.loads((real.path / "evaluate" / "metrics.json").read_text(encoding="utf-8"))["test"]
     browser = confusion_browser.build(real, "test", ["cat", "night"], multi_label=True)
     counts = {row[0].label: {cell.predicted: cell.count for cell in row} for row in browser.rows}

@@ -141,7 +141,7 @@ def test_an_item_has_its_photo_labels_and_nearest_neighbours(tmp_path: Path) -> 
     assert similarities == sorted(similarities, reverse=True)
 
 
-def test_without_galleries_the_page_links_to_the_photos_and_holds_no_pixel(tmp_path: Path) -> None:
+def test_without_galleries_the_page_links_to_the_photos_and_embeds_none(tmp_path: Path) -> None:
     path = write_page(tmp_path, embed=False)
     page = read(path)
     assert page.data["items"][0]["photo"] == (tmp_path / "0.png").as_uri()
@@ -207,7 +207,7 @@ def test_a_missing_photo_is_an_error_that_names_it(tmp_path: Path) -> None:
         write_page(tmp_path, ["a"], draw=lambda _: Gone())
 
 
-def test_a_page_about_several_labels_names_the_one_in_doubt(tmp_path: Path) -> None:
+def test_with_several_labels_the_doubtful_one_is_named(tmp_path: Path) -> None:
     rows = pd.DataFrame({"file": ["a.png", "b.png"], "label": ["cat|dog", "none"], "split": "train"})
     rows["path"] = [str(tmp_path / name) for name in rows["file"]]
     for path in rows["path"]:

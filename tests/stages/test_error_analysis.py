@@ -1,4 +1,4 @@
-"""The stage on a small data set whose predictions were written by hand: errors, doubtful labels, pictures."""
+"""The stage on a small data set with hand-written predictions: errors, doubtful labels, pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +117,7 @@ def test_errors_of_both_splits_are_listed_and_those_of_test_counted(prepared: Pr
     assert prepared.image_size("explained_errors.png")[0] > prepared.image_size("misclassified.png")[0]
 
 
-def test_wrong_labels_lead_the_list(prepared: Prepared) -> None:
+def test_wrong_labels_come_first(prepared: Prepared) -> None:
     report = prepared.run()
     listed = prepared.read("noisy_labels.csv")
     assert set(listed["file"][:2]) == set(FLIPPED)
@@ -131,7 +131,7 @@ def test_wrong_labels_lead_the_list(prepared: Prepared) -> None:
     assert not any("features of the trained network" in line for line in report.summary)
 
 
-def test_without_errors_everything_is_still_there(prepared: Prepared) -> None:
+def test_without_errors_all_files_are_still_written(prepared: Prepared) -> None:
     report = prepared.run()
     assert report.errors == 0
     assert prepared.read("misclassified.csv").empty
@@ -163,11 +163,11 @@ def test_each_error_has_its_nearest_training_images(prepared: Prepared) -> None:
     assert nearest["rank"].tolist() == ["1", "2", "3", "4", "5"]
     train = dataset.load_split(prepared.run_dir, "train").set_index("file")["label"]
     assert nearest["neighbour_label"].tolist() == train[nearest["neighbour"]].tolist()
-    # The class is what brightness says, and so do the neighbours' names: even ones are dark.
+    # The class follows brightness, and so do the neighbours' names: even numbers are dark.
     assert len({int(name.split(".")[0]) % 2 for name in [*nearest["neighbour"], nearest["file"][0]]}) == 1
 
 
-def test_without_galleries_no_pixel_is_written(prepared: Prepared) -> None:
+def test_without_galleries_no_photo_is_written(prepared: Prepared) -> None:
     first = prepared.table.iloc[0]
     prepared.predict(0, {"0": "NA", "NA": "0"}[first["label"]], 0.6)
     report = prepared.run(galleries=False)
@@ -181,7 +181,7 @@ def test_without_galleries_no_pixel_is_written(prepared: Prepared) -> None:
     )
 
 
-def test_what_a_person_has_decided_is_not_asked_again(prepared: Prepared, tmp_path: Path) -> None:
+def test_reviewed_labels_are_not_listed_again(prepared: Prepared, tmp_path: Path) -> None:
     before = prepared.run()
     first, second = prepared.read("noisy_labels.csv")["file"][:2]
     fixes = write_csv(tmp_path / "label_fixes.csv", "file,given_label,fixed_label,decision,run",
@@ -206,7 +206,7 @@ def test_without_test_labels_validation_errors_are_shown(prepared: Prepared) -> 
     assert report.summary[0].startswith("val: 1 of ")
 
 
-def test_random_weights_are_replaced_by_the_trained_ones_and_said(prepared: Prepared) -> None:
+def test_without_pretrained_weights_the_trained_backbone_is_used_with_a_note(prepared: Prepared) -> None:
     prepared.run_dir.save_config("train", {"no_pretrained": True, "weights": None})
     report = prepared.run()
     assert any("features of the trained network" in line and "random weights" in line for line in report.summary)
@@ -214,7 +214,7 @@ def test_random_weights_are_replaced_by_the_trained_ones_and_said(prepared: Prep
     assert any("gone.safetensors does not exist" in line for line in prepared.run().summary)
 
 
-def test_an_architecture_without_a_map_costs_only_the_overlays(prepared: Prepared, monkeypatch) -> None:
+def test_without_a_feature_map_only_the_overlays_are_missing(prepared: Prepared, monkeypatch) -> None:
     def reject(*args: object) -> None:
         raise feature_layouts.NoFeatureMap("it has no map")
 
@@ -224,7 +224,7 @@ def test_an_architecture_without_a_map_costs_only_the_overlays(prepared: Prepare
     assert "error_analysis/explained_hits.png" not in report.artifacts
 
 
-def test_mistakes_are_told(prepared: Prepared) -> None:
+def test_user_errors_are_clear(prepared: Prepared) -> None:
     config = ErrorAnalysisConfig(device="cpu")
     with pytest.raises(UserError, match=r"run `python evaluate\.py"):
         error_analysis.run(config, prepared.run_dir)

@@ -86,7 +86,7 @@ def read(run_dir: RunDir, name: str) -> pd.DataFrame:
     return pd.read_csv(run_dir.path / "error_analysis" / name, dtype=str, keep_default_na=False)
 
 
-def test_labels_that_are_missed_and_added_are_counted(run_dir: RunDir) -> None:
+def test_missed_and_added_labels_are_counted(run_dir: RunDir) -> None:
     table = right_predictions(run_dir)
     in_test = table[table["split"] == "test"]
     with_red = in_test.index[label_sets.has(in_test["label"], "red", True)]
@@ -115,14 +115,14 @@ def test_labels_that_are_missed_and_added_are_counted(run_dir: RunDir) -> None:
         assert (run_dir.path / artifact).is_file()
 
 
-def test_wrong_labels_lead_the_list_and_the_page_and_a_review_mends_them(
+def test_wrong_labels_come_first_and_a_review_corrects_them(
     run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: dict[str, list[str]] = {}
+    drawn: dict[str, list[str]] = {}
     draw = error_galleries.image_grid
 
     def listen(pictures: list[Image.Image], captions: list[str], path: Path, **options: object) -> Path:
-        told[path.stem] = captions
+        drawn[path.stem] = captions
         return draw(pictures, captions, path, **options)
 
     monkeypatch.setattr(error_galleries, "image_grid", listen)
@@ -137,7 +137,7 @@ def test_wrong_labels_lead_the_list_and_the_page_and_a_review_mends_them(
         assert float(row.probability_given) < 0.5 < float(row.probability_suggested)
         word = "without" if WRONG[row.file] in row.label else "with"
         assert any(
-            f"{row.file}\nlabel {row.label}, rather {word} {WRONG[row.file]}\n" in c for c in told["noisy_labels"]
+            f"{row.file}\nlabel {row.label}, rather {word} {WRONG[row.file]}\n" in c for c in drawn["noisy_labels"]
         )
     page = (run_dir.path / "error_analysis" / "review.html").read_text(encoding="utf-8")
     data = json.loads(re.findall(r'id="data">(.*?)</script>', page)[0])
@@ -147,10 +147,10 @@ def test_wrong_labels_lead_the_list_and_the_page_and_a_review_mends_them(
     rows = [f"{row.file},{row.label},{row.suggested_label},changed,run" for row in listed[:2].itertuples()]
     write_csv(tmp_path / "label_fixes.csv", "file,given_label,fixed_label,decision,run", *rows)
     again = RunDir(tmp_path / "outputs" / "again")
-    mended = dataset.run(
+    fixed = dataset.run(
         config_of(tmp_path, label_fixes=tmp_path / "label_fixes.csv", output_dir=tmp_path / "outputs"), again
     )
-    again.save_result("dataset", mended)
+    again.save_result("dataset", fixed)
     labels = dataset.load_split(again, *dataset.SPLITS).set_index("file")["label"]
     assert all(labels[f"{number}.png"] == label_sets.join(true_labels(number)) for number in range(60))
-    assert mended.multi_label and mended.row_accounting.converted == 2
+    assert fixed.multi_label and fixed.row_accounting.converted == 2

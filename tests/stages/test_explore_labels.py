@@ -98,7 +98,7 @@ def test_an_image_counts_for_the_baseline_where_all_labels_are_right(explored):
     _, report, folder, run = explored
     measured = json.loads((folder / "baseline.json").read_text())
     assert measured["images"] == len(dataset.load_split(run, "train", "val"))
-    said = f"all labels right for {100 * measured['grouped_split']['accuracy']:.1f} %"
+    said = f"all labels correct for {100 * measured['grouped_split']['accuracy']:.1f} %"
     assert any(line.startswith(f"baseline before fine-tuning: {said}") for line in report.summary)
 
 

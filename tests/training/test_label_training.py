@@ -198,7 +198,7 @@ def test_the_bundle_knows_its_labels(trained: RunDir) -> None:
 
 def test_stripes_are_learnt(evaluated: EvaluateReport) -> None:
     assert (evaluated.metrics["test_mean_average_precision"] or 0) > 0.9
-    assert evaluated.summary[0].startswith("test: all labels right ")
+    assert evaluated.summary[0].startswith("test: all labels correct ")
 
 
 def test_what_evaluate_scores_is_what_the_table_says(evaluated: EvaluateReport, trained: RunDir) -> None:
