@@ -26,7 +26,8 @@ from spectacles.data.preprocessing import Preprocessing
 from spectacles.data.sources import SLICE, Rows, read_rows
 from spectacles.data.splits import kept_splits, stratified_split
 from spectacles.data.tables import natural_sort
-from spectacles.models import backbones, feature_cache, recipes
+from spectacles.models import backbones, pretrained, recipes
+from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.tracking import tracking
 
 log = logging.getLogger("spectacles")
@@ -85,7 +86,7 @@ def load_frozen(config: DatasetConfig) -> tuple[Frozen | None, list[str]]:
     if config.no_pretrained:
         return None, [f"{alone}: with --no_pretrained there are no features to compare"]
     try:
-        backbone, preprocessing = feature_cache.load(config)
+        backbone, preprocessing = pretrained.frozen_backbone(config)
     except UserError as error:
         if config.weights is not None:
             raise
@@ -104,9 +105,10 @@ def find_duplicates(
         log.info("  comparing %d images by features of %s", len(used), config.backbone)
         network, preprocessing = backbone
         # Test rows too; training finds its own in the cache.
-        features = feature_cache.features(
-            used, network, config.backbone, preprocessing, run_dir.cache, device, config, config.num_workers
+        extractor = FeatureExtractor(
+            network, config.backbone, preprocessing, run_dir.cache, device, config.batch_size, config.engine
         )
+        features = extractor.embed_rows(used, config.num_workers)
     return duplicates.find(used, features, config.duplicate_distance, config.duplicate_similarity)
 
 

@@ -25,9 +25,10 @@ from spectacles.data import label_corrections, label_sets, similarity
 from spectacles.evaluation import cross_training, label_quality
 from spectacles.evaluation.error_explanations import explain_decisions
 from spectacles.metrics import prediction_table
-from spectacles.models import feature_cache
+from spectacles.models import pretrained
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier, load_classifier
+from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.report import error_galleries, review_page
 from spectacles.report.review_page import Review
 
@@ -134,10 +135,10 @@ def labelled_features(
     backbone, notes = frozen_backbone(run_dir, classifier, info)
     log.info("  checking %d labels with features of %s", len(rows), info.backbone)
     device = resolve_device(config.device)
-    features = feature_cache.features(
-        rows, backbone, info.backbone, info.preprocessing, run_dir.cache, device, config, config.num_workers
+    extractor = FeatureExtractor(
+        backbone, info.backbone, info.preprocessing, run_dir.cache, device, config.batch_size, config.engine
     )
-    return rows, features, notes
+    return rows, extractor.embed_rows(rows, config.num_workers), notes
 
 
 def frozen_backbone(run_dir: RunDir, classifier: Classifier, info: BundleInfo) -> tuple[torch.nn.Module, list[str]]:
@@ -147,7 +148,7 @@ def frozen_backbone(run_dir: RunDir, classifier: Classifier, info: BundleInfo) -
     """
     reason = "it was trained from random weights"
     try:
-        backbone = feature_cache.of_run(run_dir, info)
+        backbone = pretrained.frozen_backbone_of_run(run_dir, info)
         if backbone is not None:
             return backbone, []
     except UserError as error:

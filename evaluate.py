@@ -28,8 +28,9 @@ from spectacles.inference.predictor import Predictor
 from spectacles.metrics import classification, multilabel, prediction_table, scoring, selective, thresholds
 from spectacles.metrics.calibration import Calibration
 from spectacles.metrics.decisions import Scored
-from spectacles.models import feature_cache
+from spectacles.models import pretrained
 from spectacles.models.bundle import BundleInfo, read_bundle_info
+from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.report import evaluation_plots, reliability_plots
 
 log = logging.getLogger("spectacles")
@@ -184,12 +185,13 @@ def frozen_features(
 ) -> np.ndarray | None:
     """(N, D) of the backbone before training, as a rule from the cache; None where it has no pretrained weights."""
     try:
-        backbone = feature_cache.of_run(run_dir, info)
+        backbone = pretrained.frozen_backbone_of_run(run_dir, info)
         if backbone is None:
             return None
-        return feature_cache.features(
-            rows, backbone, info.backbone, info.preprocessing, run_dir.cache, device, config, config.num_workers
+        extractor = FeatureExtractor(
+            backbone, info.backbone, info.preprocessing, run_dir.cache, device, config.batch_size, config.engine
         )
+        return extractor.embed_rows(rows, config.num_workers)
     except UserError as error:
         log.info("  images are not grouped by their looks: %s", error)
         return None

@@ -30,7 +30,8 @@ from spectacles.data.tables import NONE
 from spectacles.exploration import baseline, contact_sheets, label_cooccurrence, shortcuts, statistics, suggestions
 from spectacles.exploration.outliers import UNLIKE_Z, find_outliers, unlike_others
 from spectacles.exploration.shortcuts import Shortcut
-from spectacles.models import backbones, feature_cache, recipes
+from spectacles.models import backbones, pretrained, recipes
+from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.report import data_plots
 
 log = logging.getLogger("spectacles")
@@ -108,13 +109,14 @@ def frozen_features(used: pd.DataFrame, config: ExploreConfig, run_dir: RunDir) 
     if config.no_pretrained:
         return None, "with --no_pretrained there are no features to measure with"
     try:
-        backbone, preprocessing = feature_cache.load(config)
+        backbone, preprocessing = pretrained.frozen_backbone(config)
     except UserError as error:
         return None, str(error)
     device = prepare_device(resolve_device(config.device))
-    return feature_cache.features(
-        used, backbone, config.backbone, preprocessing, run_dir.cache, device, config, config.num_workers
-    ), ""
+    extractor = FeatureExtractor(
+        backbone, config.backbone, preprocessing, run_dir.cache, device, config.batch_size, config.engine
+    )
+    return extractor.embed_rows(used, config.num_workers), ""
 
 
 def measure_baseline(

@@ -10,7 +10,7 @@ if __name__ == "__main__":  # flags are read before the imports below, which tak
     cli.start("model", lambda arguments: cli.parse(ModelConfig, arguments, __doc__))
 
 from spectacles.data.preprocessing import Preprocessing, resolve_preprocessing
-from spectacles.models import backbones
+from spectacles.models import backbones, pretrained
 from spectacles.models.classifier import Classifier
 
 DROPOUT = {"simple_cnn": 0.5}
@@ -21,7 +21,7 @@ def build(config: ModelConfig, num_classes: int) -> tuple[Classifier, Preprocess
     if config.no_pretrained:
         backbone = backbones.build(config.backbone, config.in_chans, config.image_size)
     else:
-        backbone = backbones.build_pretrained(config.backbone, config.in_chans, config.image_size, config.weights)
+        backbone = pretrained.build_pretrained(config.backbone, config.in_chans, config.image_size, config.weights)
     preprocessing = resolve_preprocessing(backbone.pretrained_cfg, config.image_size, config.resize, config.in_chans)
     dim = backbones.fitting_feature_dim(config.backbone, backbone, config.in_chans, preprocessing.image_size)
     dropout = config.dropout if config.dropout is not None else DROPOUT.get(config.backbone, 0.2)

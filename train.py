@@ -36,14 +36,15 @@ from spectacles.models.classifier import Classifier
 from spectacles.tracking import tracking
 from spectacles.training import checkpoint, epoch_log, finalize, phases, time_budget
 from spectacles.training.augmentation import Augmentation
-from spectacles.training.batches import Examples, StepSettings, balanced_weights
-from spectacles.training.history import best_epoch, of_phase, phase_over
-from spectacles.training.trainer import FINE_TUNE, HEAD, Training, planned
+from spectacles.training.batches import Examples, StepSettings
+from spectacles.training.history import best_epoch, epochs_of, phase_finished
+from spectacles.training.train_loop import balanced_weights
+from spectacles.training.trainer import FINE_TUNE, HEAD, Trainer, planned_phases
 
 log = logging.getLogger("spectacles")
 
 FEW_ERRORS, LOW_ERROR_RATE = 6, 0.02
-"""Below both, fine-tuning is left out: a model with none of fewer than 6 errors is not significantly better (McNemar,
+"""Below both, fine-tuning is skipped: a model with none of fewer than 6 errors is not significantly better (McNemar,
 exact, two-sided, p = 0.05), and at most a fiftieth of the images is at stake."""
 PROFILED = ("brightness", "contrast", "sharpness")
 
@@ -53,60 +54,60 @@ def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
     device = collectives.process_device(resolve_device(config.device))
     with ExitStack() as stack:
         with collectives.process_group(device):
-            training = prepare(config, run_dir, device)
-            stack.enter_context(training.pixels)
-            _train(training)
+            trainer = prepare(config, run_dir, device)
+            stack.enter_context(trainer.pixels)
+            _train(trainer)
         if not distributed.is_main_process():
-            raise SystemExit(0)  # what is left is for one
-        return finalize.finish(training)
+            raise SystemExit(0)  # the main process does the rest alone
+        return finalize.run(trainer)
 
 
-def _train(training: Training) -> None:
-    config, run_dir = training.config, training.run_dir
+def _train(trainer: Trainer) -> None:
+    config, run_dir = trainer.config, trainer.run_dir
     if config.resume:
-        training.resume()
+        trainer.resume()
     if distributed.is_main_process():
         if not config.resume:
-            checkpoint.discard(training.folder)
-        checkpoint.remember(training.folder, training.rows)
-        _announce(training)
+            checkpoint.discard(trainer.folder)
+        checkpoint.save_rows(trainer.folder, trainer.rows)
+        _announce(trainer)
     try:
-        for phase, count in planned(config):
-            if phase == FINE_TUNE and not fine_tuning_pays(training):
+        for phase, epochs in planned_phases(config):
+            if phase == FINE_TUNE and not fine_tuning_pays(trainer):
                 break
-            over = phase_over(training.history, phase, count, config.patience)
-            if training.in_the_middle_of(phase) or not over:
+            finished = phase_finished(trainer.history, phase, epochs, config.patience)
+            if trainer.interrupted_within_epoch(phase) or not finished:
                 with tracking.child_run(phase):
-                    phases.run(training, phase, count)
+                    phases.run(trainer, phase, epochs)
     except KeyboardInterrupt:
-        epoch_log.explain_interruption(training.history, run_dir)
+        epoch_log.log_interruption(trainer.history, run_dir)
         raise
     finally:
         if distributed.is_main_process():
-            epoch_log.save(training.history, config.metric, run_dir.folder("train"))
+            epoch_log.write_history(trainer.history, config.metric, run_dir.folder("train"))
 
 
-def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Training:
-    """Data, network and settings, ready to train. Raises UserError for settings that these data do not allow."""
+def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Trainer:
+    """Data, network and settings, ready to train. Raises UserError for settings that do not work with these data."""
     started = time.monotonic()
     data = run_dir.load_result("dataset", DatasetReport)
     rows = dataset.load_split(run_dir, "train", "val")
     file_index.reject_changed(rows)
     labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
     places = {split: np.flatnonzero(rows["split"] == split) for split in ("train", "val")}
-    finalize.check(config, labels[places["val"]], len(data.classes))
+    finalize.threshold_goal(config, labels[places["val"]], len(data.classes))
     prepare_device(device)
     config = _plan(config, run_dir, data, rows, device)
     _check_processes(config)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     classifier, preprocessing = model.build(config, len(data.classes))
     classifier.to(device, memory_format=torch.channels_last)
-    kept_bytes = int(config.pixel_cache_gb * 2**30 / distributed.local_world_size()) if config.galleries else 0
-    pixels = Pixels(rows, preprocessing, run_dir.cache / "pixels", kept_bytes, config.num_workers)
+    cache_bytes = int(config.pixel_cache_gb * 2**30 / distributed.local_world_size()) if config.galleries else 0
+    pixels = Pixels(rows, preprocessing, run_dir.cache / "pixels", cache_bytes, config.num_workers)
     train, val = (Examples(pixels, places[split], labels[places[split]]) for split in ("train", "val"))
     weights = balanced_weights(train.labels, len(data.classes)) if config.class_weights == "balanced" else None
     on_device = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
-    return Training(
+    return Trainer(
         settings=StepSettings(config, device, len(data.classes), on_device, data.multi_label),
         classifier=classifier,
         layer_groups=freezing.layer_groups_of(classifier),
@@ -124,15 +125,16 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
 def _plan(
     config: TrainConfig, run_dir: RunDir, data: DatasetReport, rows: pd.DataFrame, device: torch.device
 ) -> TrainConfig:
-    """Everything decided that the person left open, and kept in plan.json: a time budget is measured only once."""
-    kept, reasons = run_dir.folder("train") / "plan.json", []
+    """`config` with everything decided that was left open. Saved as plan.json: --time_budget measures only once."""
+    path = run_dir.folder("train") / "plan.json"
+    reasons = []
     if config.time_budget is None:
         plan = recipes.resolve(config)
     elif not distributed.is_main_process():
-        plan = recipes.resolve(config)  # until the first has told its own
-    elif config.resume and kept.is_file():
-        before = json.loads(kept.read_text(encoding="utf-8"))
-        plan = recipes.resolve(replace(config, **{name: before[name] for name in time_budget.CHOSEN}))
+        plan = recipes.resolve(config)  # until the main process sends its plan
+    elif config.resume and path.is_file():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        plan = recipes.resolve(replace(config, **{name: saved[name] for name in time_budget.CHOSEN}))
     else:
 
         def untrained(candidate: TrainConfig) -> Classifier:
@@ -143,7 +145,7 @@ def _plan(
             config, data.images["train"], data.images["val"], untrained, decoding, device
         )
     if distributed.is_main_process():
-        write_json(kept, to_plain(plan))
+        write_json(path, to_plain(plan))
     for line in reasons:
         log.info("  %s", line)
     chosen = {name: value for name, value in to_plain(plan).items() if name in time_budget.CHOSEN}
@@ -151,7 +153,7 @@ def _plan(
 
 
 def _check_processes(config: TrainConfig) -> None:
-    """Raises UserError for what several processes cannot share."""
+    """Raises UserError for settings that do not work with several processes."""
     if distributed.world_size() == 1:
         return
     if config.batch_norm == "train":
@@ -169,7 +171,7 @@ def _check_processes(config: TrainConfig) -> None:
 def _info(
     config: TrainConfig, data: DatasetReport, rows: pd.DataFrame, classifier: Classifier, preprocessing: Preprocessing
 ) -> BundleInfo:
-    """What is known before training; the rest is decided in the end."""
+    """What is known before training; the rest is decided at the end."""
     return BundleInfo(
         backbone=config.backbone,
         classes=tuple(data.classes),
@@ -194,29 +196,29 @@ def _profile(rows: pd.DataFrame, counts: dict[str, int]) -> dict[str, Any]:
     return {"images": counts, **spread}
 
 
-def fine_tuning_pays(training: Training) -> bool:
-    """Is there anything to gain that could be told from chance? Asked once, of the head's validation errors."""
-    config = training.config
-    if config.fine_tune != "auto" or not training.history:
+def fine_tuning_pays(trainer: Trainer) -> bool:
+    """Whether fine-tuning could gain enough to be told from chance, judged by the head's validation errors."""
+    config = trainer.config
+    if config.fine_tune != "auto" or not trainer.history:
         return config.fine_tune != "never"
-    head = best_epoch(of_phase(training.history, HEAD))
-    images = len(training.val.labels)
+    head = best_epoch(epochs_of(trainer.history, HEAD))
+    images = len(trainer.val.labels)
     errors = round((1 - head.val_accuracy) * images)
     if errors >= FEW_ERRORS or errors > LOW_ERROR_RATE * images:
         return True
-    log.info("  fine-tuning is left out: the head alone makes %d errors on %d validation images, too few for anything "
-             "better to be told from chance (--fine_tune always insists)", errors, images)  # fmt: skip
+    log.info("  fine-tuning is skipped: the head alone makes %d errors on %d validation images, too few to tell an "
+             "improvement from chance (--fine_tune always runs it anyway)", errors, images)  # fmt: skip
     return False
 
 
-def _announce(training: Training) -> None:
-    config, images = training.config, len(training.train.labels)
-    phases_planned = ", ".join(f"{phase} {count}" for phase, count in planned(config))
-    log.info("  %s on %s, %d images of %d px; unfreeze %s; epochs: %s", config.backbone, training.settings.device,
-             images, training.info.preprocessing.image_size, config.unfreeze, phases_planned)  # fmt: skip
+def _announce(trainer: Trainer) -> None:
+    config, images = trainer.config, len(trainer.train.labels)
+    epochs = ", ".join(f"{phase} {count}" for phase, count in planned_phases(config))
+    log.info("  %s on %s, %d images of %d px; unfreeze %s; epochs: %s", config.backbone, trainer.settings.device,
+             images, trainer.info.preprocessing.image_size, config.unfreeze, epochs)  # fmt: skip
     if config.time_budget is not None:
-        return  # the plan has said it
-    rates = time_budget.measure(config, training.classifier, training.settings.device)
-    decoding = time_budget.decoding_seconds(training.pixels.paths, config)
-    seconds_needed = time_budget.estimate(config, rates, decoding, images, len(training.val.labels))
+        return  # the plan includes an estimate
+    rates = time_budget.measure(config, trainer.classifier, trainer.settings.device)
+    decoding = time_budget.decoding_seconds(trainer.pixels.paths, config)
+    seconds_needed = time_budget.estimate(config, rates, decoding, images, len(trainer.val.labels))
     log.info("  estimated training time: about %s", duration(seconds_needed))

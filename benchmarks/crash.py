@@ -99,12 +99,12 @@ def _kill_until_done(sample: Path, run_dir: RunDir, outcome: Outcome, kills: int
         outcome.kills += 1
         outcome.stages[_where(run_dir)] += 1
         try:
-            found = checkpoint.load(run_dir.folder("train"))
+            found = checkpoint.load_newest(run_dir.folder("train"))
         except UserError:
             outcome.unloadable += 1
             continue
         finished = run_dir.done("train")
-        outcome.lost += not finished and before is not None and (found is None or found.facts["number"] < before)
+        outcome.lost += not finished and before is not None and (found is None or found.values["number"] < before)
 
 
 def _reached_its_end(process: subprocess.Popen[bytes], run_dir: RunDir) -> bool:

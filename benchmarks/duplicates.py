@@ -22,7 +22,8 @@ from spectacles.data import duplicates, folders
 from spectacles.data.file_index import look_at_all
 from spectacles.data.images import SUFFIXES, ImageRejected, decode
 from spectacles.data.similarity import cosines, prepare_features, similar_pairs
-from spectacles.models import feature_cache
+from spectacles.models import pretrained
+from spectacles.models.feature_cache import FeatureExtractor
 
 DISTANCE = 6
 SIMILARITIES = (0.6, 0.5)
@@ -107,10 +108,10 @@ def measure(photos: Sequence[str], planted: pd.DataFrame, args: argparse.Namespa
     facts = look_at_all(table["path"].tolist(), cpu_count())
     table = pd.concat([table, facts[["sha256", "phash", "phash_mirrored"]]], axis=1)[facts["status"] != "rejected"]
     config = DatasetConfig(backbone=args.backbone, weights=args.weights, image_size=args.image_size)
-    backbone, preprocessing = feature_cache.load(config)
+    backbone, preprocessing = pretrained.frozen_backbone(config)
     device = prepare_device(resolve_device(args.device))
     cache = args.cache or folder / "cache"
-    features = feature_cache.features(table, backbone, config.backbone, preprocessing, cache, device, config, None)
+    features = FeatureExtractor(backbone, config.backbone, preprocessing, cache, device).embed_rows(table, None)
     return table.reset_index(drop=True).assign(features=list(features))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks import common
-from spectacles.models.backbones import build_pretrained
+from spectacles.models.pretrained import build_pretrained
 
 try:
     from fastai.vision.all import (

@@ -21,9 +21,9 @@ from benchmarks import common
 from spectacles.core.device import prepare_device
 from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import resolve_preprocessing
-from spectacles.models.backbones import build_pretrained
 from spectacles.models.bn_folding import fold_batchnorm
 from spectacles.models.engines import photographs
+from spectacles.models.pretrained import build_pretrained
 
 KINDS = {
     "convolutions back": ("convolution_backward",),

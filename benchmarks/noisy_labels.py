@@ -32,7 +32,8 @@ from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
 from spectacles.evaluation import label_quality
 from spectacles.metrics.decisions import is_correct
-from spectacles.models import feature_cache
+from spectacles.models import pretrained
+from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.sample_data import generate
 
 SEEDS = (0, 1, 2)
@@ -80,9 +81,9 @@ def look_at(data: Path, name: str, output_dir: Path, label_column: str | None = 
 
 
 def embed(rows: pd.DataFrame, config: DatasetConfig, folder: RunDir) -> np.ndarray:
-    backbone, preprocessing = feature_cache.load(config)
+    backbone, preprocessing = pretrained.frozen_backbone(config)
     device = prepare_device(resolve_device(config.device))
-    return feature_cache.features(rows, backbone, config.backbone, preprocessing, folder.cache, device, config, None)
+    return FeatureExtractor(backbone, config.backbone, preprocessing, folder.cache, device).embed_rows(rows, None)
 
 
 def drawn(seed: int, output_dir: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks import common
-from spectacles.models.backbones import build_pretrained
+from spectacles.models.pretrained import build_pretrained
 
 PHASES = (("head", 2, 1e-3), ("all", 3, 1e-4))
 """(what learns, epochs, learning rate)."""

@@ -13,8 +13,8 @@ TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Fold:
-    """A pair that was folded, by name, and what is needed to write it in the old form."""
+class FoldedBatchNorm:
+    """The names of a folded pair of layers, and what is needed to restore its original form."""
 
     conv: str
     norm: str
@@ -24,38 +24,39 @@ class Fold:
 
 
 @torch.no_grad()
-def fold_batchnorm(backbone: nn.Module, example: torch.Tensor) -> list[Fold]:
-    """Folds, in place, every BatchNorm that alone reads a convolution's output; what it did goes into weight and bias.
+def fold_batchnorm(backbone: nn.Module, example: torch.Tensor) -> list[FoldedBatchNorm]:
+    """Folds, in place, every BatchNorm that is the only reader of a convolution's output into that convolution.
 
-    `example` (B, C, S, S) is passed through to see who reads whom, whatever the architecture is called. In evaluation
-    mode the backbone computes what it did before; ValueError (and a changed backbone) where it does not.
+    `example` (B, C, S, S) is passed through the backbone to see which layer reads which output, whatever the
+    architecture. In evaluation mode the backbone computes the same as before; ValueError (and a changed backbone) where
+    it does not.
     """
     backbone.eval()
     before = backbone(example)
-    folds = [_fold(backbone, conv, norm) for conv, norm in _pairs(backbone, example)]
+    folded = [_fold_pair(backbone, conv, norm) for conv, norm in _pairs(backbone, example)]
     difference = (backbone(example) - before).abs().max() / before.abs().max().clamp_min(1e-6)
     if not difference < TOLERANCE:
         raise ValueError(f"folding BatchNorm changed the features by {float(difference):.2g}")
-    return folds
+    return folded
 
 
-def unfolded_state(state: State, folds: list[Fold], prefix: str = "") -> State:
-    """A folded network's state dict in the architecture's own form: BatchNorms that only add the bias."""
+def unfolded_state(state: State, folded: list[FoldedBatchNorm], prefix: str = "") -> State:
+    """A folded network's state dict in the architecture's original form, with BatchNorms that only add the bias."""
     state = dict(state)
-    for fold in folds:
-        bias = state.pop(f"{prefix}{fold.conv}.bias")
-        if fold.conv_had_bias:
-            state[f"{prefix}{fold.conv}.bias"] = torch.zeros_like(bias)
-        norm = f"{prefix}{fold.norm}"
+    for pair in folded:
+        bias = state.pop(f"{prefix}{pair.conv}.bias")
+        if pair.conv_had_bias:
+            state[f"{prefix}{pair.conv}.bias"] = torch.zeros_like(bias)
+        norm = f"{prefix}{pair.norm}"
         state[f"{norm}.weight"], state[f"{norm}.bias"] = torch.ones_like(bias), bias
         state[f"{norm}.running_mean"] = torch.zeros_like(bias)
-        state[f"{norm}.running_var"] = torch.full_like(bias, 1 - fold.eps)
-        state[f"{norm}.num_batches_tracked"] = fold.counter
+        state[f"{norm}.running_var"] = torch.full_like(bias, 1 - pair.eps)
+        state[f"{norm}.num_batches_tracked"] = pair.counter
     return state
 
 
 def _pairs(backbone: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
-    """(convolution, BatchNorm) names where the one's output is the other's input and nobody else's."""
+    """Names (convolution, BatchNorm) where the BatchNorm is the only reader of the convolution's output."""
     names = {module: name for name, module in backbone.named_modules()}
     outputs: dict[int, tuple[str, torch.Tensor]] = {}
     readers: dict[int, list[str]] = {}
@@ -68,7 +69,7 @@ def _pairs(backbone: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
             if isinstance(value, torch.Tensor) and id(value) in outputs:
                 readers.setdefault(id(value), []).append(name)
         if isinstance(module, nn.Conv2d) and isinstance(output, torch.Tensor):
-            outputs[id(output)] = (name, output)  # holding the tensor keeps its id its own
+            outputs[id(output)] = (name, output)  # while the tensor is held, no other one gets its id
 
     leaves = [module for module in names if not any(True for _ in module.children()) or isinstance(module, BatchNorm)]
     handles = [module.register_forward_hook(note) for module in leaves]
@@ -77,25 +78,25 @@ def _pairs(backbone: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
     finally:
         for handle in handles:
             handle.remove()
-    found = []
+    pairs = []
     for key, (conv, _) in outputs.items():
         norms = [name for name in readers.get(key, []) if isinstance(backbone.get_submodule(name), BatchNorm)]
         if len(readers.get(key, [])) == len(norms) == 1 and calls[conv] == calls[norms[0]] == 1:
-            found.append((conv, norms[0]))
-    return found
+            pairs.append((conv, norms[0]))
+    return pairs
 
 
-def _fold(backbone: nn.Module, conv_name: str, norm_name: str) -> Fold:
+def _fold_pair(backbone: nn.Module, conv_name: str, norm_name: str) -> FoldedBatchNorm:
     conv, norm = backbone.get_submodule(conv_name), backbone.get_submodule(norm_name)
     assert isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNorm)
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
-    fold = Fold(conv_name, norm_name, norm.eps, conv.bias is not None, norm.num_batches_tracked.clone())
+    folded = FoldedBatchNorm(conv_name, norm_name, norm.eps, conv.bias is not None, norm.num_batches_tracked.clone())
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    conv.bias.requires_grad_(conv.weight.requires_grad)  # torch makes a bias that was not there before a frozen one
+    conv.bias.requires_grad_(conv.weight.requires_grad)  # torch freezes a bias that it adds
     parent, _, child = norm_name.rpartition(".")
     # timm's BatchNormAct2d applies drop and activation as well; they stay.
     rest = nn.Sequential(*(part for name in ("drop", "act") if (part := getattr(norm, name, None)) is not None))
     setattr(backbone.get_submodule(parent), child, rest)
-    return fold
+    return folded

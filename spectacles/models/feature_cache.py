@@ -1,97 +1,108 @@
-"""A backbone's features of every file, computed once: kept on disk by network, preprocessing and file content."""
+"""A backbone's features of every image, computed once: kept on disk by network, preprocessing and file content."""
 
 import hashlib
 import json
 import logging
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from spectacles.core.config import ComputeConfig, ModelConfig
 from spectacles.core.fileio import atomic_path
 from spectacles.core.progress import progress
-from spectacles.core.run_dir import RunDir
 from spectacles.data.pixel_cache import Pixels, in_batches
-from spectacles.data.preprocessing import Preprocessing, resolve_preprocessing
-from spectacles.models import backbones, engines, recipes
-from spectacles.models.bundle import BundleInfo
+from spectacles.data.preprocessing import Preprocessing
+from spectacles.models import engines
 
 log = logging.getLogger("spectacles")
 
 SAVE_EVERY = 4096
-"""Images between two writes: what a crash can cost."""
+"""Images between two writes, which is what a crash can cost."""
 Table = dict[str, np.ndarray]
+"""Name of an image's content (and view) -> features (D,) float32."""
 
 
 class PixelView(Protocol):
-    """A fixed change of every picture that features are computed of too."""
+    """A fixed change of every image whose features are computed too, such as mirroring."""
 
     def name(self, digest: str) -> str:
-        """What the table calls the view of a file with this digest."""
+        """The key in the table for this view of the file with `digest`."""
 
     def __call__(self, pixels: np.ndarray, digests: list[str]) -> np.ndarray:
         """uint8 (B, S, S, C) -> the same."""
 
 
-def embed(
-    backbone: nn.Module,
-    name: str,
-    pixels: Pixels,
-    cache_dir: Path,
-    device: torch.device,
-    batch_size: int = 32,
-    engine: str = "auto",
-    places: np.ndarray | None = None,
-    view: "PixelView | None" = None,
-) -> np.ndarray:
-    """Features (N, D) float32, as the backbone gives them (not normalised), of all pictures or of those at `places`;
-    of a view of them where one is given.
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Computes the features of a backbone, or reads them from the cache where they were computed before."""
 
-    `cache_dir` holds one folder for each (name, weights, preprocessing); only contents that are not in it are
-    computed, by the fastest engine. The backbone is moved to `device` and set to evaluation. Raises UserError for a
-    file that has changed since it was indexed.
-    """
-    folder = cache_dir / f"{name.replace('/', '_').replace(':', '_')}-{_key(backbone, name, pixels.preprocessing)}"
-    table = _read(folder)
-    places = np.arange(len(pixels)) if places is None else places
-    wanted = {int(place): view.name(pixels.hashes[place]) if view else pixels.hashes[place] for place in places}
-    first = {name: place for place, name in reversed(wanted.items())}
-    # As if nothing were known yet: another batch or another engine would change the last digits of what a crash left.
-    batches = in_batches(np.array(sorted(first.values()), dtype=np.int64), batch_size)
-    batches = [batch for batch in batches if any(wanted[int(place)] not in table for place in batch)]
-    if batches:
-        _, run = engines.choose(
-            backbone, pixels.preprocessing, device, folder / "engine.json", engine, images=len(first)
-        )
-        fresh: Table = {}
-        places_left = np.concatenate(batches)
-        vectors = progress(_compute(run, pixels, batches, view), "embedding", len(places_left))
-        for place, vector in zip(places_left, vectors, strict=True):
-            if wanted[int(place)] not in table:
-                fresh[wanted[int(place)]] = vector
-            if len(fresh) == SAVE_EVERY or place == places_left[-1]:
-                _write(folder, fresh)
-                table |= fresh
-                fresh = {}
-    return np.stack([table[wanted[int(place)]] for place in places])
+    backbone: nn.Module
+    """Is moved to `device` and set to evaluation mode."""
+    name: str
+    preprocessing: Preprocessing
+    cache: Path
+    """Of the run. There is one folder of tables for each (name, weights, preprocessing)."""
+    device: torch.device
+    batch_size: int = 32
+    engine: str = "auto"
+
+    def embed_rows(self, rows: pd.DataFrame, num_workers: int | None) -> np.ndarray:
+        """Features (N, D) float32 of `rows` (columns path, sha256). Raises UserError for a file that has changed since
+        it was indexed."""
+        with Pixels(rows, self.preprocessing, self.cache / "pixels", 0, num_workers) as pixels:
+            return self.embed(pixels)
+
+    def embed(self, pixels: Pixels, positions: np.ndarray | None = None, view: PixelView | None = None) -> np.ndarray:
+        """Features (N, D) float32, not normalised, of all images or of those at `positions`; of a view of them where
+        one is given. Raises UserError for a file that has changed since it was indexed."""
+        folder = self._folder()
+        table = _read(folder)
+        positions = np.arange(len(pixels)) if positions is None else positions
+        keys = [view.name(pixels.hashes[at]) if view else pixels.hashes[at] for at in positions]
+        first: dict[str, int] = {}
+        for position, key in zip(positions, keys, strict=True):
+            first.setdefault(key, int(position))
+        key_of = {position: key for key, position in first.items()}
+        # The batches of an empty cache: other batches would change the last digits of what an interrupted run left.
+        batches = in_batches(np.array(sorted(key_of), dtype=np.int64), self.batch_size)
+        batches = [batch for batch in batches if any(key_of[int(position)] not in table for position in batch)]
+        if batches:
+            _, run = engines.choose(
+                self.backbone, self.preprocessing, self.device, folder / "engine.json", self.engine, images=len(first)
+            )
+            missing = np.concatenate(batches)
+            computed: Table = {}
+            vectors = progress(_compute(run, pixels, batches, view), "embedding", len(missing))
+            for position, vector in zip(missing, vectors, strict=True):
+                if key_of[int(position)] not in table:
+                    computed[key_of[int(position)]] = vector
+                if len(computed) == SAVE_EVERY or position == missing[-1]:
+                    _write(folder, computed)
+                    table |= computed
+                    computed = {}
+        return np.stack([table[key] for key in keys])
+
+    def _folder(self) -> Path:
+        name = self.name.replace("/", "_").replace(":", "_")
+        return self.cache / "embeddings" / f"{name}-{_fingerprint(self.backbone, self.name, self.preprocessing)}"
 
 
 def _compute(
     run: engines.Engine, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None
 ) -> Iterator[np.ndarray]:
-    """One (D,) float32 vector a place, in order."""
-    for indices, batch in zip(batches, pixels.batches(batches), strict=True):
-        yield from run(view(batch, [pixels.hashes[index] for index in indices]) if view else batch)
+    """Features (D,) float32 of one position after the other."""
+    for positions, batch in zip(batches, pixels.batches(batches), strict=True):
+        yield from run(view(batch, [pixels.hashes[position] for position in positions]) if view else batch)
 
 
-def _key(backbone: nn.Module, name: str, preprocessing: Preprocessing) -> str:
-    """16 hex digits that change with anything that the features depend on besides the file."""
+def _fingerprint(backbone: nn.Module, name: str, preprocessing: Preprocessing) -> str:
+    """16 hex digits that depend on everything that determines the features besides the file."""
     digest = hashlib.sha256(json.dumps([name, preprocessing.to_json()], sort_keys=True).encode())
     for tensor_name, tensor in sorted(backbone.state_dict().items()):
         digest.update(f"{tensor_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -100,7 +111,7 @@ def _key(backbone: nn.Module, name: str, preprocessing: Preprocessing) -> str:
 
 
 def _read(folder: Path) -> Table:
-    """Content -> (D,) float32, from every part that can be trusted."""
+    """The undamaged parts of the table."""
     table: Table = {}
     for path in sorted(folder.glob("[!.]*.npz")):
         try:
@@ -118,42 +129,6 @@ def _read(folder: Path) -> Table:
 
 
 def _write(folder: Path, table: Table) -> None:
-    """A part of its own: what stands is not written again, and two processes do not meet."""
+    """As a separate part: earlier ones are not written again, and two processes do not collide."""
     with atomic_path(folder / f"{uuid.uuid4().hex}.npz") as temporary:
         np.savez(temporary, names=np.array(list(table), dtype=bytes), features=np.stack(list(table.values())))
-
-
-def load(config: ModelConfig) -> tuple[nn.Module, Preprocessing]:
-    """The pretrained backbone and its preprocessing. Raises UserError where its weights cannot be had; with
-    --no_pretrained there is nothing to ask for."""
-    backbone: Any = backbones.build_pretrained(
-        config.backbone, config.in_chans, recipes.image_size(config), config.weights
-    )
-    return backbone, resolve_preprocessing(
-        backbone.pretrained_cfg, recipes.image_size(config), config.resize, config.in_chans
-    )
-
-
-def of_run(run_dir: RunDir, info: BundleInfo) -> nn.Module | None:
-    """The backbone that the run's model started from; None where that was random. Raises UserError where its weights
-    cannot be had."""
-    saved, preprocessing = run_dir.load_config(), info.preprocessing
-    if saved.get("no_pretrained"):
-        return None
-    weights = Path(saved["weights"]) if saved.get("weights") else None
-    return backbones.build_pretrained(info.backbone, preprocessing.in_chans, preprocessing.image_size, weights)
-
-
-def features(
-    rows: pd.DataFrame,
-    backbone: nn.Module,
-    name: str,
-    preprocessing: Preprocessing,
-    cache: Path,
-    device: torch.device,
-    config: ComputeConfig,
-    num_workers: int | None,
-) -> np.ndarray:
-    """(N, D) float32 for `rows` (columns path, sha256); from the cache where another stage or run computed them."""
-    with Pixels(rows, preprocessing, cache / "pixels", 0, num_workers) as pixels:
-        return embed(backbone, name, pixels, cache / "embeddings", device, config.batch_size, config.engine)

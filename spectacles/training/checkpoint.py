@@ -1,7 +1,8 @@
-"""What training needs to go on exactly where it was: tensors as safetensors, the rest as their JSON metadata.
+"""What training needs to resume exactly where it was: tensors as safetensors, the rest as JSON in their metadata.
 
-Each save is a new file, named by its number and its content, and the one before is kept: a crash, a full disk or a
-damaged file costs at most the time between two saves.
+Each save is a new file, named by its number and its content, and the previous one is kept: a crash, a full disk or a
+damaged file costs at most the time between two saves. Beside them rows.csv lists the images of the training, to explain
+why a run on other images cannot be resumed.
 """
 
 import hashlib
@@ -24,42 +25,45 @@ from spectacles.core.fileio import atomic_path, write_csv
 log = logging.getLogger("spectacles")
 
 State = dict[str, torch.Tensor]
-KEPT = 2
+FILES_KEPT = 2
 PATTERN = "checkpoint-*.safetensors"
+ROWS_FILE = "rows.csv"
+ROW_COLUMNS = ["file", "sha256", "label", "split"]
 
 
 @dataclass
 class Checkpoint:
-    facts: dict[str, Any]
+    values: dict[str, Any]
     """JSON-ready."""
-    parts: dict[str, State]
-    """Tensors by what they belong to, such as a model."""
-    slots: dict[int, State] = field(default_factory=dict)
-    """Of the optimiser, by number of the parameter."""
+    states: dict[str, State]
+    """Tensors by the part of training they belong to, such as the model."""
+    optimizer: dict[int, State] = field(default_factory=dict)
+    """The optimiser's state of each parameter, by its number."""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Raises UserError for a tensor that is not finite: what is kept must be able to go on."""
-    slots = {f"optimizer/{index}": state for index, state in checkpoint.slots.items()}
+    """Raises UserError for a tensor that is not finite: training could not resume from it."""
+    optimizer = {f"optimizer/{number}": state for number, state in checkpoint.optimizer.items()}
     tensors = {
         f"{part}/{name}": torch.as_tensor(value).detach().cpu().contiguous()
-        for part, state in (checkpoint.parts | slots).items()
+        for part, state in (checkpoint.states | optimizer).items()
         for name, value in state.items()
     }
     check_finite(tensors)
-    known = _files(folder)
-    number = _number(known[-1]) + 1 if known else 1
-    content = to_bytes(tensors, metadata={"facts": json.dumps({**checkpoint.facts, "number": number})})
+    earlier = _files(folder)
+    number = _number(earlier[-1]) + 1 if earlier else 1
+    content = to_bytes(tensors, metadata={"values": json.dumps({**checkpoint.values, "number": number})})
     path = folder / f"checkpoint-{number:06d}-{hashlib.sha256(content).hexdigest()}.safetensors"
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
-    for old in _files(folder)[:-KEPT]:
+    for old in _files(folder)[:-FILES_KEPT]:
         old.unlink()
     return path
 
 
-def load(folder: Path) -> Checkpoint | None:
-    """The newest that is whole; None where there is none. Raises UserError where all are damaged or it is none."""
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint; None where there is none. Raises UserError where all of them are damaged, or
+    where an undamaged file is not a checkpoint."""
     files = _files(folder)
     for path in reversed(files):
         content = path.read_bytes()
@@ -67,14 +71,16 @@ def load(folder: Path) -> Checkpoint | None:
             log.info("  %s is damaged: the one before it is used", path)
             continue
         try:
-            return _read(content)
+            return _parse(content)
         except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
-                f"cannot resume: {path} bears its content's sha256 but is no checkpoint ({type(error).__name__}). "
+                f"cannot resume: the sha256 of {path} is right, but it is not a checkpoint ({type(error).__name__}). "
                 "Remove it, or train without --resume."
             ) from error
     if files:
-        raise UserError(f"cannot resume: no checkpoint in {folder} is whole. Train without --resume from the start.")
+        raise UserError(
+            f"cannot resume: every checkpoint in {folder} is damaged. Train without --resume from the start."
+        )
     return None
 
 
@@ -88,23 +94,23 @@ def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(
-                f"{name} is no longer finite and is not kept: lower --lr, or use --mixed_precision off. What was kept "
-                "before stands."
+                f"{name} is no longer finite and is not saved: lower --lr, or use --mixed_precision off. The "
+                "checkpoint before it remains."
             )
 
 
-def _read(content: bytes) -> Checkpoint:
+def _parse(content: bytes) -> Checkpoint:
     length = int.from_bytes(content[:8], "little")
-    facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["facts"])
-    found = Checkpoint(facts, {})
-    for key, value in from_bytes(content).items():
+    values = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["values"])
+    checkpoint = Checkpoint(values, {})
+    for key, tensor in from_bytes(content).items():
         part, _, name = key.partition("/")
         if part == "optimizer":
-            index, _, name = name.partition("/")
-            found.slots.setdefault(int(index), {})[name] = value
+            number, _, name = name.partition("/")
+            checkpoint.optimizer.setdefault(int(number), {})[name] = tensor
         else:
-            found.parts.setdefault(part, {})[name] = value
-    return found
+            checkpoint.states.setdefault(part, {})[name] = tensor
+    return checkpoint
 
 
 def _files(folder: Path) -> list[Path]:
@@ -116,32 +122,31 @@ def _number(path: Path) -> int:
     return int(path.name.split("-")[1])
 
 
-COLUMNS = ["file", "sha256", "label", "split"]
+def rows_fingerprint(rows: pd.DataFrame) -> str:
+    """sha256 of the rows in their order: the augmentation of an image depends on its position."""
+    return hashlib.sha256(rows[ROW_COLUMNS].to_csv(index=False).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def fingerprint(rows: pd.DataFrame) -> str:
-    """sha256 of the rows in their order: the augmentation of a picture depends on its place."""
-    return hashlib.sha256(rows[COLUMNS].to_csv(index=False).encode("utf-8", "surrogateescape")).hexdigest()
+def save_rows(folder: Path, rows: pd.DataFrame) -> None:
+    write_csv(folder / ROWS_FILE, rows[ROW_COLUMNS])
 
 
-def remember(folder: Path, rows: pd.DataFrame) -> None:
-    write_csv(folder / "rows.csv", rows[COLUMNS])
-
-
-def difference(folder: Path, rows: pd.DataFrame) -> str:
-    """How the remembered rows differ from these, in words."""
-    path = folder / "rows.csv"
+def describe_changed_rows(folder: Path, rows: pd.DataFrame) -> str:
+    """How `rows` differ from the saved ones, as the main clause of a sentence."""
+    path = folder / ROWS_FILE
     if not path.is_file():
-        return "the images or their labels are others than when training began"
+        return "the images or their labels have changed since training began"
     before = pd.read_csv(path, dtype=str, keep_default_na=False).drop_duplicates("file").set_index("file")
-    now = rows[COLUMNS].astype(str).drop_duplicates("file").set_index("file")
+    now = rows[ROW_COLUMNS].astype(str).drop_duplicates("file").set_index("file")
     both = before.index.intersection(now.index)
     counts = {
         "added": len(now.index.difference(before.index)),
         "removed": len(before.index.difference(now.index)),
         "changed": int((before.loc[both, "sha256"] != now.loc[both, "sha256"]).sum()),
-        "labelled differently": int((before.loc[both, "label"] != now.loc[both, "label"]).sum()),
+        "relabelled": int((before.loc[both, "label"] != now.loc[both, "label"]).sum()),
         "moved to the other split": int((before.loc[both, "split"] != now.loc[both, "split"]).sum()),
     }
-    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    return f"since training began, of its images {told}" if told else "the images come in another order than before"
+    changes = ", ".join(f"{count} {change}" for change, count in counts.items() if count)
+    if not changes:
+        return "the order of the images has changed since training began"
+    return f"the images have changed since training began: {changes}"

@@ -1,4 +1,4 @@
-"""What training tells people, MLflow and later readers while it goes on."""
+"""How the progress of training is reported: on the screen, to MLflow, and as files."""
 
 import logging
 from pathlib import Path
@@ -12,8 +12,8 @@ from spectacles.training.history import Epoch, best_epoch, history_frame
 log = logging.getLogger("spectacles")
 
 
-def tell(history: list[Epoch], planned: int) -> None:
-    """The last epoch as a line and as metrics; a star where it is the best so far."""
+def log_epoch(history: list[Epoch], planned: int) -> None:
+    """The last epoch as a line and as metrics, with a star where it is the best so far."""
     epoch = history[-1]
     mark = " *" if best_epoch(history) is epoch else ""
     log.info("  epoch %d/%d %-9s train loss %.4f  val loss %.4f  accuracy %.4f  %s %.4f%s  (%.1f s)",
@@ -25,8 +25,8 @@ def tell(history: list[Epoch], planned: int) -> None:
     tracking.log_metrics(values, step=epoch.epoch)
 
 
-def save(history: list[Epoch], metric: str, folder: Path) -> None:
-    """history.csv and curves.png; nothing before the first epoch is finished."""
+def write_history(history: list[Epoch], metric: str, folder: Path) -> None:
+    """history.csv and curves.png, once an epoch is finished."""
     if history:
         frame = history_frame(history)
         write_csv(folder / "history.csv", frame)
@@ -34,12 +34,12 @@ def save(history: list[Epoch], metric: str, folder: Path) -> None:
         data_plots.training_curves(rows, folder / "curves.png", metric)
 
 
-def explain_interruption(history: list[Epoch], run_dir: RunDir) -> None:
+def log_interruption(history: list[Epoch], run_dir: RunDir) -> None:
     if history:
         best = best_epoch(history)
-        log.info("  interrupted. The best so far (epoch %d, %s %.4f) is a complete bundle: %s", best.epoch,
+        log.info("  interrupted. The best model so far (epoch %d, %s %.4f) is a complete bundle: %s", best.epoch,
                  best.metric, best.value, run_dir.bundle)  # fmt: skip
         log.info("  use it:   python predict.py photo.jpg --bundle %s", run_dir.bundle)
     else:
         log.info("  interrupted before the first epoch was finished.")
-    log.info("  go on:    python train.py --output_dir %s --run_name %s --resume", run_dir.output_dir, run_dir.name)
+    log.info("  resume:   python train.py --output_dir %s --run_name %s --resume", run_dir.output_dir, run_dir.name)

@@ -20,9 +20,9 @@ from spectacles.models import engines, ood
 from spectacles.models.bundle import ENGINE_FILE, BundleInfo, save_bundle
 from spectacles.models.classifier import Classifier, load_classifier
 from spectacles.models.ood import REFERENCES, FeaturesAndLastMap
-from spectacles.training.batches import validation_scores
 from spectacles.training.history import Epoch, best_epoch
-from spectacles.training.trainer import Training
+from spectacles.training.trainer import Trainer
+from spectacles.training.validation import validation_scores
 
 NAMED = 10
 """Labels that a sentence names."""
@@ -37,7 +37,7 @@ class Decided:
     numbers: dict[str, float | None]
 
 
-def check(config: TrainConfig, labels: np.ndarray, num_classes: int) -> Goal | None:
+def threshold_goal(config: TrainConfig, labels: np.ndarray, num_classes: int) -> Goal | None:
     """What --threshold_for asks for, before anything is trained; `labels` are those of the validation images,
     (N,) of classes, or (N, K) where an image has any number: these have thresholds in any case, for f1 by default.
 
@@ -64,27 +64,26 @@ def check(config: TrainConfig, labels: np.ndarray, num_classes: int) -> Goal | N
     return goal
 
 
-def images(training: Training) -> int:
-    """How many are looked at in the end."""
-    return len(training.val.labels) + min(REFERENCES, len(training.train.labels))
+def images_of_final_pass(trainer: Trainer) -> int:
+    return len(trainer.val.labels) + min(REFERENCES, len(trainer.train.labels))
 
 
-def finish(training: Training) -> TrainReport:
+def run(trainer: Trainer) -> TrainReport:
     """Loads the kept bundle afresh, scores it once more, decides on validation data, and writes the final bundle."""
-    best, labels = best_epoch(training.history), training.val.labels
-    classifier, _, _ = load_classifier(training.bundle)
-    features, seen, seen_in_training = _look(training, classifier)
+    best, labels = best_epoch(trainer.history), trainer.val.labels
+    classifier, _, _ = load_classifier(trainer.bundle)
+    features, seen, seen_in_training = _final_pass(trainer, classifier)
     logits = engines.linear(classifier.head)(features)
     if not np.isfinite(logits).all():
         raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
     ood_scorer = ood.fit(seen_in_training, seen)
-    info = replace(training.info, metric_value=best.value, epoch=best.epoch, phase=best.phase)
-    decided = decide(training.config, info, logits, labels, ood_scorer(seen) if ood_scorer else None)
+    info = replace(trainer.info, metric_value=best.value, epoch=best.epoch, phase=best.phase)
+    decided = decide(trainer.config, info, logits, labels, ood_scorer(seen) if ood_scorer else None)
     state = classifier.state_dict() | (ood_scorer.tensors() if ood_scorer else {})
-    model_id = save_bundle(training.bundle, decided.info, state)
-    if _engine_memory(training).is_file():  # evaluate, predict and the server need not measure again
-        shutil.copyfile(_engine_memory(training), training.bundle / ENGINE_FILE)
-    return _report(training, best, validation_scores(logits, labels)[training.config.metric], decided, model_id)
+    model_id = save_bundle(trainer.bundle, decided.info, state)
+    if _engine_memory(trainer).is_file():  # evaluate, predict and the server need not measure again
+        shutil.copyfile(_engine_memory(trainer), trainer.bundle / ENGINE_FILE)
+    return _report(trainer, best, validation_scores(logits, labels)[trainer.config.metric], decided, model_id)
 
 
 def decide(
@@ -97,7 +96,7 @@ def decide(
                    class_biases=calibrated.biases)  # fmt: skip
     decided = Decided(info, [_about_calibration(calibrated, len(labels))], {"temperature": calibrated.temperature})
     probabilities = calibrated.probabilities(logits)
-    goal = check(config, labels, len(info.classes))
+    goal = threshold_goal(config, labels, len(info.classes))
     if goal is not None:
         with_thresholds = _with_label_thresholds if info.multi_label else _with_threshold
         decided = with_thresholds(decided, goal, labels, probabilities)
@@ -188,42 +187,42 @@ def _with_ood_threshold(decided: Decided, quantile: float, ood_scores: np.ndarra
     return Decided(info, [*decided.sentences, sentence], {**decided.numbers, **numbers})
 
 
-def _look(training: Training, classifier: Classifier) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _final_pass(trainer: Trainer, classifier: Classifier) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One pass of the fastest engine: features (V, D) and last maps (V, E) of the validation images, and last maps
     (R, E) of at most REFERENCES training images, evenly spaced."""
-    config, preprocessing, count = training.config, training.info.preprocessing, images(training)
-    spaced = np.linspace(0, len(training.train.labels) - 1, count - len(training.val.labels)).round().astype(np.int64)
-    places = np.concatenate([training.val.positions, training.train.positions[spaced]])
+    config, preprocessing, count = trainer.config, trainer.info.preprocessing, images_of_final_pass(trainer)
+    spaced = np.linspace(0, len(trainer.train.labels) - 1, count - len(trainer.val.labels)).round().astype(np.int64)
+    places = np.concatenate([trainer.val.positions, trainer.train.positions[spaced]])
     # Later stages look at about as many images again. A time budget has no room for measuring.
     expected = count if config.time_budget else 2 * count
     _, run = engines.choose(
-        FeaturesAndLastMap(classifier.backbone), preprocessing, training.settings.device, _engine_memory(training),
+        FeaturesAndLastMap(classifier.backbone), preprocessing, trainer.settings.device, _engine_memory(trainer),
         config.engine, images=expected,
     )  # fmt: skip
     batches = in_batches(places, config.batch_size)
-    pictures = progress(training.pixels.batches(batches), "last look", len(batches), unit="batch")
+    pictures = progress(trainer.pixels.batches(batches), "last look", len(batches), unit="batch")
     outputs = np.concatenate([run(pixels) for pixels in pictures])
-    features, maps = np.split(outputs, [training.info.feature_dim], axis=1)
-    validation = len(training.val.labels)
+    features, maps = np.split(outputs, [trainer.info.feature_dim], axis=1)
+    validation = len(trainer.val.labels)
     return np.ascontiguousarray(features[:validation]), maps[:validation], maps[validation:]
 
 
-def _engine_memory(training: Training) -> Path:
+def _engine_memory(trainer: Trainer) -> Path:
     """Speed depends on the architecture and the size of its input, not on the weights."""
-    info = training.info
+    info = trainer.info
     size, channels = info.preprocessing.image_size, info.preprocessing.in_chans
-    return training.run_dir.cache / "engines" / f"{safe_name(info.backbone)}-{size}x{channels}.json"
+    return trainer.run_dir.cache / "engines" / f"{safe_name(info.backbone)}-{size}x{channels}.json"
 
 
-def _report(training: Training, best: Epoch, rescored: float, decided: Decided, model_id: str) -> TrainReport:
-    config, run_dir = training.config, training.run_dir
-    elapsed, folder = time.monotonic() - training.started, run_dir.folder("train")
+def _report(trainer: Trainer, best: Epoch, rescored: float, decided: Decided, model_id: str) -> TrainReport:
+    config, run_dir = trainer.config, trainer.run_dir
+    elapsed, folder = time.monotonic() - trainer.started, run_dir.folder("train")
     summary = [
         f"best {config.metric} {best.value:.4f} on validation data, epoch {best.epoch} ({best.phase}); "
         f"read back from the bundle: {rescored:.4f}",
-        f"trained {len(training.history)} epochs in {elapsed:.0f} s",
+        f"trained {len(trainer.history)} epochs in {elapsed:.0f} s",
         *decided.sentences,
-        f"model {model_id} in {training.bundle}",
+        f"model {model_id} in {trainer.bundle}",
         f"next: python evaluate.py --output_dir {run_dir.output_dir} --run_name {run_dir.name}",
     ]
     return TrainReport(
@@ -235,13 +234,13 @@ def _report(training: Training, best: Epoch, rescored: float, decided: Decided, 
             "train_seconds": round(elapsed, 1),
             **decided.numbers,
         },
-        artifacts=run_dir.relative(folder / "history.csv", folder / "curves.png", training.bundle),
+        artifacts=run_dir.relative(folder / "history.csv", folder / "curves.png", trainer.bundle),
         backbone=config.backbone,
         model_id=model_id,
         metric=config.metric,
         best_value=best.value,
         best_epoch=best.epoch,
         best_phase=best.phase,
-        epochs_run=len(training.history),
+        epochs_run=len(trainer.history),
         seconds=round(elapsed, 1),
     )

@@ -1,4 +1,4 @@
-"""The list of finished epochs, and everything that can be told from it alone: best epoch, early stop, gains."""
+"""The finished epochs, and what follows from them alone: improvements, the best epoch, early stopping."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +18,7 @@ class Epoch:
     """Mean negative log-likelihood of the validation data, unweighted and unsmoothed."""
     metric: str
     value: float
-    """Of the validation data, in `metric`."""
+    """Of `metric` on the validation data."""
     val_accuracy: float
     val_balanced_accuracy: float
     learning_rate: float
@@ -26,35 +26,36 @@ class Epoch:
     seconds: float
 
 
-def gains(history: list[Epoch]) -> list[bool]:
-    """For each epoch: was it better than all before it? Of equal values the lower loss is better: metrics that count
-    images are soon equal, and of two models that make the same errors one is surer where it is right."""
-    best_epoch: tuple[float, float] | None = None
+def improvements(history: list[Epoch]) -> list[bool]:
+    """For each epoch, whether it was better than all before it. Of equal values the one with the lower loss is better:
+    metrics that count images soon tie, and of two models with the same errors one is more confident where it is
+    right."""
+    best: tuple[float, float] | None = None
     result = []
     for epoch in history:
         value = (-epoch.value if epoch.metric in LOWER_IS_BETTER else epoch.value, -epoch.val_loss)
-        result.append(best_epoch is None or value > best_epoch)
-        best_epoch = value if best_epoch is None else max(best_epoch, value)
+        result.append(best is None or value > best)
+        best = value if best is None else max(best, value)
     return result
 
 
 def best_epoch(history: list[Epoch]) -> Epoch:
     """Over both phases."""
-    return [epoch for epoch, gain in zip(history, gains(history), strict=True) if gain][-1]
+    return [epoch for epoch, improved in zip(history, improvements(history), strict=True) if improved][-1]
 
 
-def of_phase(history: list[Epoch], phase: str) -> list[Epoch]:
+def epochs_of(history: list[Epoch], phase: str) -> list[Epoch]:
     return [epoch for epoch in history if epoch.phase == phase]
 
 
-def phase_over(history: list[Epoch], phase: str, epochs: int, patience: int) -> bool:
-    """All epochs done, or none of the last `patience` of this phase was the best of the phase so far."""
-    own = gains(of_phase(history, phase))
-    return len(own) >= epochs or (len(own) > patience and not any(own[-patience:]))
+def phase_finished(history: list[Epoch], phase: str, epochs: int, patience: int) -> bool:
+    """All epochs are done, or none of the last `patience` ones improved on the earlier ones of the phase."""
+    improved = improvements(epochs_of(history, phase))
+    return len(improved) >= epochs or (len(improved) > patience and not any(improved[-patience:]))
 
 
 def history_frame(history: list[Epoch]) -> pd.DataFrame:
-    """One row an epoch; `value` under the name of its metric."""
+    """One row per epoch, with `value` under the name of its metric."""
     rows = [asdict(epoch) for epoch in history]
     return pd.DataFrame([{**row, f"val_{row.pop('metric')}": row.pop("value")} for row in rows])
 

@@ -1,4 +1,4 @@
-"""Learning rates as a pure function of where training stands, so that a resumed run needs no scheduler state."""
+"""Learning rates as a pure function of the progress of training, so that a resumed run needs no scheduler state."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ PLATEAU_PATIENCE = 2
 DECAY = 0.1
 
 
-def factor(scheduler: str, step: int, total_steps: int, warmup_steps: int, gains: Sequence[bool] = ()) -> float:
+def factor(scheduler: str, step: int, total_steps: int, warmup_steps: int, improved: Sequence[bool] = ()) -> float:
     """Multiplier of the base rate at `step` (0-based) of a phase of `total_steps`.
 
     cosine: half a period to zero (Loshchilov & Hutter 2016). step: a tenth after each third. plateau: a tenth after
-    each PLATEAU_PATIENCE epochs in a row without gain, where `gains` tells of each finished epoch of the phase.
+    each PLATEAU_PATIENCE epochs in a row without improvement; `improved` has an entry per finished epoch of the phase.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -19,13 +19,15 @@ def factor(scheduler: str, step: int, total_steps: int, warmup_steps: int, gains
         return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
     if scheduler == "step":
         return math.pow(DECAY, 3 * step // max(1, total_steps))
-    return math.pow(DECAY, _plateaus(gains))
+    return math.pow(DECAY, _plateaus(improved))
 
 
-def _plateaus(gains: Sequence[bool]) -> int:
-    plateaus = waited = 0
-    for gain in gains:
-        waited = 0 if gain else waited + 1
+def _plateaus(improved: Sequence[bool]) -> int:
+    plateaus = 0
+    waited = 0
+    for improvement in improved:
+        waited = 0 if improvement else waited + 1
         if waited == PLATEAU_PATIENCE:
-            plateaus, waited = plateaus + 1, 0
+            plateaus += 1
+            waited = 0
     return plateaus

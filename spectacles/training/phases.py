@@ -1,4 +1,4 @@
-"""A phase of training: the head fitted to features, or gradient descent epoch by epoch."""
+"""The phases of training: the head fitted to features as a linear probe, or gradient descent epoch by epoch."""
 
 import copy
 import logging
@@ -14,207 +14,222 @@ from spectacles.core import collectives, distributed, signals
 from spectacles.core.device import to_device
 from spectacles.core.errors import UserError
 from spectacles.core.signals import Stopped
-from spectacles.models import bn_folding, engines, feature_cache, freezing, linear_probe, recipes
+from spectacles.models import bn_folding, engines, freezing, linear_probe, recipes
 from spectacles.models.classifier import Classifier, network_state
+from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.training import finalize, lr_schedule, train_loop
 from spectacles.training.augmentation import View
-from spectacles.training.batches import Batch, augmented_batches, epoch_order, make_optimizer, training_dtype, validate
+from spectacles.training.batches import Batch, augmented_batches, epoch_order
 from spectacles.training.checkpoint import Checkpoint
-from spectacles.training.history import Epoch, gains, of_phase, phase_over
-from spectacles.training.train_loop import NotFinite, Position
-from spectacles.training.trainer import FINE_TUNE, HEAD, Training
+from spectacles.training.history import Epoch, epochs_of, improvements, phase_finished
+from spectacles.training.train_loop import EpochPlan, Learner, NotFinite, Position, make_optimizer, training_dtype
+from spectacles.training.trainer import FINE_TUNE, HEAD, Trainer
+from spectacles.training.validation import validate
 
 log = logging.getLogger("spectacles")
 
-NAMED = 8
-"""Files of a batch that a sentence names."""
+FILES_NAMED = 8
+"""In the message about a batch, at most."""
 
 
-def run(training: Training, phase: str, count: int) -> None:
-    if phase == HEAD and training.config.head == "linear_probe":
-        training.keep(shared_probe(training), training.classifier, Checkpoint({"phase": HEAD, "step": 0}, {}))
+def run(trainer: Trainer, phase: str, epochs: int) -> None:
+    if phase == HEAD and trainer.config.head == "linear_probe":
+        epoch = fit_head_in_main_process(trainer)
+        trainer.record_epoch(epoch, trainer.classifier, Checkpoint({"phase": HEAD, "step": 0}, {}))
     else:
-        descend(training, phase, count)
+        descend(trainer, phase, epochs)
 
 
-def shared_probe(training: Training) -> Epoch:
-    """The head is fitted by the first process."""
-    epoch = asdict(fit_probe(training)) if distributed.is_main_process() else None
-    device = training.settings.device
-    collectives.broadcast_tensors([tensor.data for tensor in training.classifier.head.parameters()])
-    return Epoch(**collectives.broadcast_object(epoch, device))
+def fit_head_in_main_process(trainer: Trainer) -> Epoch:
+    """The other processes receive the head and the record of the epoch."""
+    epoch = asdict(fit_head(trainer)) if distributed.is_main_process() else None
+    collectives.broadcast_tensors([tensor.data for tensor in trainer.classifier.head.parameters()])
+    return Epoch(**collectives.broadcast_object(epoch, trainer.settings.device))
 
 
-def fit_probe(training: Training) -> Epoch:
-    """The head fitted to convergence on features; regularisation chosen on validation data."""
-    config, started, classes = training.config, time.monotonic(), len(training.info.classes)
-
-    def features(places: np.ndarray, view: View | None = None) -> np.ndarray:
-        cache = training.run_dir.cache / "embeddings"
-        return feature_cache.embed(
-            training.classifier.backbone, config.backbone, training.pixels, cache, training.settings.device,
-            config.batch_size, config.engine, places, view,
-        )  # fmt: skip
-
-    both = features(np.concatenate([training.train.positions, training.val.positions]))
-    count = len(training.train.labels)
-    views = [View(number, training.augmentation) for number in range(1, config.views)]
-    seen = np.concatenate([both[:count], *(features(training.train.positions, view) for view in views)])
-    labels = np.concatenate([training.train.labels] * config.views)
-    weights = training.settings.class_weights
-    class_weights = None if weights is None else weights.cpu().numpy()
-    head = linear_probe.fit_head((seen, labels), (both[count:], training.val.labels), classes, class_weights)
+def fit_head(trainer: Trainer) -> Epoch:
+    """Fits the head to features of the backbone until it converges, with the regularisation that is best on validation
+    data."""
+    config, started = trainer.config, time.monotonic()
+    extractor = FeatureExtractor(
+        trainer.classifier.backbone, config.backbone, trainer.pixels.preprocessing, trainer.run_dir.cache,
+        trainer.settings.device, config.batch_size, config.engine,
+    )  # fmt: skip
+    count = len(trainer.train.labels)
+    plain = extractor.embed(trainer.pixels, np.concatenate([trainer.train.positions, trainer.val.positions]))
+    views = [View(number, trainer.augmentation) for number in range(1, config.views)]
+    changed = [extractor.embed(trainer.pixels, trainer.train.positions, view) for view in views]
+    features = np.concatenate([plain[:count], *changed])
+    labels = np.concatenate([trainer.train.labels] * config.views)
+    weights = trainer.settings.class_weights
+    head = linear_probe.fit_head(
+        (features, labels),
+        (plain[count:], trainer.val.labels),
+        len(trainer.info.classes),
+        None if weights is None else weights.cpu().numpy(),
+    )
     with torch.no_grad():
-        training.classifier.head.weight.copy_(torch.from_numpy(head.weight))
-        training.classifier.head.bias.copy_(torch.from_numpy(head.bias))
-    log.info("  head fitted to %d features of %d views (C = %g)", seen.shape[1], len(seen), head.strength)
-    return training.scored(HEAD, head.train_loss, head.logits(both[count:]), 0.0, started)
+        trainer.classifier.head.weight.copy_(torch.from_numpy(head.weight))
+        trainer.classifier.head.bias.copy_(torch.from_numpy(head.bias))
+    log.info("  head fitted to %d features of %d views (C = %g)", features.shape[1], len(features), head.strength)
+    return trainer.score_epoch(HEAD, head.train_loss, head.logits(plain[count:]), 0.0, started)
 
 
 @dataclass
-class Descent:
-    """A phase of gradient descent under way: what its steps change."""
+class PhaseState:
+    """A phase of gradient descent in progress: what its steps change."""
 
     phase: str
-    count: int
-    """Epochs planned."""
+    epochs: int
+    """Planned."""
     classifier: Classifier
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    learner: Learner
     average: ModelEmaV3 | None
-    """Of the weights, where --ema asks for it."""
+    """Moving average of the weights, with --ema."""
     position: Position
 
     @property
-    def scored(self) -> Classifier:
-        """What is validated and kept."""
+    def validated(self) -> Classifier:
+        """The network that is validated and saved."""
         return self.average.module if self.average else self.classifier
 
-    def state(self) -> Checkpoint:
-        parts = {"model": self.classifier.state_dict()}
+    def to_checkpoint(self) -> Checkpoint:
+        states = {"model": self.classifier.state_dict()}
         if self.average:
-            parts["average"] = self.average.module.state_dict()
-        facts = {"phase": self.phase, "scaler": self.scaler.state_dict(), **asdict(self.position)}
-        return Checkpoint(facts, parts, self.optimizer.state_dict()["state"])
+            states["average"] = self.average.module.state_dict()
+        values = {"phase": self.phase, "scaler": self.learner.scaler.state_dict(), **asdict(self.position)}
+        return Checkpoint(values, states, self.learner.optimizer.state_dict()["state"])
 
-    def restore(self, before: Checkpoint) -> None:
-        self.classifier.load_state_dict(before.parts["model"])
+    def restore(self, saved: Checkpoint) -> None:
+        self.classifier.load_state_dict(saved.states["model"])
         if self.average:
-            self.average.module.load_state_dict(before.parts["average"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": before.slots, "param_groups": groups})
-        self.scaler.load_state_dict(before.facts["scaler"])
-        self.position = Position(**{item.name: before.facts[item.name] for item in fields(Position)})
+            self.average.module.load_state_dict(saved.states["average"])
+        groups = self.learner.optimizer.state_dict()["param_groups"]
+        self.learner.optimizer.load_state_dict({"state": saved.optimizer, "param_groups": groups})
+        self.learner.scaler.load_state_dict(saved.values["scaler"])
+        self.position = Position(**{item.name: saved.values[item.name] for item in fields(Position)})
 
 
-def descend(training: Training, phase: str, count: int) -> None:
-    """A phase by gradient descent: from the best weights so far (or a checkpoint of the phase), until its epochs, the
-    patience or the time are used up."""
-    config, before = training.config, training.interrupted
-    goes_on = before is not None and before.facts["phase"] == phase
-    if training.best and not goes_on:
-        training.classifier.load_state_dict(network_state(training.best))
-    descent = _begin(training, phase, count)
-    if before is not None and goes_on:
-        descent.restore(before)
-    training.interrupted = None
-    last_look = finalize.images(training)
-    while descent.position.step or not (
-        phase_over(training.history, phase, count, config.patience) or training.out_of_time(last_look)
+def descend(trainer: Trainer, phase: str, epochs: int) -> None:
+    """Gradient descent from the best weights so far (or a checkpoint of the phase) until the epochs, the patience or
+    the time are used up."""
+    config, saved = trainer.config, trainer.interrupted
+    if saved is not None and saved.values["phase"] != phase:
+        saved = None
+    if trainer.best_state and saved is None:
+        trainer.classifier.load_state_dict(network_state(trainer.best_state))
+    state = _begin(trainer, phase, epochs)
+    if saved is not None:
+        state.restore(saved)
+    trainer.interrupted = None
+    final_images = finalize.images_of_final_pass(trainer)
+    while state.position.step or not (
+        phase_finished(trainer.history, phase, epochs, config.patience) or trainer.out_of_time(final_images)
     ):
         try:
-            epoch = run_epoch(training, descent)
+            epoch = run_epoch(trainer, state)
         except Stopped:
-            training.save(descent.state())
+            trainer.save_checkpoint(state.to_checkpoint())
             raise
-        descent.position = Position(pieces=descent.position.pieces)
-        training.keep(epoch, descent.scored, descent.state())
+        state.position = Position(micro_batches=state.position.micro_batches)
+        trainer.record_epoch(epoch, state.validated, state.to_checkpoint())
 
 
-def _begin(training: Training, phase: str, count: int) -> Descent:
-    config, device = training.config, training.settings.device
+def _begin(trainer: Trainer, phase: str, epochs: int) -> PhaseState:
+    config, device = trainer.config, trainer.settings.device
     if phase == FINE_TUNE and config.batch_norm == "fold":
-        _fold(training)
+        _fold_batchnorm(trainer)
     rate = config.head_lr if phase == HEAD else config.lr
     assert rate is not None
     groups = freezing.parameter_groups(
-        training.classifier, training.layer_groups, rate, config.weight_decay, config.layer_decay
+        trainer.classifier, trainer.layer_groups, rate, config.weight_decay, config.layer_decay
     )
     scaler = torch.amp.GradScaler(enabled=training_dtype(config, device) == torch.float16)
-    average = ModelEmaV3(training.classifier, config.ema, use_warmup=True) if config.ema else None  # type: ignore[no-untyped-call]
-    optimizer = make_optimizer(config, groups, device)
-    return Descent(
-        phase, count, training.classifier, optimizer, scaler, average, Position(pieces=config.grad_accum_steps)
-    )
+    average = ModelEmaV3(trainer.classifier, config.ema, use_warmup=True) if config.ema else None  # type: ignore[no-untyped-call]
+    learner = Learner(trainer.classifier, make_optimizer(config, groups, device), scaler, trainer.settings)
+    position = Position(micro_batches=config.grad_accum_steps)
+    return PhaseState(phase, epochs, trainer.classifier, learner, average, position)
 
 
-def _fold(training: Training) -> None:
-    """Folds BatchNorm on a copy first: a backbone on which that is not exact keeps it as it is."""
-    preprocessing, backbone = training.info.preprocessing, training.classifier.backbone
-    photos = to_device(engines.photographs(preprocessing, count=2), training.settings.device)
+def _fold_batchnorm(trainer: Trainer) -> None:
+    """Folds BatchNorm in a copy first: a backbone for which folding is not exact stays as it is."""
+    preprocessing, backbone = trainer.info.preprocessing, trainer.classifier.backbone
+    photos = to_device(engines.photographs(preprocessing, count=2), trainer.settings.device)
     folded = copy.deepcopy(backbone)
     try:
-        training.folds = bn_folding.fold_batchnorm(folded, preprocessing.normalize(photos))
+        trainer.folded = bn_folding.fold_batchnorm(folded, preprocessing.normalize(photos))
     except ValueError as error:
         log.info("  BatchNorm is kept as it is: %s", error)
     else:
-        training.classifier.backbone = folded
+        trainer.classifier.backbone = folded
 
 
-def run_epoch(training: Training, descent: Descent) -> Epoch:
-    """What is left of an epoch, and its validation. Raises UserError where the numbers go wrong."""
-    config, classifier, started = training.config, training.classifier, time.monotonic()
-    assert config.unfreeze is not None
-    phase, count, position = descent.phase, descent.count, descent.position
-    own = of_phase(training.history, phase)
-    gained, number = gains(own), len(training.history) + 1
-    groups = len(training.layer_groups)
-    unfrozen = freezing.unfrozen_groups(config.unfreeze, groups, len(own), count) if phase == FINE_TUNE else 0
-    freezing.freeze_below(classifier, training.layer_groups, unfrozen)
-    freezing.train_mode(classifier, config.batch_norm)
-    order = epoch_order(config.seed, number, len(training.train.labels), config.batch_size)
-    steps, sizes = len(order), [len(indices) for indices in order]
-
-    def rate(step: int) -> float:
-        done = len(own) * steps + step
-        return lr_schedule.factor(config.scheduler, done, count * steps, round(config.warmup_epochs * steps), gained)
-
-    saved = time.monotonic()
+def run_epoch(trainer: Trainer, state: PhaseState) -> Epoch:
+    """The rest of an epoch, and its validation. Raises UserError where loss or gradients are not finite."""
+    started = time.monotonic()
+    done = epochs_of(trainer.history, state.phase)
+    _set_train_mode(trainer, state, len(done))
+    number = len(trainer.history) + 1
+    order = epoch_order(trainer.config.seed, number, len(trainer.train.labels), trainer.config.batch_size)
+    plan = _epoch_plan(trainer, state, done, order)
+    last_save = time.monotonic()
 
     def after_step() -> None:
-        nonlocal saved
-        if descent.average:
-            descent.average.update(classifier, len(own) * steps + position.step)  # type: ignore[no-untyped-call]
-        if position.step < steps and time.monotonic() - saved >= config.checkpoint_every:
-            training.save(descent.state())
-            saved = time.monotonic()
+        nonlocal last_save
+        if state.average:
+            state.average.update(state.classifier, len(done) * len(order) + state.position.step)  # type: ignore[no-untyped-call]
+        if state.position.step < len(order) and time.monotonic() - last_save >= trainer.config.checkpoint_every:
+            trainer.save_checkpoint(state.to_checkpoint())
+            last_save = time.monotonic()
         signals.check()
 
-    batches = _batches(training, descent, number, len(own))
+    batches = _remaining_batches(trainer, state, number, len(done))
     try:
         with signals.deferred():
-            loss = train_loop.train_epoch(classifier, batches, training.settings, descent.optimizer, descent.scaler,
-                                          rate, number, sizes, position, after_step)  # fmt: skip
+            loss = train_loop.train_epoch(state.learner, batches, plan, state.position, after_step)
     except NotFinite as error:
-        raise _wrong_numbers(training, error, number, order[position.step]) from error
-    validating = time.monotonic()
-    logits = validate(descent.scored, training.val, training.settings)
-    training.seconds_an_image = (time.monotonic() - validating) / len(logits)
-    return training.scored(phase, loss, logits, float(descent.optimizer.param_groups[0]["lr"]), started)
+        raise _not_finite(trainer, error, number, order[state.position.step]) from error
+    validation_started = time.monotonic()
+    logits = validate(state.validated, trainer.val, trainer.settings)
+    trainer.validation_seconds_per_image = (time.monotonic() - validation_started) / len(logits)
+    learning_rate = float(state.learner.optimizer.param_groups[0]["lr"])
+    return trainer.score_epoch(state.phase, loss, logits, learning_rate, started)
 
 
-def _batches(training: Training, descent: Descent, number: int, own: int) -> Iterator[Batch]:
-    """The remaining batches of an epoch, after `own` epochs of the phase."""
-    config, start = training.config, descent.position.step
+def _set_train_mode(trainer: Trainer, state: PhaseState, epochs_done: int) -> None:
+    config, unfrozen = trainer.config, 0
+    if state.phase == FINE_TUNE:
+        assert config.unfreeze is not None
+        groups = len(trainer.layer_groups)
+        unfrozen = freezing.unfrozen_groups(config.unfreeze, groups, epochs_done, state.epochs)
+    freezing.freeze_below(state.classifier, trainer.layer_groups, unfrozen)
+    freezing.train_mode(state.classifier, config.batch_norm)
+
+
+def _epoch_plan(trainer: Trainer, state: PhaseState, done: list[Epoch], order: list[np.ndarray]) -> EpochPlan:
+    """`done` are the finished epochs of the phase, `order` the batches of this one."""
+    config, steps, improved = trainer.config, len(order), improvements(done)
+    warmup = round(config.warmup_epochs * steps)
+
+    def lr_factor(step: int) -> float:
+        return lr_schedule.factor(config.scheduler, len(done) * steps + step, state.epochs * steps, warmup, improved)
+
+    return EpochPlan(len(trainer.history) + 1, [len(indices) for indices in order], lr_factor)
+
+
+def _remaining_batches(trainer: Trainer, state: PhaseState, number: int, epochs_done: int) -> Iterator[Batch]:
+    config = trainer.config
     assert config.image_size is not None
-    side = recipes.side(config, own, descent.count) if descent.phase == FINE_TUNE else config.image_size
-    return augmented_batches(training.train, training.augmentation, training.settings, number, side, start)
+    size = recipes.side(config, epochs_done, state.epochs) if state.phase == FINE_TUNE else config.image_size
+    return augmented_batches(
+        trainer.train, trainer.augmentation, trainer.settings, number, size, start=state.position.step
+    )
 
 
-def _wrong_numbers(training: Training, error: NotFinite, epoch: int, places: np.ndarray) -> UserError:
-    names = [str(training.pixels.paths[training.train.positions[place]]) for place in places]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+def _not_finite(trainer: Trainer, error: NotFinite, epoch: int, indices: np.ndarray) -> UserError:
+    names = [str(trainer.pixels.paths[trainer.train.positions[index]]) for index in indices]
+    more = f" and {len(names) - FILES_NAMED} more" if len(names) > FILES_NAMED else ""
     return UserError(
-        f"{error} in epoch {epoch}: lower --lr, or use --mixed_precision off. The batch was {', '.join(names[:NAMED])}"
-        f"{more}. What was kept before it stands."
+        f"{error} in epoch {epoch}: lower --lr, or use --mixed_precision off. The batch was "
+        f"{', '.join(names[:FILES_NAMED])}{more}. What was saved before remains."
     )

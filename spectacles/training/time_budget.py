@@ -16,7 +16,8 @@ from spectacles.models import backbones, bn_folding, freezing, recipes
 from spectacles.models.classifier import Classifier
 from spectacles.models.ood import REFERENCES
 from spectacles.models.recipes import Recipe
-from spectacles.training.batches import StepSettings, autocast
+from spectacles.training.batches import StepSettings
+from spectacles.training.train_loop import autocast
 
 CHOSEN = ("image_size", "unfreeze", "epochs", "fine_tune")
 """What a time budget decides where the person did not."""

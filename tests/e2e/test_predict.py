@@ -125,7 +125,7 @@ def test_a_signal_leaves_the_best_so_far_usable_and_a_checkpoint(
     output, errors = training.communicate(timeout=60)
     run_dir = find_run(tmp_path, "latest")
     assert training.returncode == status, errors
-    assert checkpoint.load(run_dir.folder("train")) is not None
+    assert checkpoint.load_newest(run_dir.folder("train")) is not None
     assert "Traceback" not in errors
     assert f"--bundle {run_dir.bundle}" in output
     assert not run_dir.done("train")

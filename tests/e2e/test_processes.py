@@ -81,8 +81,8 @@ def test_where_one_is_killed_all_stop_and_the_run_goes_on(indexed: Path, tmp_pat
     output, _ = started.communicate(timeout=30)
     assert started.returncode != 0
     assert re.search("another process of this training has ended|SIGKILL", output), heard + output
-    kept = checkpoint.load(run_dir.folder("train"))
-    assert kept is not None and len(kept.facts["history"]) >= 2
+    kept = checkpoint.load_newest(run_dir.folder("train"))
+    assert kept is not None and len(kept.values["history"]) >= 2
     rejected = torchrun(run_dir, "--resume")
     assert "--epochs was 400 and is 2" in rejected.communicate(timeout=120)[0]
     resumed = torchrun(run_dir, "--resume", "--checkpoint_every", "0", "--epochs", "400", "--patience", "400")
@@ -90,8 +90,8 @@ def test_where_one_is_killed_all_stop_and_the_run_goes_on(indexed: Path, tmp_pat
     next(line for line in resumed.stdout if re.search(r"epoch \d+/401", line))
     resumed.send_signal(signal.SIGTERM)
     resumed.communicate(timeout=30)
-    after = checkpoint.load(run_dir.folder("train"))
-    assert after is not None and len(after.facts["history"]) > len(kept.facts["history"])
+    after = checkpoint.load_newest(run_dir.folder("train"))
+    assert after is not None and len(after.values["history"]) > len(kept.values["history"])
 
 
 def children(parent: int) -> list[int]:

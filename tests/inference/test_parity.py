@@ -21,7 +21,8 @@ from spectacles.inference import prediction_rows
 from spectacles.inference.inputs import Inputs
 from spectacles.inference.predictor import Predictor
 from spectacles.metrics import prediction_table
-from spectacles.training.batches import Examples, StepSettings, validate
+from spectacles.training.batches import Examples, StepSettings
+from spectacles.training.validation import validate
 
 RAMP = np.linspace(0, 65535, 48 * 32).astype(np.uint16).reshape(32, 48)
 CPU = torch.device("cpu")

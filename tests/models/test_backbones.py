@@ -16,7 +16,7 @@ from torch import nn
 import model
 from spectacles.core.config import ModelConfig
 from spectacles.core.errors import UserError
-from spectacles.models import backbones
+from spectacles.models import backbones, pretrained
 
 TINY = "test_resnet"
 """timm's smallest ResNet, made for tests."""
@@ -34,8 +34,8 @@ def equal_states(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 
 def test_efficientnet_lite0_comes_from_the_installed_package():
-    network = backbones.build_pretrained("efficientnet_lite0", 3, None, None)
-    package = Path(__import__(backbones.LITE0_PACKAGE).__file__).parent
+    network = pretrained.build_pretrained("efficientnet_lite0", 3, None, None)
+    package = Path(__import__(pretrained.LITE0_PACKAGE).__file__).parent
     (file,) = package.glob("models/*.pth")
     # The package lists the same layers in the same order under other names, and the classifier last.
     stored = [*torch.load(file, weights_only=True).values()][:-2]
@@ -108,7 +108,7 @@ def _no_network(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("_no_network")
 def test_without_a_network_the_choices_are_named():
     with pytest.raises(UserError) as caught:
-        backbones.build_pretrained("resnet50", 3, None, None)
+        pretrained.build_pretrained("resnet50", 3, None, None)
     choices = ("resnet50", "--backbone efficientnet_lite0", "--weights", "--no_pretrained")
     assert all(word in str(caught.value) for word in choices)
 
@@ -116,7 +116,7 @@ def test_without_a_network_the_choices_are_named():
 @pytest.mark.parametrize("name", ["simple_cnn", "mobilenetv2_035"])
 def test_a_backbone_that_never_had_weights_says_so(name):
     with pytest.raises(UserError, match=rf"{name}.*no pretrained weights.*--no_pretrained"):
-        backbones.build_pretrained(name, 3, None, None)
+        pretrained.build_pretrained(name, 3, None, None)
 
 
 def wrapped(state: dict[str, torch.Tensor], path: Path) -> None:
@@ -141,13 +141,13 @@ def test_local_weights_are_taken(tmp_path, name, save: Save):
     state = make_state(seed=1)
     save(state, tmp_path / name)
     torch.manual_seed(2)
-    assert equal_states(backbones.build_pretrained(TINY, 3, None, tmp_path / name).state_dict(), state)
+    assert equal_states(pretrained.build_pretrained(TINY, 3, None, tmp_path / name).state_dict(), state)
 
 
 def test_colour_weights_see_a_grey_picture_as_three_equal_channels(tmp_path):
     save_file(make_state(seed=1), tmp_path / "w.safetensors")
     colour, grey = (
-        backbones.build_pretrained(TINY, channels, None, tmp_path / "w.safetensors").eval() for channels in (3, 1)
+        pretrained.build_pretrained(TINY, channels, None, tmp_path / "w.safetensors").eval() for channels in (3, 1)
     )
     picture = torch.randn(2, 1, 64, 64)
     np.testing.assert_allclose(
@@ -174,13 +174,13 @@ def test_colour_weights_see_a_grey_picture_as_three_equal_channels(tmp_path):
 def test_a_file_without_this_backbones_weights_is_named(tmp_path, name, save):
     save(tmp_path / name)
     with pytest.raises(UserError, match=name):
-        backbones.build_pretrained(TINY, 3, None, tmp_path / name)
+        pretrained.build_pretrained(TINY, 3, None, tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["missing.pth", "."])
 def test_weights_that_do_not_exist_are_named(tmp_path, name):
     with pytest.raises(UserError, match=r"--weights .* does not exist"):
-        backbones.build_pretrained(TINY, 3, None, tmp_path / name)
+        pretrained.build_pretrained(TINY, 3, None, tmp_path / name)
 
 
 def test_a_tensor_that_is_missing_is_named(tmp_path):
@@ -189,7 +189,7 @@ def test_a_tensor_that_is_missing_is_named(tmp_path):
     del state[lost]
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=f"{lost} is missing"):
-        backbones.build_pretrained(TINY, 3, None, tmp_path / "w.safetensors")
+        pretrained.build_pretrained(TINY, 3, None, tmp_path / "w.safetensors")
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path):
@@ -198,7 +198,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path):
     state[odd] = torch.zeros(1, 2, 3, 3)
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=rf"{odd} has shape \(1, 2, 3, 3\)"):
-        backbones.build_pretrained(TINY, 3, None, tmp_path / "w.safetensors")
+        pretrained.build_pretrained(TINY, 3, None, tmp_path / "w.safetensors")
 
 
 class Bomb:
@@ -216,6 +216,6 @@ def test_a_malicious_file_is_rejected_and_not_run(tmp_path, write):
         torch.save(content, tmp_path / "w.pth")
     else:
         (tmp_path / "w.pth").write_bytes(pickle.dumps(content))
-    with pytest.raises(UserError, match=r"w\.pth is no readable weights file"):
-        backbones.build_pretrained(TINY, 3, None, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth is not a readable weights file"):
+        pretrained.build_pretrained(TINY, 3, None, tmp_path / "w.pth")
     assert not (tmp_path / "exploded").exists()

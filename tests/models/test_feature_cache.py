@@ -17,6 +17,7 @@ from spectacles.data.images import decode
 from spectacles.data.pixel_cache import Pixels
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import feature_cache
+from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.training.augmentation import Augmentation, View
 
 PREPROCESSING = Preprocessing(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
@@ -50,9 +51,8 @@ def embed(
 ) -> np.ndarray:
     with Pixels(rows, preprocessing, folder / "pixels", 2**20, 1) as pixels:
         chosen = None if places is None else np.array(places)
-        return feature_cache.embed(
-            backbone, "tiny/net:1", pixels, folder / "cache", CPU, 2, engine="torch", places=chosen, view=view
-        )
+        extractor = FeatureExtractor(backbone, "tiny/net:1", preprocessing, folder, CPU, 2, engine="torch")
+        return extractor.embed(pixels, chosen, view)
 
 
 def pictures_of(rows: pd.DataFrame) -> np.ndarray:
@@ -70,7 +70,7 @@ def directly(rows: pd.DataFrame) -> np.ndarray:
 
 def parts_of(folder: Path) -> list[Path]:
     """The files of all tables, the oldest first."""
-    return sorted((folder / "cache").glob("*/*.npz"), key=lambda path: path.stat().st_mtime_ns)
+    return sorted((folder / "embeddings").glob("*/*.npz"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def test_features_are_the_backbones_own_in_the_order_of_the_rows(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_file_that_changed_since_it_was_indexed_is_named_and_not_stored(tmp_pa
     Path(rows["path"][1]).unlink()
     with pytest.raises(UserError, match=r"1\.png cannot be read any more \(file not found\)"):
         embed(backbone, rows, tmp_path)
-    assert not list((tmp_path / "cache").glob("*"))
+    assert not list((tmp_path / "embeddings").glob("*"))
 
 
 def test_an_interruption_costs_only_what_was_computed_since_the_last_write(tmp_path: Path, monkeypatch) -> None:

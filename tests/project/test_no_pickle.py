@@ -17,8 +17,9 @@ from spectacles.core.errors import UserError
 from spectacles.data.pixel_cache import Pixels
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.evaluation import cross_training
-from spectacles.models import backbones, feature_cache
+from spectacles.models import pretrained
 from spectacles.models.bundle import MANIFEST, load_bundle
+from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ CALLS = {
 SAFE = {("numpy.load", "allow_pickle", False), ("torch.load", "weights_only", True)}
 ALLOWED = {
     (
-        "spectacles/models/backbones.py",
+        "spectacles/models/pretrained.py",
         "torch.load(weights_only=True)",
     ): "weights that others saved as .pth: tensors only",
     ("spectacles/models/feature_cache.py", "numpy.load(allow_pickle=False)"): "features: arrays of numbers only",
@@ -144,11 +145,11 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_rejected(tmp_path: Path, bomb:
     folder.mkdir()
     path = folder / f"checkpoint-000001-{hashlib.sha256(bomb).hexdigest()}.safetensors"
     path.write_bytes(bomb)
-    with pytest.raises(UserError, match=rf"cannot resume: {path} .* is no checkpoint"):
-        checkpoint.load(folder)
+    with pytest.raises(UserError, match=rf"cannot resume: the sha256 of {path} .* it is not a checkpoint"):
+        checkpoint.load_newest(folder)
     path.rename(folder / f"checkpoint-000001-{'0' * 64}.safetensors")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
-        checkpoint.load(folder)
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+        checkpoint.load_newest(folder)
 
 
 def test_a_pickle_in_the_place_of_a_manifest_is_rejected(make_bundle: Callable[..., Path], bomb: bytes) -> None:
@@ -161,8 +162,8 @@ def test_a_pickle_in_the_place_of_a_manifest_is_rejected(make_bundle: Callable[.
 def test_a_pickle_in_the_place_of_weights_is_rejected(tmp_path: Path, bomb: bytes) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(bomb)
-    with pytest.raises(UserError, match=r"weights\.safetensors is no readable weights file"):
-        backbones.read_state(path)
+    with pytest.raises(UserError, match=r"weights\.safetensors is not a readable weights file"):
+        pretrained.read_state(path)
 
 
 def test_a_pickle_in_the_place_of_a_folds_probabilities_is_rejected(tmp_path: Path, bomb: bytes) -> None:
@@ -199,12 +200,13 @@ def test_a_pickle_in_the_place_of_kept_features_is_computed_again(
 
     def features() -> np.ndarray:
         with Pixels(rows, PREPROCESSING, tmp_path / "pixels", 0, 1) as pixels:
-            return feature_cache.embed(
-                network, "tiny", pixels, tmp_path / "cache", torch.device("cpu"), 2, engine="torch"
+            extractor = FeatureExtractor(
+                network, "tiny", PREPROCESSING, tmp_path, torch.device("cpu"), 2, engine="torch"
             )
+            return extractor.embed(pixels)
 
     expected = features()
-    (part,) = (tmp_path / "cache").glob("*/*.npz")
+    (part,) = (tmp_path / "embeddings").glob("*/*.npz")
     part.write_bytes(bomb)
     if inside:
         bombs = np.array([Bomb(tmp_path / "exploded")] * 4, dtype=object)

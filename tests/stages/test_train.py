@@ -32,7 +32,7 @@ from spectacles.models.classifier import load_classifier
 from spectacles.training import checkpoint, epoch_log, time_budget
 from spectacles.training.checkpoint import Checkpoint
 from spectacles.training.history import Epoch
-from spectacles.training.trainer import Training
+from spectacles.training.trainer import Trainer
 
 TINY = TrainConfig(
     backbone="simple_cnn", no_pretrained=True, image_size=32, epochs=4, head="sgd", head_epochs=2, batch_size=8,
@@ -75,14 +75,14 @@ def same(one: RunDir, other: RunDir) -> bool:
 
 def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C, right after so many epochs were finished."""
-    tell = epoch_log.tell
+    log_epoch = epoch_log.log_epoch
 
     def interrupt(history: list[Epoch], planned: int) -> None:
-        tell(history, planned)
+        log_epoch(history, planned)
         if len(history) == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(epoch_log, "tell", interrupt)
+    monkeypatch.setattr(epoch_log, "log_epoch", interrupt)
 
 
 @pytest.fixture(scope="module")
@@ -181,15 +181,15 @@ def test_a_crash_between_checkpoint_and_bundle_changes_nothing(
 ) -> None:
     whole, parted = new_run("whole"), new_run("parted")
     train.run(TINY, whole)
-    save = Training.save_bundle
+    save = Trainer.save_bundle
 
-    def crash(training: Training) -> None:
-        if training.history[-1].phase == phase:
+    def crash(trainer: Trainer) -> None:
+        if trainer.history[-1].phase == phase:
             raise KeyboardInterrupt
-        save(training)
+        save(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "save_bundle", crash)
+        patch.setattr(Trainer, "save_bundle", crash)
         with pytest.raises(KeyboardInterrupt):
             train.run(TINY, parted)
     train.run(replace(TINY, resume=True), parted)
@@ -372,7 +372,7 @@ def test_training_without_a_data_set_says_what_to_run_first(tmp_path: Path) -> N
 def test_a_backbone_that_cannot_be_folded_exactly_keeps_its_batch_norm(
     new_run: Callable[[str], RunDir], pretrained: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def inexact(backbone: nn.Module, example: torch.Tensor) -> list[bn_folding.Fold]:
+    def inexact(backbone: nn.Module, example: torch.Tensor) -> list[bn_folding.FoldedBatchNorm]:
         raise ValueError("folding BatchNorm changed the features")
 
     monkeypatch.setattr(bn_folding, "fold_batchnorm", inexact)

@@ -10,8 +10,8 @@ from spectacles.core.errors import UserError
 from spectacles.models import backbones, freezing
 from spectacles.models.classifier import Classifier
 from spectacles.training import checkpoint
-from spectacles.training.batches import make_optimizer
 from spectacles.training.checkpoint import Checkpoint
+from spectacles.training.train_loop import make_optimizer
 
 CPU = torch.device("cpu")
 
@@ -35,50 +35,50 @@ def learn(classifier: Classifier, optimizer: torch.optim.Optimizer, seed: int) -
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_a_restored_checkpoint_goes_on_bit_for_bit(tmp_path: Path, name):
+def test_a_restored_checkpoint_continues_bit_for_bit(tmp_path: Path, name):
     first = make_classifier()
     optimizer = optimizer_of(first, name)
     for seed in range(2):
         learn(first, optimizer, seed)
-    facts = {"history": [1, "ü", None], "total": 0.1 + 0.2}
-    state = Checkpoint(facts, {"model": first.state_dict(), "best": {}}, optimizer.state_dict()["state"])
+    values = {"history": [1, "ü", None], "total": 0.1 + 0.2}
+    state = Checkpoint(values, {"model": first.state_dict(), "best": {}}, optimizer.state_dict()["state"])
     checkpoint.save(tmp_path, state)
 
     second = make_classifier()
     other = optimizer_of(second, name)
-    found = checkpoint.load(tmp_path)
-    second.load_state_dict(found.parts["model"])
-    other.load_state_dict({"state": found.slots, "param_groups": other.state_dict()["param_groups"]})
-    for network, own in ((first, optimizer), (second, other)):
-        learn(network, own, seed=9)
+    found = checkpoint.load_newest(tmp_path)
+    second.load_state_dict(found.states["model"])
+    other.load_state_dict({"state": found.optimizer, "param_groups": other.state_dict()["param_groups"]})
+    for network, each in ((first, optimizer), (second, other)):
+        learn(network, each, seed=9)
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key]), key
-    assert found.facts == {**facts, "number": 1}
+    assert found.values == {**values, "number": 1}
 
 
 def numbered(number: float) -> Checkpoint:
     return Checkpoint({}, {"model": {"x": torch.full((2,), float(number))}})
 
 
-def test_the_one_before_is_kept_and_used_where_the_newest_is_damaged(tmp_path):
-    assert checkpoint.load(tmp_path) is None
+def test_the_previous_checkpoint_is_used_where_the_newest_is_damaged(tmp_path):
+    assert checkpoint.load_newest(tmp_path) is None
     for number in range(1, 13):
         checkpoint.save(tmp_path, numbered(number))
     before, newest = sorted(tmp_path.iterdir())
-    assert checkpoint.load(tmp_path).facts == {"number": 12}
+    assert checkpoint.load_newest(tmp_path).values == {"number": 12}
     for damage in (newest.read_bytes()[:-1], newest.read_bytes()[:-1] + b"x", b""):
         newest.write_bytes(damage)
-        assert checkpoint.load(tmp_path).parts["model"]["x"].tolist() == [11, 11]
+        assert checkpoint.load_newest(tmp_path).states["model"]["x"].tolist() == [11, 11]
     before.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
-        checkpoint.load(tmp_path)
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+        checkpoint.load_newest(tmp_path)
     checkpoint.discard(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_never_kept(tmp_path, value):
+def test_tensors_that_are_not_finite_are_not_saved(tmp_path, value):
     checkpoint.save(tmp_path, numbered(1))
     with pytest.raises(UserError, match="model/x is no longer finite"):
         checkpoint.save(tmp_path, numbered(value))
-    assert checkpoint.load(tmp_path).facts == {"number": 1} and len(list(tmp_path.iterdir())) == 1
+    assert checkpoint.load_newest(tmp_path).values == {"number": 1} and len(list(tmp_path.iterdir())) == 1

@@ -156,14 +156,14 @@ def test_a_threshold_needs_validation_images_of_both_classes() -> None:
 def test_decisions_may_be_others_when_a_training_is_resumed(
     indexed: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, tell = indexed(), epoch_log.tell
+    run, tell = indexed(), epoch_log.log_epoch
 
     def interrupt(history: list[Epoch], planned: int) -> None:
         tell(history, planned)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(epoch_log, "tell", interrupt)
+        patch.setattr(epoch_log, "log_epoch", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train.run(TINY, run)
     config = replace(TINY, threshold_for="f1", target_accuracy=0.8, ood_quantile=0.9)

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectacles.training.history import Epoch, best_epoch, from_json, gains, history_frame, of_phase, phase_over
+from spectacles.training.history import (
+    Epoch,
+    best_epoch,
+    epochs_of,
+    from_json,
+    history_frame,
+    improvements,
+    phase_finished,
+)
 
 
 def make_history(
@@ -38,7 +46,7 @@ def is_better(one: tuple[float, float], other: tuple[float, float], metric: str)
 def test_a_gain_is_better_than_all_before_it(pairs, metric):
     expected = [all(is_better(pair, before, metric) for before in pairs[:number]) for number, pair in enumerate(pairs)]
     values, losses = map(list, zip(*pairs, strict=True))
-    assert gains(make_history(values, metric=metric, losses=losses)) == expected
+    assert improvements(make_history(values, metric=metric, losses=losses)) == expected
 
 
 @given(with_losses, st.sampled_from(["accuracy", "log_loss"]))
@@ -49,29 +57,29 @@ def test_the_best_epoch_is_the_earliest_of_the_best(pairs, metric):
     assert pairs.index(pairs[found]) == found
 
 
-def test_of_epochs_that_make_the_same_errors_the_surer_one_is_better():
-    epochs_of = make_history([0.8, 0.9, 0.9, 0.9], losses=[0.1, 0.5, 0.4, 0.4])
-    assert gains(epochs_of) == [True, True, True, False]
-    assert best_epoch(epochs_of).epoch == 3
+def test_of_epochs_with_the_same_errors_the_one_with_the_lower_loss_is_better():
+    history = make_history([0.8, 0.9, 0.9, 0.9], losses=[0.1, 0.5, 0.4, 0.4])
+    assert improvements(history) == [True, True, True, False]
+    assert best_epoch(history).epoch == 3
 
 
 @given(runs, st.integers(1, 12), st.integers(1, 5))
 def test_a_phase_ends_when_its_epochs_or_its_patience_are_used_up(values, epochs, patience):
     since_best = len(values) - 1 - values.index(max(values))
     expected = len(values) >= epochs or since_best >= patience
-    assert phase_over(make_history(values), "head", epochs, patience) == expected
+    assert phase_finished(make_history(values), "head", epochs, patience) == expected
 
 
 def test_a_phase_counts_its_own_epochs_only():
     both = make_history([0.9, 0.1, 0.2, 0.3], "hfff")
-    assert not phase_over(both, "fine_tune", epochs=10, patience=2)
-    assert phase_over(both, "head", epochs=1, patience=5)
-    assert [epoch.epoch for epoch in of_phase(both, "fine_tune")] == [2, 3, 4]
+    assert not phase_finished(both, "fine_tune", epochs=10, patience=2)
+    assert phase_finished(both, "head", epochs=1, patience=5)
+    assert [epoch.epoch for epoch in epochs_of(both, "fine_tune")] == [2, 3, 4]
     assert best_epoch(both).epoch == 1
 
 
 def test_a_phase_that_has_not_begun_is_not_over():
-    assert not phase_over([], "head", epochs=1, patience=1)
+    assert not phase_finished([], "head", epochs=1, patience=1)
 
 
 def test_history_survives_json_and_becomes_a_table():

@@ -31,7 +31,8 @@ from spectacles.metrics.decisions import is_correct
 from spectacles.models import linear_probe
 from spectacles.models.bundle import load_bundle, read_bundle_info
 from spectacles.training import epoch_log, finalize
-from spectacles.training.batches import StepSettings, balanced_weights, mean_loss
+from spectacles.training.batches import StepSettings
+from spectacles.training.train_loop import balanced_weights, mean_loss
 
 CPU = torch.device("cpu")
 TINY = TrainConfig(
@@ -235,7 +236,7 @@ def test_training_goes_on_as_if_it_had_not_stopped(
     whole, stopped = (make_run(table, tmp_path, name).for_stage("train") for name in ("whole", "stopped"))
     train.run(config, whole)
     with monkeypatch.context() as patch:
-        patch.setattr(epoch_log, "tell", lambda history, planned: _interrupt())
+        patch.setattr(epoch_log, "log_epoch", lambda history, planned: _interrupt())
         with pytest.raises(KeyboardInterrupt):
             train.run(config, stopped)
     train.run(replace(config, resume=True), stopped)

@@ -32,7 +32,7 @@ def test_step_takes_a_tenth_after_each_third():
 
 
 @pytest.mark.parametrize(
-    ("gains", "tenths"),
+    ("improved", "tenths"),
     [
         ("", 0),
         ("+", 0),
@@ -46,10 +46,10 @@ def test_step_takes_a_tenth_after_each_third():
         ("--", 1),
     ],
 )
-def test_plateau_takes_a_tenth_after_two_epochs_without_gain(gains, tenths):
-    assert factor("plateau", 50, 100, 0, [gain == "+" for gain in gains]) == pytest.approx(0.1**tenths)
+def test_plateau_takes_a_tenth_after_two_epochs_without_improvement(improved, tenths):
+    assert factor("plateau", 50, 100, 0, [epoch == "+" for epoch in improved]) == pytest.approx(0.1**tenths)
 
 
 @given(st.sampled_from(SCHEDULERS), st.integers(1, 50), st.integers(0, 60), st.lists(st.booleans(), max_size=8))
-def test_the_rate_is_always_a_share_of_the_base_rate(scheduler, total, warmup, gains):
-    assert all(0 < factor(scheduler, step, total, warmup, gains) <= 1 for step in range(total))
+def test_the_rate_is_always_a_share_of_the_base_rate(scheduler, total, warmup, improved):
+    assert all(0 < factor(scheduler, step, total, warmup, improved) <= 1 for step in range(total))

@@ -1,4 +1,4 @@
-"""Gradient descent step by step: the arithmetic, pieces, wrong numbers, and going on in the middle."""
+"""Gradient descent step by step: arithmetic, micro-batches, values that are not finite, resuming in an epoch."""
 
 from dataclasses import asdict
 
@@ -7,13 +7,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from spectacles.core.config import TrainConfig
 from spectacles.core.errors import UserError
 from spectacles.training import train_loop
 from spectacles.training.batches import StepSettings
-from spectacles.training.train_loop import NotFinite, Position
+from spectacles.training.train_loop import (
+    EpochPlan,
+    Learner,
+    NotFinite,
+    Position,
+    balanced_weights,
+    make_optimizer,
+    training_dtype,
+)
 
 CPU = torch.device("cpu")
 
@@ -39,12 +48,10 @@ def train_epoch(
 ) -> float:
     """With plain gradient descent at a base rate of 0.1."""
     optimizer = torch.optim.SGD([{"params": list(network.parameters()), "lr": 9.9, "base_lr": 0.1}])
-    scaler = torch.amp.GradScaler(enabled=False)
-    return train_loop.train_epoch(
-        network, batches, settings, optimizer, scaler, lambda step: rate / (step + 1), epoch,
-        [len(labels) for _, labels in batches],
-        Position(pieces=settings.config.grad_accum_steps), after_step=lambda: None,
-    )  # fmt: skip
+    learner = Learner(network, optimizer, torch.amp.GradScaler(enabled=False), settings)
+    plan = EpochPlan(epoch, [len(labels) for _, labels in batches], lambda step: rate / (step + 1))
+    position = Position(micro_batches=settings.config.grad_accum_steps)
+    return train_loop.train_epoch(learner, batches, plan, position, after_step=lambda: None)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])
@@ -90,7 +97,7 @@ def test_dropout_is_a_function_of_seed_and_epoch():
 
 
 @pytest.mark.parametrize("flags", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
-def test_pictures_are_mixed_by_seed_epoch_and_step_and_a_lone_one_is_left_alone(flags):
+def test_mixing_is_a_function_of_seed_epoch_and_step_and_leaves_odd_batches_alone(flags):
     generator = torch.Generator().manual_seed(0)
     batches = [
         (torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 3, (size,), generator=generator))
@@ -121,7 +128,7 @@ def test_pictures_are_mixed_by_seed_epoch_and_step_and_a_lone_one_is_left_alone(
     assert not all(torch.equal(one, other) for one, other in zip(first, seen(1, 1), strict=True))
 
 
-def test_frozen_parameters_and_their_gradients_stay_out_of_it():
+def test_frozen_parameters_get_no_gradients_and_do_not_change():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
     network[0].requires_grad_(False)
@@ -167,8 +174,8 @@ def test_gradients_that_are_not_finite_change_no_weights(clip):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weights", [None, [1.0, 0.25, 3.0]])
-@given(pieces=st.integers(2, 9))
-def test_a_batch_in_pieces_teaches_the_same(weights, smoothing, pieces):
+@given(micro_batches=st.integers(2, 9))
+def test_micro_batches_give_the_same_step_as_the_whole_batch(weights, smoothing, micro_batches):
     def learnt(steps: int) -> tuple[list[torch.Tensor], float]:
         torch.manual_seed(0)
         network = nn.Linear(4, 3)
@@ -176,7 +183,7 @@ def test_a_batch_in_pieces_teaches_the_same(weights, smoothing, pieces):
         loss = train_epoch(network, batches_of(1, 8, 8, 3), settings)
         return [parameter.detach() for parameter in network.parameters()], loss
 
-    (whole, loss), (parted, parted_loss) = learnt(1), learnt(pieces)
+    (whole, loss), (parted, parted_loss) = learnt(1), learnt(micro_batches)
     for one, other in zip(whole, parted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert parted_loss == pytest.approx(loss, rel=1e-5)
@@ -189,7 +196,7 @@ def out_of_memory(kind: str) -> Exception:
 
 
 class Small(nn.Linear):
-    """There is memory for so many pictures at once, from the given call on."""
+    """Has memory for `room` images at once, from call number `since` on."""
 
     def __init__(self, room: int, kind: str, since: int = 0) -> None:
         torch.manual_seed(0)
@@ -204,24 +211,24 @@ class Small(nn.Linear):
 
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
-def test_a_first_batch_that_does_not_fit_is_computed_in_halves(kind, caplog):
+def test_a_first_batch_that_does_not_fit_the_memory_is_halved(kind, caplog):
     caplog.set_level("INFO", "spectacles")
     small, whole = Small(2, kind), Small(99, kind)
     for network in (small, whole):
         train_epoch(network, batches_of(1, 8, 8), settings_for(3))
     assert small.sizes == [8, 4, *[2] * 8], "the second batch is not tried whole again"
     torch.testing.assert_close(small.weight, whole.weight)
-    assert "computed in 4 pieces" in caplog.text
+    assert "split into 4 micro-batches" in caplog.text
 
 
 @pytest.mark.parametrize(("room", "since"), [(0, 0), (7, 1)])
-def test_where_halves_do_not_help_or_come_too_late_the_remedy_is_said(room, since):
+def test_where_halving_does_not_help_or_comes_too_late_the_error_names_the_remedy(room, since):
     with pytest.raises(UserError, match=r"out of memory: .* --grad_accum_steps"):
         train_epoch(Small(room, "cuda", since), batches_of(1, 8, 8), settings_for(3))
 
 
 @pytest.mark.parametrize("stop", range(1, 5))
-def test_an_epoch_goes_on_after_any_step_as_if_it_had_not_stopped(stop):
+def test_an_epoch_resumes_after_any_step_as_if_it_had_not_stopped(stop):
     settings = settings_for(3, mixup=0.0, dropout=0.5)
     batches = batches_of(1, 8, 8, 8, 8, 3)
 
@@ -238,9 +245,9 @@ def test_an_epoch_goes_on_after_any_step_as_if_it_had_not_stopped(stop):
             if position.step == last:
                 raise Stop
 
-        scaler = torch.amp.GradScaler(enabled=False)
-        return train_loop.train_epoch(network, batches[position.step :], settings, optimizer, scaler,
-                                   lambda step: 1 / (step + 1), 1, [8, 8, 8, 8, 3], position, after_step)  # fmt: skip
+        learner = Learner(network, optimizer, torch.amp.GradScaler(enabled=False), settings)
+        plan = EpochPlan(1, [8, 8, 8, 8, 3], lambda step: 1 / (step + 1))
+        return train_loop.train_epoch(learner, batches[position.step :], plan, position, after_step)
 
     whole, optimizer = begin()
     expected = go(whole, optimizer, Position(), 99)
@@ -252,3 +259,28 @@ def test_an_epoch_goes_on_after_any_step_as_if_it_had_not_stopped(stop):
     assert go(network, optimizer, Position(**asdict(position)), 99) == expected
     for one, other in zip(whole.parameters(), network.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("optimizer", "expected"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_every_parameter_group_keeps_its_base_rate(optimizer, expected):
+    groups = [{"params": [nn.Parameter(torch.zeros(2))], "lr": rate, "weight_decay": 0.0} for rate in (0.1, 0.02)]
+    made = make_optimizer(TrainConfig(optimizer=optimizer), groups, CPU)
+    assert type(made) is expected
+    assert [group["base_lr"] for group in made.param_groups] == [0.1, 0.02]
+
+
+@pytest.mark.parametrize("mixed_precision", ["auto", "off", "bf16", "fp16"])
+def test_the_cpu_trains_in_float32(mixed_precision):
+    assert training_dtype(TrainConfig(mixed_precision=mixed_precision), CPU) == torch.float32
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60))
+def test_balanced_weights_equal_those_of_scikit_learn(labels):
+    present = np.unique(labels)
+    weights = balanced_weights(np.searchsorted(present, labels), len(present))
+    expected = compute_class_weight("balanced", classes=present, y=np.array(labels))
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+
+
+def test_a_class_without_images_has_weight_zero():
+    np.testing.assert_allclose(balanced_weights(np.array([0, 0, 2]), 3), [0.5, 0, 1])

@@ -9,7 +9,7 @@ from spectacles.core.config import TrainConfig
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir
 from spectacles.models import recipes
-from spectacles.training import trainer
+from spectacles.training.trainer import planned_phases
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from spectacles.training import trainer
     ],
 )
 def test_a_linear_probe_is_one_epoch_more_and_gradient_descent_shares_them(settings, expected):
-    assert trainer.planned(recipes.resolve(TrainConfig(**settings))) == expected
+    assert planned_phases(recipes.resolve(TrainConfig(**settings))) == expected
 
 
 @pytest.mark.parametrize(
