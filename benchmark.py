@@ -157,7 +157,7 @@ def train_and_score(config: BenchmarkConfig, own: RunDir, data: RunDir) -> Row:
     scored, trained = own.load_result("evaluate", EvaluateReport), own.load_result("train", TrainReport)
     low, high = scored.accuracy_interval
     return {"accuracy": scored.metrics["val_accuracy"], "accuracy_low": low, "accuracy_high": high,
-            "val_images": int(scored.metrics["val_images"] or 0), "train_seconds": trained.seconds}  # fmt: skip
+            "val_images": int(scored.metrics["val_images"] or 0), "train_seconds": trained.train_seconds}  # fmt: skip
 
 
 def _as_trained(settings: TrainConfig, own: RunDir) -> TrainConfig:

@@ -7,10 +7,11 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from spectacles.core import cost, distributed, signals
+from spectacles.core import distributed, signals
 from spectacles.core.config import RunConfig, help_texts, to_plain
 from spectacles.core.environment import describe_environment
 from spectacles.core.errors import UserError
@@ -245,7 +246,7 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
         before = run_dir.load_config()
         run_dir.save_config(stage, to_plain(config))
         write_json(run_dir.environment, describe_environment(config.seed, _device(config, run_dir)))
-        meter = cost.start()
+        started = time.monotonic()
         try:
             result = run(config, run_dir)
         except UserError:
@@ -254,13 +255,12 @@ def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageRe
         for line in result.summary:
             log.info("  %s", line)
         tracking.log_report(result, run_dir)
-        spent = cost.since(meter)
-        write_json(run_dir.cost(stage), spent)
+        result = replace(result, seconds=round(time.monotonic() - started, 2))
         run_dir.save_result(stage, result)
         run_dir.drop_progress(stage)
         if stage == "dataset":
             point_latest(run_dir)
-        log.info("[%s] done in %.1f s", stage, spent["seconds"])
+        log.info("[%s] done in %.1f s", stage, result.seconds)
         return result
 
 

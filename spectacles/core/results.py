@@ -21,6 +21,8 @@ class Report:
     """Numbers to compare runs by; None where a metric is undefined (AUC with one class)."""
     artifacts: list[str]
     """The files worth showing, relative to the run folder; at most about fifteen."""
+    seconds: float = 0.0
+    """Wall time of the stage's last run, known once it has ended."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -72,7 +74,8 @@ class TrainReport(Report):
     best_epoch: int
     best_phase: str
     epochs_run: int
-    seconds: float
+    train_seconds: float
+    """Since training was started, or last resumed."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -1,18 +1,15 @@
-"""Every path under outputs/<run>, atomic writes, and the done-markers that let a run resume."""
+"""Every path under outputs/<run>, and the done-markers that let a run resume."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_write
 from spectacles.core.results import RecordT, from_json, to_json
-
-if TYPE_CHECKING:
-    pass
 
 STAGES = ("dataset", "explore", "train", "evaluate", "error_analysis", "predict")
 """In running order. A stage's folder and script bear its name."""
@@ -109,10 +106,6 @@ class RunDir:
 
     def result(self, stage: str) -> Path:
         return self.path / stage / "result.json"
-
-    def cost(self, stage: str) -> Path:
-        """Seconds and joules of the stage's last run."""
-        return self.path / stage / "cost.json"
 
     def done(self, stage: str) -> bool:
         return self.result(stage).is_file()

@@ -50,7 +50,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def energy(joules: float) -> str:
-    return f"{joules / 3600:.2f} Wh"

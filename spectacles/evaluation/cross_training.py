@@ -158,6 +158,6 @@ def _announce(run_dir: RunDir, folds: int, images: int) -> None:
     if run_dir.done("train"):
         trained = run_dir.load_result("train", TrainReport)
         data = run_dir.load_result("dataset", DatasetReport)
-        seconds = trained.seconds * (folds - 1) * images / max(1, data.images["train"])
+        seconds = trained.train_seconds * (folds - 1) * images / max(1, data.images["train"])
         cost = f": about {duration(seconds)} by the time that the run's own training took"
     log.info("  %d folds are fine-tuned to judge labels, each a training%s", folds, cost)

@@ -153,7 +153,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (wording.percent, wording.percents, wording.number, wording.numbers, wording.duration, wording.energy)
+    formats = (wording.percent, wording.percents, wording.number, wording.numbers, wording.duration)
     environment.filters |= {function.__name__: function for function in formats} | {"basename": os.path.basename}
     environment.globals |= {
         "interval_of": run_summary.interval_of,

@@ -85,7 +85,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    formats = (wording.percent, wording.percents, wording.thousands, wording.duration, wording.energy, code)
+    formats = (wording.percent, wording.percents, wording.thousands, wording.duration, code)
     environment.filters |= {function.__name__: function for function in formats}
     environment.globals |= {"interval_of": run_summary.interval_of, "slice_name": key_findings.slice_name}
     return environment
@@ -100,7 +100,7 @@ def _tables(run: RunSummary) -> dict[str, Markdown]:
         "slices": _slice_table(run.slices, names["accuracy"]),
         "calibration": _calibration_table(run.scored.get("calibration"), names),
         "robustness": _robustness_table(run.robustness),
-        "costs": _cost_table(run.costs),
+        "seconds": table(("stage", "time"), [(stage, wording.duration(time)) for stage, time in run.seconds.items()]),
         "versions": table(("package", "version"), list(run.bundle["versions"].items())),
     }
 
@@ -165,15 +165,3 @@ def _robustness_table(robustness: Json) -> Markdown:
         for name, values in robustness.get("corruptions", {}).items()
     ]
     return table(("change, by strength", "1", "2", "3", "4", "5"), rows)
-
-
-def _cost_table(costs: dict[str, Json]) -> Markdown:
-    rows = [
-        (
-            stage,
-            wording.duration(cost["seconds"]),
-            "not measured" if cost["joules"] is None else wording.energy(cost["joules"]),
-        )
-        for stage, cost in costs.items()
-    ]
-    return table(("stage", "time", "energy"), rows)

@@ -24,8 +24,8 @@ class RunSummary:
     environment: Json
     bundle: Json
     """bundle.json of the trained model."""
-    costs: dict[str, Json]
-    """Finished stage -> seconds and joules."""
+    seconds: dict[str, float]
+    """Finished stage -> wall time of its last run."""
     scores: dict[str, Json]
     """Split -> metrics.json, the split of the headline first."""
     slices: list[Json]
@@ -79,7 +79,7 @@ def read(run_dir: RunDir) -> RunSummary:
         config=config,
         environment=read_json(run_dir.environment),
         bundle=json_of("train", "bundle/bundle.json"),
-        costs=_costs(run_dir, results),
+        seconds={stage: result["seconds"] for stage, result in results.items() if "seconds" in result},
         scores=_headline_first(json_of("evaluate", "metrics.json"), results),
         slices=sorted(groups.get("slices", []), key=_slice_order),
         worst_gap=groups.get("worst_gap") or {},
@@ -133,11 +133,6 @@ def _decisions(path: str | None) -> dict[str, int]:
 
 def _headline_first(scores: dict[str, Json], results: dict[str, Json]) -> dict[str, Json]:
     return dict(sorted(scores.items(), key=lambda item: item[0] != results["evaluate"]["scored_on"]))
-
-
-def _costs(run_dir: RunDir, results: dict[str, Json]) -> dict[str, Json]:
-    costs = {stage: read_json(run_dir.cost(stage)) for stage in results}
-    return {stage: cost for stage, cost in costs.items() if cost}
 
 
 def _slice_order(entry: Json) -> tuple[bool, float, int]:

@@ -242,5 +242,5 @@ def _report(trainer: Trainer, best: Epoch, rescored: float, decided: Decided, mo
         best_epoch=best.epoch,
         best_phase=best.phase,
         epochs_run=len(trainer.history),
-        seconds=round(elapsed, 1),
+        train_seconds=round(elapsed, 1),
     )

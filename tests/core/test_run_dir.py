@@ -29,7 +29,7 @@ COMMON = {"summary": ["it went well"], "metrics": {"accuracy": 0.5, "roc_auc": N
 ACCOUNTING = RowAccounting(rows=3, used=1, converted=1, rejected=1, conversions={"x": 1}, rejections={"ü \n": 1})
 TRAIN = TrainReport(
     **COMMON, backbone="simple_cnn", model_id="0f", metric="accuracy", best_value=0.1 + 0.2, best_epoch=2,
-    best_phase="head", epochs_run=3, seconds=1.5,
+    best_phase="head", epochs_run=3, train_seconds=1.5,
 )  # fmt: skip
 RECORDS = [
     Report(**COMMON),

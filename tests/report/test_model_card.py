@@ -1,4 +1,4 @@
-"""The card as a reader sees it, and what it costs to make a model."""
+"""The card as a reader sees it."""
 
 import re
 import shutil
@@ -12,14 +12,13 @@ from made_up_run import CLASSES, EVIL, MadeUp
 from reading import cells, read, rows, section
 
 from spectacles import cli
-from spectacles.core import cost
 from spectacles.report import model_card
 from spectacles.report.model_card import Markdown, code, escape, table
 from spectacles.tracking import tracking
 
 SECTIONS = ["Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data",
             "Quantitative analyses", "Ethical considerations", "Caveats and recommendations",
-            "Cost"]  # fmt: skip
+            "Training time"]  # fmt: skip
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def test_numbers_come_from_the_run(made: MadeUp) -> None:
     assert "90.0 % right on grouped splits (85.0 to 94.0 %), and 97.0 % on random ones" in section(
         card, "Evaluation data"
     )
-    assert rows(section(card, "Cost"))["train"] == ["12 s", "not measured"]
+    assert rows(section(card, "Training time"))["train"] == ["12 s"]
 
 
 def test_the_licence_is_stated_or_reported_as_missing(made: MadeUp) -> None:
@@ -106,7 +105,7 @@ def test_without_a_model_there_is_no_card(made: MadeUp) -> None:
     assert not made.run_dir.model_card.exists()
 
 
-@pytest.mark.parametrize("missing", ["evaluate", "explore", "error_analysis", "config.yaml", "train/cost.json",
+@pytest.mark.parametrize("missing", ["evaluate", "explore", "error_analysis", "config.yaml",
                                      "evaluate/slices.json", "evaluate/robustness.json"])  # fmt: skip
 def test_what_was_not_measured_is_stated(made: MadeUp, missing: str) -> None:
     path = made.run_dir.path / missing
@@ -150,36 +149,3 @@ def test_a_code_span_ends_where_its_text_ends(text: str) -> None:
     assert fence is not None
     assert fence[0] not in re.findall(r"`+", content)
     assert span.startswith(fence[0]) and span.endswith(fence[0])
-
-
-def counter(powercap: Path, zone: str, name: str, microjoules: int) -> None:
-    folder = powercap / zone
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, content in (("name", name), ("energy_uj", microjoules), ("max_energy_range_uj", 10**12)):
-        (folder / file).write_text(f"{content}\n", encoding="ascii")
-
-
-def test_energy_is_the_sum_over_packages_and_counters_may_go_round_once(tmp_path: Path) -> None:
-    counter(tmp_path, "intel-rapl:0", "package-0", 5_000_000)
-    counter(tmp_path, "intel-rapl:0:0", "core", 1)
-    counter(tmp_path, "intel-rapl:1", "package-1", 10**12 - 1_000_000)
-    meter = cost.start(tmp_path)
-    counter(tmp_path, "intel-rapl:0", "package-0", 7_500_000)
-    counter(tmp_path, "intel-rapl:0:0", "core", 900_000_000)
-    counter(tmp_path, "intel-rapl:1", "package-1", 500_000)
-    spent = cost.since(meter)
-    assert spent["joules"] == pytest.approx(2.5 + 1.5)
-    assert 0 <= spent["seconds"] < 60
-
-
-def test_energy_that_cannot_be_known_is_not_invented(tmp_path: Path) -> None:
-    assert cost.since(cost.start(tmp_path / "none"))["joules"] is None
-    counter(tmp_path, "intel-rapl:0", "package-0", 5)
-    meter = cost.start(tmp_path)
-    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
-    assert cost.since(meter)["joules"] is None
-    counter(tmp_path, "intel-rapl:0", "package-0", 5)
-    (tmp_path / "intel-rapl:0" / "max_energy_range_uj").write_text("0", encoding="ascii")
-    assert cost.since(cost.start(tmp_path))["joules"] is None  # may have gone round any number of times
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("no number", encoding="ascii")
-    assert cost.since(cost.start(tmp_path))["joules"] is None

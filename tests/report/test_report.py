@@ -148,7 +148,7 @@ OPTIONAL = ("explore/baseline.json", "explore/outliers.csv", "evaluate/slices.js
             "evaluate/comparison.json", "evaluate/predictions.csv", "error_analysis/nearest.csv", "config.yaml",
             "error_analysis/noisy_labels.csv", "error_analysis/review.html", "dataset/duplicates.csv",
             "predict/predictions.csv", "train/bundle/bundle.json", "environment.json", "dataset/splits.csv",
-            "train/cost.json", "error_analysis", "predict", "evaluate", "train", "explore")  # fmt: skip
+            "error_analysis", "predict", "evaluate", "train", "explore")  # fmt: skip
 
 
 @pytest.mark.parametrize("missing", OPTIONAL)
