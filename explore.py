@@ -189,8 +189,8 @@ def draw_charts(data: DatasetReport, used: pd.DataFrame, folder: Path) -> None:
     members = _members(used["label"], data)
     of_what = "label's images" if data.multi_label else "class"
     for name, (values, title, xlabel, log_scale) in columns.items():
-        by = {label: values[own].to_numpy() for label, own in members.items()}
-        data_plots.histogram(values.to_numpy(), title, xlabel, folder / f"{name}.png", by or None, log_scale, of_what)
+        groups = {label: values[own].to_numpy() for label, own in members.items()} or {"": values.to_numpy()}
+        data_plots.histogram(groups, title, xlabel, folder / f"{name}.png", log_scale, of_what)
 
 
 def _members(labels: "pd.Series[str]", data: DatasetReport) -> dict[str, "pd.Series[bool]"]:

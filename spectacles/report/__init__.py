@@ -1,4 +1,4 @@
-"""What a person looks at: plots, galleries, the report, the model card and the review page. It knows no network.
+"""What people look at: charts, galleries, the report, the model card and the review page. It knows no neural network.
 
 May use core, metrics and data.
 """

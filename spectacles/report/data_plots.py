@@ -39,7 +39,7 @@ BACKING = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}  #
 def class_distribution(
     counts: Mapping[str, Mapping[str, int]], images: Mapping[str, int], path: Path, noun: str = "class"
 ) -> Path:
-    """Images per class or label, a bar for each split: `counts` maps split -> class -> n, `images` split -> n."""
+    """Images per class or label, one bar per split: `counts` maps split -> class -> n, `images` split -> n."""
     totals: dict[str, int] = {}
     for per_class in counts.values():
         for name, count in per_class.items():
@@ -71,22 +71,22 @@ def class_distribution(
 
 
 def histogram(
-    values: NDArray[Any],
+    groups: Mapping[str, NDArray[Any]],
     title: str,
     xlabel: str,
     path: Path,
-    by: Mapping[str, NDArray[Any]] | None = None,
     log: bool = False,
     of_what: str = "class",
 ) -> Path:
-    """Distribution of `values` `(N,)`, or of the arrays in `by` (class -> values), each as shares `of_what` it is in.
+    """Distributions of the values in `groups` (class -> (N,)), as % `of_what`; of a single group called "", counts.
 
     `log` makes the x axis logarithmic, for values that span orders of magnitude such as file sizes. Values that cannot
     be drawn (not finite; not positive on a logarithmic axis) are left out and counted in the title.
     """
-    groups = {name: np.asarray(group, dtype=np.float64) for name, group in (by or {"": values}).items()}
-    drawable = {name: group[np.isfinite(group) & ((group > 0) | (not log))] for name, group in groups.items()}
-    left_out = sum(map(len, groups.values())) - sum(map(len, drawable.values()))
+    as_counts = list(groups) == [""]
+    values = {name: np.asarray(group, dtype=np.float64) for name, group in groups.items()}
+    drawable = {name: group[np.isfinite(group) & ((group > 0) | (not log))] for name, group in values.items()}
+    left_out = sum(map(len, values.values())) - sum(map(len, drawable.values()))
     shown = sorted(((name, group) for name, group in drawable.items() if len(group)), key=lambda item: -len(item[1]))
     if left_out:
         title += f" ({left_out:,} values left out)"
@@ -99,25 +99,23 @@ def histogram(
     edges = _bin_edges(np.concatenate([group for _, group in shown]), log)
     for index, (name, group) in enumerate(shown[:MAX_OVERLAYS]):
         heights = np.histogram(group, edges)[0]
-        if by:
-            shares = 100 * heights / len(group)
-            axes.stairs(shares, edges, fill=True, color=nth_colour(index), alpha=0.2)
-            axes.stairs(
-                shares, edges, color=nth_colour(index), linewidth=1.6, label=f"{shorten(name)} ({len(group):,})"
-            )
-        else:
+        if as_counts:
             axes.stairs(heights, edges, fill=True, color=nth_colour(index), alpha=0.85)
+            continue
+        shares = 100 * heights / len(group)
+        axes.stairs(shares, edges, fill=True, color=nth_colour(index), alpha=0.2)
+        axes.stairs(shares, edges, color=nth_colour(index), linewidth=1.6, label=f"{shorten(name)} ({len(group):,})")
     if log:
         axes.set_xscale("log")
         tick_plain_log(axes.xaxis)
     axes.set_xlabel(shorten(xlabel, 80))
-    axes.set_ylabel(f"% of the {of_what}" if by else "images")
+    axes.set_ylabel("images" if as_counts else f"% of the {of_what}")
     add_legend(axes)
     return save(figure, path)
 
 
 def scatter_sizes(widths: NDArray[Any], heights: NDArray[Any], path: Path) -> Path:
-    """Width against height in pixels, a point for each distinct size, coloured by how many images have it."""
+    """Width against height in pixels, one point per distinct size, coloured by the number of images."""
     sizes, counts = np.unique(np.column_stack([widths, heights]), axis=0, return_counts=True)
     figure, [axes] = new_figure(f"Image sizes ({counts.sum():,} images, distinct sizes: {len(sizes):,})", 7, 5.5)
     if not len(sizes):
@@ -171,7 +169,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path, metric: st
     """Loss and `metric` by epoch, with the change of phase and the epoch of the best `val_<metric>`.
 
     Rows hold `epoch`, `phase` and any of `train_loss`, `val_loss`, `train_<metric>`, `val_<metric>`; a missing or None
-    value leaves a gap. Where `epoch` starts again with a phase, rows are numbered through from 1.
+    value leaves a gap. If `epoch` restarts with a phase, rows are numbered consecutively from 1.
     """
     figure, panels = new_figure("Training", 7.5, 6, (1, 1))
     if not history:
@@ -197,7 +195,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path, metric: st
 
 
 def _bin_edges(values: Float64s, log: bool) -> Float64s:
-    """Square-root rule, but never so many bins that they cannot be seen."""
+    """Square-root rule, at most 50 bins."""
     scaled = np.log10(values) if log else values
     low, high = scaled.min(), scaled.max()
     if low == high:
@@ -205,7 +203,7 @@ def _bin_edges(values: Float64s, log: bool) -> Float64s:
     edges: Float64s = np.linspace(low, high, int(np.clip(np.sqrt(len(values)), 10, 50)) + 1)
     if log:
         edges = 10**edges
-        edges[0], edges[-1] = min(edges[0], values.min()), max(edges[-1], values.max())  # lost to rounding otherwise
+        edges[0], edges[-1] = min(edges[0], values.min()), max(edges[-1], values.max())  # otherwise lost to rounding
     return edges
 
 
@@ -221,7 +219,7 @@ def _mark_best(axes: Panel, epochs: Float64s, values: Float64s, metric: str) -> 
 
 
 def _mark_phases(panels: Sequence[Panel], epochs: Float64s, phases: Sequence[str]) -> None:
-    """A line between two phases in every panel, and the name of each phase over the first panel."""
+    """A line between phases in every panel, and the name of each phase above the first panel."""
     for index, phase in enumerate(phases):
         if index and phase == phases[index - 1]:
             continue

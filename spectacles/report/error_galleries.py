@@ -1,4 +1,4 @@
-"""Contact sheets of errors, of what they look like, and of doubtful labels."""
+"""Contact sheets of errors, of the training images most similar to them, and of doubtful labels."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,20 +18,20 @@ from spectacles.report.thumbnails import load_thumbnail
 def draw(
     errors: pd.DataFrame,
     nearest: pd.DataFrame,
-    noisy: pd.DataFrame,
+    doubtful: pd.DataFrame,
     folder: Path,
     split: str,
     num_workers: int | None,
 ) -> list[Path]:
-    """misclassified.png, nearest.png and noisy_labels.png. Raises UserError for a photo that is gone."""
+    """misclassified.png, nearest.png and noisy_labels.png. Raises UserError for a photo that can no longer be read."""
     near = nearest[nearest["file"].isin(errors["file"])]
-    names = list(dict.fromkeys([*errors["path"], *near["neighbour_path"], *noisy["path"]]))
+    names = list(dict.fromkeys([*errors["path"], *near["neighbour_path"], *doubtful["path"]]))
     with ThreadPoolExecutor(num_workers or cpu_count(), "gallery") as pool:
         photos = dict(zip(names, pool.map(partial(load_thumbnail, side=THUMBNAIL), names), strict=True))
     return [
         show_errors(errors, photos, folder / "misclassified.png", split),
         show_nearest(errors, near, photos, folder / "nearest.png", split),
-        show_noisy_labels(noisy, photos, folder / "noisy_labels.png"),
+        show_doubtful_labels(doubtful, photos, folder / "noisy_labels.png"),
     ]
 
 
@@ -43,7 +43,7 @@ def show_errors(errors: pd.DataFrame, photos: dict[str, Image.Image], path: Path
 def show_nearest(
     errors: pd.DataFrame, nearest: pd.DataFrame, photos: dict[str, Image.Image], path: Path, split: str
 ) -> Path:
-    """A line an error: the image, and beside it the training images that look most like it."""
+    """One row per error: the image, then the training images most similar to it."""
     pictures, captions = [], []
     width = 1 + int(nearest["rank"].max()) if len(nearest) else 1
     for place, caption in zip(range(len(errors)), _captions(errors), strict=True):
@@ -52,23 +52,25 @@ def show_nearest(
         captions.append(caption)
         for other in nearest[nearest["file"] == error["file"]].head(width - 1).itertuples():
             pictures.append(photos[str(other.neighbour_path)])
-            captions.append(f"{other.neighbour}\nlabel {other.neighbour_label}, {other.similarity:.2f} alike")
-    title = f"Misclassified ({split}), and the training images most like each"
-    return image_grid(pictures, captions, path, columns=width, title=title if pictures else f"{title}: there are none")
+            captions.append(f"{other.neighbour}\nlabel {other.neighbour_label}, similarity {other.similarity:.2f}")
+    title = f"Misclassified ({split}), each with the most similar training images"
+    return image_grid(
+        pictures, captions, path, columns=width, title=title if pictures else f"No misclassified images ({split})"
+    )
 
 
-def show_noisy_labels(noisy: pd.DataFrame, photos: dict[str, Image.Image], path: Path) -> Path:
-    title = "Labels to check, least credible first" if len(noisy) else "No label looks wrong"
-    captions = [f"{row.file}\n{_doubt(row)}\nscore {row.score:.3f} ({row.split})" for row in noisy.itertuples()]
-    return image_grid([photos[p] for p in noisy["path"]], captions, path, title=title)
+def show_doubtful_labels(doubtful: pd.DataFrame, photos: dict[str, Image.Image], path: Path) -> Path:
+    title = "Labels to review, least credible first" if len(doubtful) else "No label looks wrong"
+    captions = [f"{row.file}\n{_doubt(row)}\nscore {row.score:.3f} ({row.split})" for row in doubtful.itertuples()]
+    return image_grid([photos[p] for p in doubtful["path"]], captions, path, title=title)
 
 
 def _doubt(row: Any) -> str:
-    """A row of noisy_labels.csv in words; of several labels the least credible one, which the score is about."""
+    """A row of noisy_labels.csv in words; with several labels, of the least credible one, to which the score refers."""
     if not hasattr(row, "doubtful_label"):
-        return f"label {row.label}, rather {row.suggested_label}"
+        return f"label {row.label}, suggested {row.suggested_label}"
     word = "without" if row.doubtful_label in label_sets.parts(row.label) else "with"
-    return f"label {row.label}, rather {word} {row.doubtful_label}"
+    return f"label {row.label}, suggested {word} {row.doubtful_label}"
 
 
 def _captions(rows: pd.DataFrame) -> Sequence[str]:

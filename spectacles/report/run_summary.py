@@ -1,4 +1,4 @@
-"""What a run's stages have left behind, read for those who tell of it (report, model card). Any part may be missing."""
+"""The results of a run's stages, read for the report and the model card. Any part may be missing."""
 
 import json
 import os
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Empty dicts, lists and tables stand for stages that have not been run and files that older versions lack."""
+    """Empty dicts, lists and tables stand for stages that have not been run."""
 
     results: dict[str, Json]
     """Finished stage -> its result.json, paths in its summary relative to the run folder."""
@@ -27,9 +27,9 @@ class RunSummary:
     seconds: dict[str, float]
     """Finished stage -> wall time of its last run."""
     scores: dict[str, Json]
-    """Split -> metrics.json, the split of the headline first."""
+    """Split -> metrics.json, the headline split first."""
     slices: list[Json]
-    """Worst first, those with too few images last."""
+    """Worst first, slices with too few images last."""
     worst_gap: Json
     comparison: Json
     robustness: Json
@@ -38,25 +38,24 @@ class RunSummary:
     outliers: pd.DataFrame
     noisy_labels: pd.DataFrame
     label_fixes: dict[str, int]
-    """Decision of a person -> labels, of the review that the run was made with."""
+    """Decision -> labels, of the review that the run was made with."""
     faithfulness: Json
-    """Way of explaining -> how far its maps show what matters."""
+    """Attribution method -> how far its maps show what matters to the model."""
 
     @property
     def split(self) -> str:
-        """The split that the headline speaks of: test, or val where there is no other; '' before evaluation."""
+        """The split of the headline: test, or val without labelled test images; '' before evaluation."""
         return str(self.results["evaluate"]["scored_on"]) if "evaluate" in self.results else ""
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image has any number of labels: then it is right where all of them are."""
+        """Whether an image has any number of labels: then it counts as correct only if all of them are."""
         return bool((self.bundle or self.results.get("dataset", {})).get("multi_label"))
 
     @property
     def images(self) -> dict[str, int]:
         """Split -> labelled images."""
-        data = self.results["dataset"]
-        return dict(data.get("images") or {split: sum(counts.values()) for split, counts in data["counts"].items()})
+        return dict(self.results["dataset"]["images"])
 
     @property
     def scored(self) -> Json:
@@ -99,7 +98,7 @@ def read_json(path: Path) -> Json:
 
 
 def read_csv(path: Path, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
-    """All cells as text; only those of `columns` that the file has. Empty where there is no such file."""
+    """All cells as text, of those `columns` that the file has; empty if there is no such file."""
     if not path.is_file():
         return pd.DataFrame()
     wanted = None if columns is None else lambda name: name in columns
@@ -107,20 +106,20 @@ def read_csv(path: Path, columns: tuple[str, ...] | None = None) -> pd.DataFrame
 
 
 def shows_photos(run_dir: RunDir, stage: str) -> bool:
-    """Whether a stage's pictures may hold pixels of photos: not where it ran with --no_galleries."""
+    """Whether a stage's pictures may contain photos: not if it ran with --no_galleries."""
     path = run_dir.path / stage / "config.yaml"
     saved = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
     return bool(saved.get("galleries", True))
 
 
 def interval_of(scores: Json, metric: str) -> list[float] | None:
-    """95 %, of one split's metric; None where it was not measured."""
-    known = scores.get("intervals") or {"accuracy": scores.get("accuracy_interval")}
-    return known.get(metric)
+    """The 95 % interval of one split's metric; None where it was not measured."""
+    interval: list[float] | None = scores["intervals"].get(metric)
+    return interval
 
 
 def _result(run_dir: RunDir, stage: str) -> Json:
-    """Closing lines name files by their whole path, for the terminal; beside the report the rest of it is enough."""
+    """Summary lines name files by their full path, for the terminal; in the report the relative path is enough."""
     result = read_json(run_dir.result(stage))
     inside = f"{run_dir.path}{os.sep}"
     return result | {"summary": [line.replace(inside, "") for line in result["summary"]]}

@@ -118,7 +118,8 @@ def _dataset(run: MadeUp) -> None:
               (("train", 5), ("val", 1), ("test", 5))}  # fmt: skip
     accounting = {"rows": 30, "used": 26, "converted": 1, "rejected": 3, "conversions": {"CMYK converted to RGB": 1},
                   "rejections": {"empty file": 2, f"odd {EVIL}": 1}}  # fmt: skip
-    run.result("dataset", classes=list(run.classes), row_accounting=accounting, counts=counts, unlabelled=2,
+    run.result("dataset", classes=list(run.classes), row_accounting=accounting, counts=counts,
+               images={split: sum(each.values()) for split, each in counts.items()}, unlabelled=2,
                fingerprint="f" * 64, label_column="label", id_column="id")  # fmt: skip
     splits = [
         {"file": name, "path": str(run.photo(name)), "label": a, "split": "train"} for name in ("t1.jpg", "t2.jpg")

@@ -120,7 +120,7 @@ def test_what_was_not_measured_is_stated(made: MadeUp, missing: str) -> None:
 def test_a_data_set_indexed_again_is_not_mistaken_for_the_training_data(made: MadeUp) -> None:
     assert "indexed again" not in write(made)
     made.result("dataset", classes=list(CLASSES), fingerprint="e" * 64, label_column="label", unlabelled=0,
-                counts={"train": dict.fromkeys(CLASSES, 1)},
+                counts={"train": dict.fromkeys(CLASSES, 1)}, images={"train": 2},
                 row_accounting={"rows": 2, "used": 2, "converted": 0, "rejected": 0, "conversions": {},
                         "rejections": {}})  # fmt: skip
     assert "indexed again since training" in write(made)

@@ -76,12 +76,12 @@ def test_label_pairs(path, num_labels):
 )
 @pytest.mark.parametrize("log", [False, True])
 def test_histogram(path, values, log):
-    assert_picture(data_plots.histogram(np.array(values, dtype=float), "A $title$", "x_$label$", path, log=log))
+    assert_picture(data_plots.histogram({"": np.array(values, dtype=float)}, "A $title$", "x_$label$", path, log=log))
 
 
 def test_histogram_by_class(path):
     by = {name: np.arange(float(i)) for i, name in enumerate(names(9))}
-    assert_picture(data_plots.histogram(np.concatenate(list(by.values())), "Nine classes", "x", path, by=by))
+    assert_picture(data_plots.histogram(by, "Nine classes", "x", path))
 
 
 @pytest.mark.parametrize("sizes", [[], [(640, 480)], [(1, 5000), (5000, 1), (640, 480), (640, 480)]])

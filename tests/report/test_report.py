@@ -168,8 +168,8 @@ def test_a_run_with_only_the_dataset_stage(made: MadeUp) -> None:
     assert "30 rows" in page.text("dataset") and "evaluate" not in page.texts
 
 
-def test_scores_of_an_older_run_are_shown(made: MadeUp) -> None:
-    scores = {"accuracy": 0.5, "images": 7, "accuracy_interval": [0.2, 0.9], "per_class": {}}
+def test_metrics_that_were_not_measured_are_left_out(made: MadeUp) -> None:
+    scores = {"accuracy": 0.5, "images": 7, "intervals": {"accuracy": [0.2, 0.9]}, "per_class": {}}
     made.write_json("evaluate/metrics.json", {"test": scores})
     page = write(made)
     assert page.row("accuracy") == ["accuracy", "0.5000", "0.200 to 0.900"]

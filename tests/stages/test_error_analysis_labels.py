@@ -137,7 +137,7 @@ def test_wrong_labels_come_first_and_a_review_corrects_them(
         assert float(row.probability_given) < 0.5 < float(row.probability_suggested)
         word = "without" if WRONG[row.file] in row.label else "with"
         assert any(
-            f"{row.file}\nlabel {row.label}, rather {word} {WRONG[row.file]}\n" in c for c in drawn["noisy_labels"]
+            f"{row.file}\nlabel {row.label}, suggested {word} {WRONG[row.file]}\n" in c for c in drawn["noisy_labels"]
         )
     page = (run_dir.path / "error_analysis" / "review.html").read_text(encoding="utf-8")
     data = json.loads(re.findall(r'id="data">(.*?)</script>', page)[0])
