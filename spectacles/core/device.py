@@ -17,7 +17,8 @@ from spectacles.core.errors import UserError
 
 log = logging.getLogger("spectacles")
 
-_limits: dict[str, int] = {}
+CORE_LIMIT = "SPECTACLES_CORES"
+"""Variable that limits the cores of a process and of those that it starts."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc malloc.h
 
@@ -70,20 +71,20 @@ def share_cores() -> None:
     ready.wait()
 
 
-def use_cores(most: int) -> None:
-    """For a process that shares its machine with others of its kind; before `prepare`."""
-    _limits["cores"] = most
+def limit_cores(most: int) -> None:
+    """For a process that shares its machine with others of its kind; before `prepare_device`."""
+    os.environ[CORE_LIMIT] = str(most)
 
 
 def cpu_count() -> int:
-    """Cores this process may use: affinity, the cgroup's quota and `use_cores`, not what the machine has."""
+    """Cores that this process may use: by affinity, the cgroup's quota and `limit_cores`, not what the machine has."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
         limit, period = quota.read_text().split()[:2]
         if limit != "max":
             cores = min(cores, max(1, round(int(limit) / int(period))))
-    return min(cores, _limits.get("cores", cores))
+    return min(cores, int(os.environ.get(CORE_LIMIT, cores)))
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from spectacles.core.config import PredictCommand
-from spectacles.core.device import prepare_device, resolve_device, use_cores
+from spectacles.core.device import limit_cores, prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
 from spectacles.data import remote_files
@@ -59,7 +59,7 @@ class Worker:
 
         self.work = work = ray.get(reference)
         _check_shared(work)
-        use_cores(work.cores)
+        limit_cores(work.cores)
         device = prepare_device(resolve_device(work.device))
         with TemporaryDirectory() as folder:  # the machine need not have the bundle
             for name, content in work.bundle.items():

@@ -122,12 +122,12 @@ def _average_over_processes(parameters: list[nn.Parameter], batch: Batch, settin
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad.mul_(weight))
-    requested = float(signals.asked())
+    requested = float(signals.stop_requested())
     loss_sum, weights, requests = collectives.all_reduce_sum(gradients, [loss * weight, weight, requested])
     for gradient in gradients:
         gradient.div_(weights)
     if requests:
-        signals.join_in()
+        signals.request_stop()
     return loss_sum / weights
 
 

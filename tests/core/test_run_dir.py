@@ -199,12 +199,12 @@ def test_an_edited_record_is_rejected(change):
         from_json(TrainReport, text)
 
 
-@pytest.mark.parametrize("missing", json.loads(to_json(TRAIN)))
-def test_a_record_that_lacks_a_key_is_rejected(missing):
+def test_a_record_that_lacks_a_key_is_rejected():
     values = json.loads(to_json(TRAIN))
-    del values[missing]
-    with pytest.raises(UserError, match="TrainReport cannot be read"):
-        from_json(TrainReport, json.dumps(values))
+    for missing in values.keys() - {"seconds"}:
+        text = json.dumps({key: value for key, value in values.items() if key != missing})
+        with pytest.raises(UserError, match="TrainReport cannot be read"):
+            from_json(TrainReport, text)
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "\0"])

@@ -81,6 +81,6 @@ def test_a_second_signal_ends_at_once() -> None:
 
 
 def test_whatever_does_not_end_is_ended() -> None:
-    with process("        signals.SECONDS = 0.1\n" + STUBBORN) as started:
+    with process("        signals.SECONDS_TO_STOP = 0.1\n" + STUBBORN) as started:
         started.send_signal(signal.SIGTERM)
         assert rest(started) == ("stopping\n", 143)
