@@ -37,6 +37,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.fileio import safe_name, write_csv, write_json
 from spectacles.core.results import DatasetReport, EvaluateReport, TrainReport
 from spectacles.core.run_dir import RunDir, create_run, find_run
+from spectacles.data import schemas
 from spectacles.models import recipes
 from spectacles.tracking import tracking
 from spectacles.training import profiling, time_budget
@@ -147,7 +148,7 @@ def train_and_score(config: BenchmarkConfig, own: RunDir, data: RunDir) -> Row:
     """Trains on the data set of `data` in a run of the backbone's own, and scores it on validation data."""
     shutil.copytree(data.path / "dataset", own.path / "dataset", dirs_exist_ok=True)
     # Backbones are compared in order to choose one, so the test split stays closed.
-    write_csv(own.splits, dataset.load_split(data, "train", "val"))
+    schemas.SPLIT_ROWS.write(own.splits, schemas.load_split(data, "train", "val"))
     own.write_config({**data.load_config(), **own.load_config()})
     for stage, action, part in (("train", train.run, TrainConfig), ("evaluate", evaluate.run, EvaluateConfig)):
         if not own.done(stage):

@@ -15,16 +15,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-import dataset
 from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_csv
 from spectacles.core.results import ErrorReport, EvaluateReport
 from spectacles.core.run_dir import RunDir
-from spectacles.data import label_corrections, label_sets, similarity
+from spectacles.data import label_corrections, label_sets, schemas, similarity
+from spectacles.data.splits import SPLITS
 from spectacles.evaluation import cross_training, label_quality
 from spectacles.evaluation.error_explanations import explain_decisions
-from spectacles.metrics import prediction_table
 from spectacles.models import pretrained
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier, load_classifier
@@ -55,7 +54,7 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     tables = write_tables(folder, errors, pairs, doubtful, nearest)
     review = Review(
         run_dir, doubtful, rows, units, info.classes, info.label_column, info.multi_label,
-        earlier=label_corrections.of_run(run_dir),
+        earlier=label_corrections.fixes_of_run(run_dir),
     )  # fmt: skip
     page = review_page.write(review, folder / "review.html", config.galleries, config.num_workers)
 
@@ -88,7 +87,7 @@ def load_predictions(run_dir: RunDir) -> pd.DataFrame:
     """The labelled images of evaluate's predictions.csv that could be read."""
     if not run_dir.predictions.is_file():
         raise UserError(f"{run_dir.predictions} is missing: run `python evaluate.py --run_name {run_dir.name}` first.")
-    table = prediction_table.load(run_dir.predictions)
+    table = schemas.PREDICTIONS.read(run_dir.predictions)
     return table[(table["status"] == "predicted") & (table["label"] != "")]
 
 
@@ -130,7 +129,7 @@ def labelled_features(
     config: ErrorAnalysisConfig, run_dir: RunDir, classifier: Classifier, info: BundleInfo
 ) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
     """All labelled rows, their features (N, D), and notes for the summary; see `frozen_backbone`."""
-    rows = dataset.load_split(run_dir, *dataset.SPLITS)
+    rows = schemas.load_split(run_dir, *SPLITS)
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     backbone, notes = frozen_backbone(run_dir, classifier, info)
     log.info("  checking %d labels with features of %s", len(rows), info.backbone)
@@ -181,7 +180,7 @@ def check_labels(
     if unchecked:
         notes.append(f"{unchecked} labels could not be checked: too few independent images of their class")
     doubtful = _label_table(rows, label_quality.rank_label_issues(labels, probabilities), info.classes)
-    decided = doubtful["file"].isin(label_corrections.of_run(run_dir)["file"])
+    decided = doubtful["file"].isin(label_corrections.fixes_of_run(run_dir)["file"])
     if decided.any():
         notes.append(f"{decided.sum()} labels decided in an earlier review are not listed again")
     return doubtful[~decided].reset_index(drop=True), notes
@@ -207,10 +206,10 @@ def write_tables(
     folder: Path, errors: pd.DataFrame, pairs: pd.DataFrame, doubtful: pd.DataFrame, nearest: pd.DataFrame
 ) -> list[Path]:
     tables = {
-        "misclassified": errors[["file", "split", "label", "predicted", "confidence"]],
+        "misclassified": schemas.MISCLASSIFIED.select(errors),
         "confused_pairs": pairs,
-        "noisy_labels": doubtful.drop(columns=["path", "row"]),
-        "nearest": nearest.drop(columns="neighbour_path"),
+        "noisy_labels": schemas.NOISY_LABELS.select(doubtful),
+        "nearest": schemas.NEAREST.select(nearest),
     }
     paths = [folder / f"{name}.csv" for name in tables]
     for path, table in zip(paths, tables.values(), strict=True):

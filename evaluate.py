@@ -14,18 +14,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-import dataset
 from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_csv, write_json
 from spectacles.core.results import DatasetReport, EvaluateReport
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import count_of
-from spectacles.data import file_index, label_sets
+from spectacles.data import file_index, label_sets, schemas
 from spectacles.evaluation import corruptions, run_comparison, slices
 from spectacles.inference import prediction_rows
 from spectacles.inference.predictor import Predictor
-from spectacles.metrics import classification, multilabel, prediction_table, scoring, selective, thresholds
+from spectacles.metrics import classification, multilabel, scoring, selective, thresholds
 from spectacles.metrics.calibration import Calibration
 from spectacles.metrics.decisions import Scored
 from spectacles.models import pretrained
@@ -71,14 +70,14 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     folder = run_dir.folder("evaluate")
     for name in OPTIONAL:
         (folder / name).unlink(missing_ok=True)
-    rows = dataset.load_split(run_dir, "val", "test")
+    rows = schemas.load_split(run_dir, "val", "test")
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     _check_size(len(rows), len(data.classes))
     changed = corruptions.passes(min(len(rows), config.robustness_images))
     predictor = Predictor(run_dir.bundle, device, config.batch_size, config.engine, images=len(rows) + changed)
     info = predictor.info
     table = prediction_rows.predict_rows(predictor, rows, config.num_workers)
-    write_csv(run_dir.predictions, table)
+    schemas.PREDICTIONS.write(run_dir.predictions, table)
     scores = {split: _score(table, split, info, config) for split in ("val", "test")}
     scores = {split: values for split, values in scores.items() if values}
     if not scores:
@@ -108,7 +107,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     write_csv(folder / "slices.csv", slices.to_table(found["slices"]))
     plots = [*_draw(part, scored, scores[headline], info, folder), *_draw_found(found, scores[headline], folder)]
     report = _report(table, scores, headline, found, plots, predictor.model_id, run_dir)
-    altered = [path for path, what in file_index.changes(rows).items() if what == file_index.CHANGED]
+    altered = [path for path, what in file_index.changed_files(rows).items() if what == file_index.CHANGED]
     if altered:
         report.summary.append(
             f"{count_of(len(altered), 'file')} no longer what was indexed, {altered[0]} among them: scores are of what "
@@ -134,7 +133,7 @@ def _scored(part: pd.DataFrame, info: BundleInfo) -> Scored:
     classes = list(info.classes)
     return Scored(
         labels=label_sets.encode(part["label"], classes, info.multi_label),
-        probabilities=prediction_table.probabilities(part, classes),
+        probabilities=schemas.probabilities(part, classes),
         predicted=label_sets.encode(part["predicted"], classes, info.multi_label),
         clusters=pd.factorize(part["cluster"])[0],
     )
@@ -142,7 +141,7 @@ def _scored(part: pd.DataFrame, info: BundleInfo) -> Scored:
 
 def _raw_probabilities(part: pd.DataFrame, info: BundleInfo) -> np.ndarray | None:
     """(N, K) of the raw logits: what calibration started from."""
-    columns = [prediction_table.LOGIT_PREFIX + name for name in info.classes]
+    columns = [schemas.LOGIT_PREFIX + name for name in info.classes]
     raw = Calibration(multi_label=info.multi_label)
     return raw.probabilities(part[columns].to_numpy(dtype=np.float64)) if set(columns) <= set(part.columns) else None
 

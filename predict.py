@@ -46,7 +46,6 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-import dataset
 from spectacles.core.config import explanation_methods, select
 from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.fileio import atomic_path
@@ -55,6 +54,7 @@ from spectacles.core.results import DatasetReport, PredictReport
 from spectacles.core.run_dir import LATEST, RunDir, find_run, newest_bundle
 from spectacles.data import label_sets
 from spectacles.data.remote_files import is_address, locate, readers
+from spectacles.data.schemas import load_index
 from spectacles.evaluation.overlays import FOLDER, write_overlays
 from spectacles.inference import prediction_rows, ray_backend
 from spectacles.inference.inputs import Inputs, collect, parse_shard
@@ -73,7 +73,7 @@ ABSTAINED = {
 
 def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
     """Predicts every row of the run's test data, labelled or not; submission.csv too where the rows have ids."""
-    index = dataset.load_index(run_dir)
+    index = load_index(run_dir)
     given = index["given_split"] == "test"
     test = index[given if given.any() else index["split"] == "test"]
     ids = test["id"].tolist() if (test["id"] != "").any() else []

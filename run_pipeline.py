@@ -55,7 +55,7 @@ def run(config: PipelineConfig) -> RunDir:
     if config.label_fixes is not None and before is not None:
         from spectacles.data import label_corrections
 
-        config = replace(config, label_fixes=label_corrections.keep(config.label_fixes, run_dir))
+        config = replace(config, label_fixes=label_corrections.copy_fixes(config.label_fixes, run_dir))
     # Whole and at once: a stage that a crash keeps from starting is resumed with its settings too.
     settings = run_dir.load_config()
     run_dir.write_config({**settings, **to_plain(config)})
@@ -105,7 +105,7 @@ def _run_before(config: PipelineConfig) -> RunDir | None:
         return None
     from spectacles.data import label_corrections
 
-    return label_corrections.run_before(config.label_fixes, config.output_dir)
+    return label_corrections.find_reviewed_run(config.label_fixes, config.output_dir)
 
 
 def _begins(config: PipelineConfig, chosen: list[str]) -> bool:

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-import dataset
 import model
 from spectacles.core import collectives, distributed
 from spectacles.core.config import select, to_plain
@@ -30,6 +29,7 @@ from spectacles.core.wording import duration
 from spectacles.data import file_index, label_sets
 from spectacles.data.pixel_cache import Pixels
 from spectacles.data.preprocessing import Preprocessing
+from spectacles.data.schemas import load_split
 from spectacles.models import freezing, recipes
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
@@ -91,8 +91,8 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     """Data, network and settings, ready to train. Raises UserError for settings that do not work with these data."""
     started = time.monotonic()
     data = run_dir.load_result("dataset", DatasetReport)
-    rows = dataset.load_split(run_dir, "train", "val")
-    file_index.reject_changed(rows)
+    rows = load_split(run_dir, "train", "val")
+    file_index.require_unchanged(rows)
     labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
     places = {split: np.flatnonzero(rows["split"] == split) for split in ("train", "val")}
     finalize.threshold_goal(config, labels[places["val"]], len(data.classes))

@@ -19,7 +19,7 @@ from spectacles.core.config import DatasetConfig
 from spectacles.core.device import cpu_count, prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.data import duplicates, folders
-from spectacles.data.file_index import look_at_all
+from spectacles.data.file_index import inspect_files
 from spectacles.data.images import SUFFIXES, ImageRejected, decode
 from spectacles.data.similarity import cosines, prepare_features, similar_pairs
 from spectacles.models import pretrained
@@ -105,7 +105,7 @@ def measure(photos: Sequence[str], planted: pd.DataFrame, args: argparse.Namespa
     """Originals (kind '') and copies, with hashes and features; rejected files are left out."""
     originals = pd.DataFrame({"path": photos, "kind": "", "original": photos})
     table = pd.concat([originals, planted], ignore_index=True)
-    facts = look_at_all(table["path"].tolist(), cpu_count())
+    facts = inspect_files(table["path"].tolist(), cpu_count())
     table = pd.concat([table, facts[["sha256", "phash", "phash_mirrored"]]], axis=1)[facts["status"] != "rejected"]
     config = DatasetConfig(backbone=args.backbone, weights=args.weights, image_size=args.image_size)
     backbone, preprocessing = pretrained.frozen_backbone(config)

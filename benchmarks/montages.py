@@ -20,9 +20,9 @@ from benchmarks import common
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path
 from spectacles.core.run_dir import RunDir
-from spectacles.data import label_sets
+from spectacles.data import label_sets, schemas
 from spectacles.data.images import decode
-from spectacles.metrics import decisions, multilabel, prediction_table
+from spectacles.metrics import decisions, multilabel
 from spectacles.models.bundle import read_bundle_info
 
 SHOWS = {"0": ["face"], "1": ["face", "glasses"], "cats": ["cat"], "dogs": ["dog"]}
@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> None:
 
 def at_one_half(finished: RunDir) -> dict[str, float | None]:
     info, _ = read_bundle_info(finished.bundle)
-    test = prediction_table.load(finished.predictions).query("split == 'test' and status == 'predicted'")
-    probabilities = prediction_table.probabilities(test, list(info.classes))
+    test = schemas.PREDICTIONS.read(finished.predictions).query("split == 'test' and status == 'predicted'")
+    probabilities = schemas.probabilities(test, list(info.classes))
     labels = label_sets.encode(test["label"], info.classes, multi_label=True)
     return multilabel.multi_label_metrics(labels, probabilities, decisions.decide_labels(probabilities))
 

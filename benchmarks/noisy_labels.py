@@ -30,6 +30,8 @@ from spectacles.core.config import DatasetConfig
 from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
+from spectacles.data.schemas import load_split
+from spectacles.data.splits import SPLITS
 from spectacles.evaluation import label_quality
 from spectacles.metrics.decisions import is_correct
 from spectacles.models import pretrained
@@ -75,7 +77,7 @@ def look_at(data: Path, name: str, output_dir: Path, label_column: str | None = 
     folder = create_run(output_dir, name)
     report = dataset.run(config, folder)
     folder.save_result("dataset", report)
-    rows = dataset.load_split(folder, *dataset.SPLITS)
+    rows = load_split(folder, *SPLITS)
     labels = label_sets.encode(rows["label"], report.classes, report.multi_label)
     return rows, embed(rows, config, folder), labels
 

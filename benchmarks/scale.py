@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-import dataset
 from benchmarks import common
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport, RowAccounting
@@ -24,6 +23,7 @@ from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
 from spectacles.data.pixel_cache import Pixels
 from spectacles.data.preprocessing import resolve_preprocessing
+from spectacles.data.schemas import MEASURES, SPLIT_ROWS, load_split
 from spectacles.data.splits import stratified_split
 from spectacles.training.batches import Examples, epoch_order
 
@@ -109,7 +109,7 @@ def index(args: argparse.Namespace) -> dict[str, object]:
         run_dir = create_run(Path(folder), "run")
         seconds = {}
         _, seconds["write"] = timed(lambda: write_table(run_dir, args.rows))
-        rows, seconds["load"] = timed(lambda: dataset.load_split(run_dir, "train"))
+        rows, seconds["load"] = timed(lambda: load_split(run_dir, "train"))
         labels = pd.factorize(rows["label"])[0]
         clusters = rows["cluster"].to_numpy()
         _, seconds["split"] = timed(lambda: stratified_split(labels, clusters, (0.85, 0.15), 0))
@@ -138,13 +138,14 @@ def write_table(run_dir: RunDir, rows: int, chunk: int = 100_000) -> None:
             "cluster": numbers // 2,
             "id": numbers,
             "sha256": [f"{number:064x}" for number in numbers],
-            **dict.fromkeys(dataset.MEASURES, 127.5),
+            **dict.fromkeys(MEASURES, 127.5),
             "width": 640,
             "height": 480,
             "bytes": 54321,
+            "modified": 0,
             "format": "JPEG",
         }
-        part = pd.DataFrame(values)[dataset.SPLIT_COLUMNS]
+        part = pd.DataFrame(values)[SPLIT_ROWS.names]
         part.to_csv(run_dir.splits, mode="a", header=start == 0, index=False)
     accounting = RowAccounting(rows=rows, used=rows, converted=0, rejected=0, conversions={}, rejections={})
     report = DatasetReport(

@@ -1,4 +1,4 @@
-"""One look at every file: what it is, whether it can be used, and the numbers that explore and splitting need."""
+"""Every file read once: what it is, whether it can be used, and the measures that explore and splitting need."""
 
 import hashlib
 import os
@@ -17,15 +17,17 @@ from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
 from spectacles.core.wording import count_of
 from spectacles.data.images import ImageRejected, decode, read_file
+from spectacles.data.schemas import FILE_FACTS
 
 MEASURE_SIZE = 256
 """Brightness, contrast and blur are measured on grey copies of at most this side, so that sizes compare."""
 LEVELS = np.arange(256)
 HASH_SIZE = 32
-"""Side of the grey copy that the perceptual hash is made of."""
+"""Side of the grey copy that the perceptual hash is computed from."""
 MIRROR = np.array([1, -1] * 4)
+"""Signs of the columns of a cosine transform after mirroring the picture."""
 GRID = 50
-"""Colours are measured on the means of so many cells a side, up to twice as many."""
+"""Colours are measured on a reduced copy of at least so many, and less than twice as many, cells a side."""
 BORDER = 0.04
 """Share of each side that counts as border."""
 CHANGED = "has changed"
@@ -34,12 +36,12 @@ COLOURS = ("red", "green", "blue", "border_red", "border_green", "border_blue", 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What one look at a file tells. A rejected file has a reason and zeros."""
+    """What is known of a file after reading it once. A rejected file has a reason and zeros."""
 
     status: str
     """used, converted or rejected."""
     reason: str
-    """How it was converted, or why it was rejected."""
+    """How it was converted or why it was rejected."""
     sha256: str = ""
     phash: str = ""
     """64-bit DCT hash in hex (Zauner 2010), insensitive to size, compression and slight changes of light."""
@@ -52,8 +54,7 @@ class FileFacts:
     """Upright, in pixels."""
     bytes: int = 0
     modified: int = 0
-    """When the file was last written, in nanoseconds since 1970: with its size, what tells cheaply whether it is still
-    the same."""
+    """Time of the last change in nanoseconds since 1970: with the size, a cheap test whether the file is the same."""
     brightness: float = 0.0
     """Mean luma, 0..255."""
     contrast: float = 0.0
@@ -69,15 +70,15 @@ class FileFacts:
     border_blue: float = 0.0
     """Mean colour of the outermost 4 % of each side."""
     saturation: float = 0.0
-    """Mean of the largest minus the smallest channel, 0..255, of such means."""
+    """Mean over the cells of the largest minus the smallest channel, 0..255."""
     quantisation: float = 0.0
-    """Mean of the JPEG luminance quantisation table, larger means more compressed; 0 where there is none."""
+    """Mean of the JPEG luminance quantisation table: larger means more compressed; 0 for other formats."""
 
 
-def look_at(path: Path) -> FileFacts:
-    """Reads, decodes and measures one file; never raises for what is in it."""
+def inspect_file(path: Path) -> FileFacts:
+    """Reads, decodes and measures one file; never raises for its content."""
     try:
-        modified = _modified(path)  # before reading: what is written meanwhile is then newer
+        modified = _modified(path)  # before reading, so that a write during it is seen as newer
         content = read_file(path)
         decoded = decode(content, least_side=2 * MEASURE_SIZE)
     except ImageRejected as error:
@@ -106,32 +107,27 @@ def _modified(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
     except (OSError, ValueError):
-        return 0  # reading it says why
+        return 0  # reading the file gives the reason
 
 
-def changes(rows: pd.DataFrame) -> dict[str, str]:
-    """Path -> 'is gone', 'has changed' or why it cannot be told, of files that are no longer what was indexed.
+def changed_files(rows: pd.DataFrame) -> dict[str, str]:
+    """Path -> 'is gone', 'has changed' or why it cannot be read, of files that are no longer what was indexed.
 
-    `rows` have the columns path, sha256, bytes and modified of a dataset stage; of a run that is older than a column
-    less is compared. 100,000 files take less than a second: a file is read only where its time moved and its size did
-    not, since copying and restoring move times.
+    `rows` have the columns path, sha256, bytes and modified of schemas.SPLIT_ROWS. 100,000 files take less than a
+    second: a file is read only where its time changed and its size did not, since copying and restoring change times.
     """
-    once = rows.drop_duplicates("path")
-    sizes, times = (once.get(name, pd.Series(-1, index=once.index)) for name in ("bytes", "modified"))
-    found = {}
-    for path, digest, size, modified in zip(once["path"], once["sha256"], sizes, times, strict=True):
-        what = _change(path, digest, size, modified)
-        if what:
-            found[path] = what
-    return found
+    files = rows.drop_duplicates("path")[["path", "sha256", "bytes", "modified"]]
+    changes = {path: _change(path, *recorded) for path, *recorded in files.itertuples(index=False)}
+    return {path: change for path, change in changes.items() if change}
 
 
 def _change(path: str, digest: str, size: int, modified: int) -> str:
+    """'' for none."""
     try:
         now = os.stat(path)
-        if size not in (-1, now.st_size):
+        if size != now.st_size:
             return CHANGED
-        if modified in (-1, now.st_mtime_ns) or hashlib.sha256(read_file(Path(path))).hexdigest() == digest:
+        if modified == now.st_mtime_ns or hashlib.sha256(read_file(Path(path))).hexdigest() == digest:
             return ""
     except FileNotFoundError:
         return "is gone"
@@ -142,24 +138,24 @@ def _change(path: str, digest: str, size: int, modified: int) -> str:
     return CHANGED
 
 
-def reject_changed(rows: pd.DataFrame) -> None:
-    """To be called before anything is computed of indexed files: what is cached of them would be used for what is
-    there now. See `changes`. Raises UserError that names three of the files."""
-    found = changes(rows)
-    if not found:
+def require_unchanged(rows: pd.DataFrame) -> None:
+    """To be called before anything is computed from indexed files: what is cached of the old content would be used for
+    the new. See `changed_files`. Raises UserError that names up to three files."""
+    changes = changed_files(rows)
+    if not changes:
         return
-    named = [f"{path} {what}" for path, what in list(found.items())[:3]]
-    more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
-    are, them = ("is", "it") if len(found) == 1 else ("are", "them")
+    named = [f"{path} {change}" for path, change in list(changes.items())[:3]]
+    more = f" and {len(changes) - 3:,} more" if len(changes) > 3 else ""
+    have, them = ("is", "it") if len(changes) == 1 else ("are", "them")
     raise UserError(
-        f"{len(found):,} of {count_of(rows['path'].nunique(), 'file')} {are} not what was indexed any more: "
+        f"{len(changes):,} of {count_of(rows['path'].nunique(), 'file')} {have} no longer what was indexed: "
         f"{', '.join(named)}{more}: restore {them}, or run the dataset stage again."
     )
 
 
 def _hashes(grey: Image.Image) -> tuple[str, str]:
     """Perceptual hashes of the picture and of its mirror image, bit for bit those of imagehash.phash, in half the time
-    of one: mirroring turns the sign of every second column of the cosine transform."""
+    of one: mirroring flips the sign of every second column of the cosine transform."""
     small = grey.resize((HASH_SIZE, HASH_SIZE), Image.Resampling.LANCZOS)
     waves = dctn(np.asarray(small, dtype=np.float64))[:8, :8]
     return _above_median(waves), _above_median(waves * MIRROR)
@@ -182,7 +178,7 @@ def _measure_colours(image: Image.Image) -> dict[str, float]:
 
 
 def _quantisation(content: bytes) -> float:
-    """Of a JPEG that could be decoded; only its header is read."""
+    """Of a JPEG that has been decoded; only its header is read."""
     with Image.open(BytesIO(content), formats=("JPEG",)) as opened:
         tables: dict[int, list[int]] = getattr(opened, "quantization", {})
         return sum(tables[min(tables)]) / len(tables[min(tables)]) if tables else 0.0
@@ -203,10 +199,10 @@ def _measure(grey: Image.Image) -> dict[str, float]:
     return {"brightness": float(brightness), "contrast": float(contrast), "sharpness": max(0.0, float(sharpness))}
 
 
-def look_at_all(paths: Sequence[str], num_workers: int) -> pd.DataFrame:
-    """FileFacts as columns, one row a path, in order; measures to two digits. Threads suffice: decoding and hashing
+def inspect_files(paths: Sequence[str], num_workers: int) -> pd.DataFrame:
+    """FileFacts as columns, one row per path, in order; measures to two decimals. Threads suffice: decoding and hashing
     release the GIL."""
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        looks = pool.map(look_at, map(Path, paths))
-        facts = [vars(fact) for fact in progress(looks, "checking files", len(paths))]
-    return pd.DataFrame(facts, columns=list(FileFacts.__dataclass_fields__)).round(2)
+        inspected = pool.map(inspect_file, map(Path, paths))
+        facts = [vars(fact) for fact in progress(inspected, "checking files", len(paths))]
+    return pd.DataFrame(facts, columns=list(FILE_FACTS)).round(2)

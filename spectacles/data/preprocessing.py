@@ -1,4 +1,4 @@
-"""From an upright RGB picture to the model's input: one object, stored in the bundle, used by every consumer."""
+"""From an image file to the model's input: one Preprocessing, stored in the bundle, and the threads that apply it."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,17 +17,19 @@ from spectacles.data.images import MAX_PIXELS, ImageRejected, Source, decode
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 DRAFT_MARGIN = 2
-"""A JPEG may be decoded at a reduced scale that leaves at least this many times the model's side: the resize that
-follows then still has every frequency that it keeps."""
+"""A JPEG may be decoded at a reduced scale as long as its sides stay this many times the model's: the resize that
+follows then loses no frequency that it would keep."""
+LOOK_AHEAD = 4
+"""Batches decoded before they are needed: enough to overlap with the network, few enough for constant memory."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Deterministic, in two steps: `pixels` once a file (what caches hold), `normalize` on whole batches."""
+    """Deterministic, in two steps: `pixels` once per file (cached), `normalize` on whole batches."""
 
     image_size: int
     resize: str
-    """squash (stretch), crop (cut the centre out) or pad (black borders)."""
+    """squash (stretch to a square), crop (the centre square) or pad (black borders)."""
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -78,14 +80,14 @@ class Preprocessing:
 
 
 def to_picture(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (S, S, 1 or 3) -> (S, S, 3), for people."""
+    """uint8 (S, S, 1 or 3) -> (S, S, 3), for display."""
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
 def resolve_preprocessing(
     pretrained_cfg: dict[str, Any], image_size: int | None, resize: str, in_chans: int
 ) -> Preprocessing:
-    """The backbone's own size, interpolation, mean and std, with the person's size and channels on top."""
+    """The backbone's size, interpolation, mean and std where no flag overrides them. Raises UserError."""
     size = int(pretrained_cfg["input_size"][-1]) if image_size is None else image_size
     if not 16 <= size <= 2048:
         raise UserError(f"--image_size {size} is out of range: use 16 to 2048.")
@@ -96,13 +98,9 @@ def resolve_preprocessing(
     return Preprocessing(size, resize, interpolation if interpolation in RESAMPLING else "bicubic", mean, std, in_chans)
 
 
-LOOK_AHEAD = 4
-"""Batches decoded before they are needed: enough to overlap with the arithmetic, few enough for constant memory."""
-
-
 @dataclass(frozen=True)
 class Decoded:
-    """A source after decoding: the model's input, or the reason why there is none."""
+    """A decoded file: the model's input, or the reason why it was rejected."""
 
     name: str
     pixels: np.ndarray | None
@@ -127,7 +125,7 @@ def decoded_batches(
     num_workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[list[Decoded]]:
-    """Batches of decoded sources, in order, at most LOOK_AHEAD batches ahead of the consumer."""
+    """Batches of decoded sources, in order, decoded in threads at most LOOK_AHEAD batches ahead of the consumer."""
     pending: deque[Future[Decoded]] = deque()
     remaining = iter(sources)
     with ThreadPoolExecutor(num_workers or cpu_count()) as pool:

@@ -13,21 +13,18 @@ from spectacles.core.errors import UserError
 from spectacles.data import label_sets
 from spectacles.data.folders import as_text, files_below, is_text, subfolders
 from spectacles.data.images import SUFFIXES
+from spectacles.data.schemas import GIVEN, SLICE_PREFIX
 from spectacles.data.tables import clean_labels, file_names, find_id_column, find_label_columns, read_table, require
 
 log = logging.getLogger("spectacles")
 
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
                  "test": "test", "testing": "test"}  # fmt: skip
-COLUMNS = ["source", "row", "file", "path", "label", "group", "id", "given_split"]
-SLICE = "slice_"
-"""What stands before the name of a column of --slice_columns in our own tables."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """`frame` has COLUMNS and a column slice_<name> for each of --slice_columns, all text but `row`; what is unknown
-    is ''."""
+    """`frame` has the columns schemas.GIVEN and a slice_<name> for each of --slice_columns; unknown text is ''."""
 
     frame: pd.DataFrame
     label_column: str
@@ -55,7 +52,7 @@ def read_rows(config: DatasetConfig) -> Rows:
     elif config.test_dir is not None:
         tables.append(_read_test_folder(config.test_dir, set(train["label"])))
     frame = pd.concat(tables, ignore_index=True)
-    slices = [SLICE + name for name in slice_names(config)]
+    slices = [SLICE_PREFIX + name for name in slice_names(config)]
     frame = frame.fillna(dict.fromkeys(slices, ""))
     return Rows(frame, ",".join(label_columns), id_column, config.multi_label or len(label_columns) > 1)
 
@@ -106,7 +103,7 @@ def _read_table(
             "group": text(config.group_column),
             "id": text(id_column),
             "given_split": "test" if source == "test" else _given_splits(table, path, config.split_column),
-            **{SLICE + name: text(name) for name in slices},
+            **{SLICE_PREFIX + name: text(name) for name in slices},
         }
     )
     _check_folder(frame, folder, path)
@@ -214,7 +211,7 @@ def _folder_frame(rows: list[tuple[Path, str, str, str]], source: str) -> pd.Dat
     paths = [str(path.absolute()) for path, *_ in rows]
     texts = [[path if is_text(path) else "", *map(as_text, rest)] for path, (_, *rest) in zip(paths, rows, strict=True)]
     frame = pd.DataFrame(texts, columns=["path", "file", "label", "given_split"])
-    return frame.assign(source=source, row=range(len(frame)), group="", id="")[COLUMNS]
+    return frame.assign(source=source, row=range(len(frame)), group="", id="")[list(GIVEN)]
 
 
 def paths_of(names: "pd.Series[str]", folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Stratified, seeded splitting that never tears a cluster (a person, near-duplicates) apart; and splits of before."""
+"""Stratified, seeded splits that keep clusters (a person, near duplicates) whole and respect splits that were given."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,19 +8,22 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from spectacles.core.config import DatasetConfig
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import find_run
+from spectacles.data import label_sets, schemas
 
-RANK = {"train": 0, "val": 1, "test": 2}
+SPLITS = ("train", "val", "test")
+RANK = {split: rank for rank, split in enumerate(SPLITS)}
 
 
 def stratified_split(labels: np.ndarray, clusters: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
     """(N,) class indices, or (N, K) of 0 and 1, and cluster numbers (N,) -> (N,) split numbers 0..len(fractions)-1.
 
-    Clusters are visited from large to small, equal ones in seeded order; each goes where its classes are missing most,
-    measured against `fractions` of each class (greedy, as in Sechidis et al. 2011). With clusters of one image the
-    class counts of every split are within one of the exact share. Where an image may have several labels, having none
-    of them and being an image count as two more, and images with the rarest label go first: they leave least choice.
+    Clusters are assigned from large to small, equal ones in seeded order; each goes to the split that lacks its classes
+    most, measured against `fractions` of each class (greedy, as in Sechidis et al. 2011). With clusters of one image
+    the class counts of every split are within one of the exact share. With several labels an image, "no label" and "any
+    image" are stratified like two more labels, and images with the rarest label go first: they leave least choice.
     """
     members, counts = _cluster_counts(labels, clusters)
     of_class = np.asarray(counts.sum(axis=0)).ravel()
@@ -31,25 +34,25 @@ def stratified_split(labels: np.ndarray, clusters: np.ndarray, fractions: Sequen
     sizes = np.array([len(images) for images in members])
     order = order[np.argsort(-sizes[order], kind="stable")]
     missing = np.outer(np.asarray(fractions, dtype=np.float64), of_class)
-    # Labels come in all combinations, so every split is filled at the same pace; with one class an image, exact shares
-    # come out whatever the pace.
+    # Labels come in all combinations, so all splits are filled in step; with one class an image the shares come out
+    # exact in any order.
     totals = np.maximum(missing if labels.ndim == 2 else of_class, 1e-9)
     closed = np.asarray(fractions) <= 0
     split = np.empty(len(labels), dtype=np.int64)
     for cluster in order:
         place = slice(counts.indptr[cluster], counts.indptr[cluster + 1])
-        present, own = counts.indices[place], counts.data[place]
-        # How much of this cluster each split still wants, in shares of what it was promised of each class.
-        want = (own * missing[:, present] / totals[..., present]).sum(axis=1)
-        want[closed] = -np.inf
-        chosen = int(np.argmax(want))
-        missing[chosen, present] -= own
+        present, images = counts.indices[place], counts.data[place]
+        # How much of this cluster each split still lacks, relative to its target for each class.
+        lack = (images * missing[:, present] / totals[..., present]).sum(axis=1)
+        lack[closed] = -np.inf
+        chosen = int(np.argmax(lack))
+        missing[chosen, present] -= images
         split[members[cluster]] = chosen
     return split
 
 
 def _cluster_counts(labels: np.ndarray, clusters: np.ndarray) -> tuple[list[np.ndarray], Any]:
-    """Members of each cluster, and its images a class (M, K), sparse: of 10,000 classes a cluster has one or two."""
+    """Members of each cluster, and its images per class (M, K), sparse: of 10,000 classes a cluster has one or two."""
     _, numbers = np.unique(clusters, return_inverse=True)
     order = np.argsort(numbers, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else []
@@ -65,20 +68,64 @@ def _cluster_counts(labels: np.ndarray, clusters: np.ndarray) -> tuple[list[np.n
     return members, counts
 
 
-def kept_splits(digests: "pd.Series[str]", name: str, output_dir: Path) -> tuple["pd.Series[str]", str]:
-    """The split that each content had in the run of that name, '' where it was not there, and a sentence about it."""
+def check_fractions(config: DatasetConfig) -> None:
+    """Raises UserError."""
+    test_fraction = config.test_fraction or 0.0
+    if not (0 < config.val_fraction < 1 and 0 <= test_fraction < 1 and config.val_fraction + test_fraction < 0.95):
+        raise UserError(
+            f"--val_fraction {config.val_fraction} and --test_fraction {test_fraction}: both must be shares of the "
+            "images (0.15 is 15 %), validation above 0, together below 0.95."
+        )
+
+
+def assign_splits(
+    used: pd.DataFrame, previous: "pd.Series[str]", classes: list[str], multi_label: bool, config: DatasetConfig
+) -> "pd.Series[str]":
+    """train, val or test for each row of the index in `used`, which has its `cluster`.
+
+    Splits that were given stay, then those of `previous` ('' for none), and a cluster follows those of its members. The
+    rest is divided so that clusters stay whole and classes keep their shares. Raises UserError for an empty split.
+    """
+    split, cluster = used["given_split"].copy(), used["cluster"]
+    given = set(split)
+    val_fraction = 0.0 if "val" in given else config.val_fraction
+    test_fraction = config.test_fraction if config.test_fraction is not None else 0.0 if "test" in given else 0.15
+    free = split.isin(["", "train"])
+    split = split.mask(free, previous)
+    decided = split[free & (split != "")].groupby(cluster).first()
+    following = (split == "") & cluster.isin(decided.index)
+    split[following] = decided.reindex(cluster[following]).to_numpy()
+    undecided = (split == "").to_numpy()
+    codes = label_sets.encode(used.loc[undecided, "label"], classes, multi_label)
+    fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
+    # By content, not by row: the same images are split the same way in whatever order they are listed.
+    order = np.argsort(used.loc[undecided, "sha256"].to_numpy(dtype=str), kind="stable")
+    ordered = pd.factorize(cluster.to_numpy()[undecided][order])[0]
+    numbers = np.empty(len(order), dtype=np.int64)
+    numbers[order] = stratified_split(codes[order], ordered, fractions, config.seed)
+    split[undecided] = np.array(SPLITS)[numbers]
+    for name in ("train", "val"):
+        if not (split == name).any():
+            raise UserError(
+                f"no image is left for the {name} split: give more images of each class, or another --val_fraction."
+            )
+    return split
+
+
+def previous_splits(digests: "pd.Series[str]", name: str, output_dir: Path) -> tuple["pd.Series[str]", str]:
+    """The split that each content had in the run of that name, '' for new ones, and a sentence about it."""
     try:
-        before = find_run(output_dir, name).splits if name else None
+        path = find_run(output_dir, name).splits if name else None
     except UserError:
-        before = None
-    if before is None or not before.is_file():
-        unknown = f"{name!r} is no run below {output_dir}" if name else "the label fixes name no run"
-        sentence = f"splits are drawn anew, because {unknown}: scores before and after are of other images"
+        path = None
+    if path is None or not path.is_file():
+        reason = f"there is no run {name!r} below {output_dir}" if name else "the label fixes name no run"
+        sentence = f"images are split anew, because {reason}: scores before and after are of different images"
         return pd.Series("", index=digests.index), sentence
-    table = pd.read_csv(before, dtype=str, usecols=["sha256", "split"], keep_default_na=False)
-    # A content in two splits stood on both sides of a given border: what could be divided was not in test.
+    table = schemas.SPLIT_ROWS.read(path, ["sha256", "split"])
+    # A content in two given splits: the one that was ours to choose was not test.
     ranked = table.sort_values("split", key=lambda split: split.map(RANK), kind="stable")
     known = ranked.drop_duplicates("sha256").set_index("sha256")["split"]
-    kept = known.reindex(digests, fill_value="").set_axis(digests.index)
-    fresh = int((kept == "").sum())
-    return kept, f"splits are those of the run {name}" + (f", but for {fresh} new images" if fresh else "")
+    previous = known.reindex(digests, fill_value="").set_axis(digests.index)
+    new = int((previous == "").sum())
+    return previous, f"splits are those of the run {name}" + (f", except for {new} new images" if new else "")

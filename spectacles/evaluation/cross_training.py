@@ -20,13 +20,13 @@ import yaml
 
 from spectacles.core.config import TrainConfig
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import atomic_path, write_csv
+from spectacles.core.fileio import atomic_path
 from spectacles.core.progress import progress
 from spectacles.core.results import DatasetReport, TrainReport
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import duration
-from spectacles.data import label_sets
-from spectacles.data.splits import stratified_split
+from spectacles.data import label_sets, schemas
+from spectacles.data.splits import SPLITS, stratified_split
 from spectacles.inference.predictor import Predictor
 
 log = logging.getLogger("spectacles")
@@ -96,9 +96,9 @@ def _read(kept: Path) -> np.ndarray:
 
 def _begin(part: RunDir, table: pd.DataFrame, data: DatasetReport, settings: dict[str, Any]) -> None:
     """A run folder whose dataset stage is done: the fold is its validation split, and there is no test split."""
-    counts, images = label_sets.count_splits(table, ("train", "val", "test"), data.classes, data.multi_label)
+    counts, images = label_sets.count_splits(table, SPLITS, data.classes, data.multi_label)
     fingerprint = hashlib.sha256(f"{data.fingerprint} {part.name}".encode()).hexdigest()
-    write_csv(part.splits, table)
+    schemas.SPLIT_ROWS.write(part.splits, table)
     part.write_config(settings)
     part.save_result(
         "dataset", replace(data, counts=counts, images=images, unlabelled=0, artifacts=[], fingerprint=fingerprint)

@@ -14,13 +14,12 @@ from spectacles.core.config import ErrorAnalysisConfig, explanation_methods
 from spectacles.core.device import to_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_json
-from spectacles.data import label_sets
+from spectacles.data import label_sets, schemas
 from spectacles.data.preprocessing import Preprocessing, decoded_batches, to_picture
 from spectacles.evaluation import faithfulness
 from spectacles.evaluation.attribution import REMEDY, explain
 from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.evaluation.feature_maps import draw_feature_maps
-from spectacles.metrics import prediction_table
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
 from spectacles.report.image_grid import image_grid, overlay_saliency
@@ -88,7 +87,7 @@ def explained_classes(rows: pd.DataFrame, info: BundleInfo) -> list[str]:
     or where none was, the most probable one."""
     if not info.multi_label:
         return rows["predicted"].tolist()
-    probabilities = prediction_table.probabilities(rows, list(info.classes)).tolist()
+    probabilities = schemas.probabilities(rows, list(info.classes)).tolist()
     places = [
         label_sets.most_probable(label_sets.added(text, given) or text, own, info.classes, info.multi_label)
         for text, given, own in zip(rows["predicted"], rows["label"], probabilities, strict=True)

@@ -12,8 +12,8 @@ from scipy.stats import binomtest
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir, find_run
 from spectacles.core.wording import count_of, percent
-from spectacles.data import label_sets
-from spectacles.metrics import basics, bootstrap, prediction_table, scoring
+from spectacles.data import label_sets, schemas
+from spectacles.metrics import basics, bootstrap, scoring
 from spectacles.metrics.decisions import Scored
 
 SIGNIFICANT = 0.05
@@ -42,11 +42,9 @@ def load(name: str, run_dir: RunDir, classes: list[str]) -> Other:
         raise UserError(f"--compare {name} is this very run: name another one.")
     if not other.done("evaluate") or not other.predictions.is_file():
         raise UserError(f"--compare {name}: it has no scores yet: run `python evaluate.py --run_name {name}` first.")
-    table = prediction_table.load(other.predictions)
-    columns = [str(column) for column in table.columns]
-    known = [
-        column.removeprefix(prediction_table.PREFIX) for column in columns if column.startswith(prediction_table.PREFIX)
-    ]
+    table = schemas.PREDICTIONS.read(other.predictions)
+    prefix = schemas.PROBABILITY_PREFIX
+    known = [str(column).removeprefix(prefix) for column in table.columns if str(column).startswith(prefix)]
     if set(known) != set(classes):
         raise UserError(
             f"--compare {name} knows the classes {_named(known)}, this run {_named(classes)}: only runs that tell the "
@@ -87,7 +85,7 @@ def compare(
     )
     that = Scored(
         this.labels,
-        prediction_table.probabilities(theirs, classes),
+        schemas.probabilities(theirs, classes),
         label_sets.encode(theirs["predicted"], classes, scored.multi_label),
         this.clusters,
     )
@@ -123,7 +121,7 @@ def mcnemar(this: basics.Bools, that: basics.Bools) -> tuple[float, int, int]:
 
 
 def _contents(splits: Path) -> pd.DataFrame:
-    return pd.read_csv(splits, dtype=str, usecols=["path", "split", "sha256"], keep_default_na=False)
+    return schemas.SPLIT_ROWS.read(splits, ["path", "split", "sha256"])
 
 
 def _differences(this: Scored, that: Scored, seed: int, resamples: int) -> dict[str, dict[str, Any]]:

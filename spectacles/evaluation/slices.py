@@ -15,7 +15,7 @@ from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from spectacles.core.wording import percent
-from spectacles.data.sources import SLICE
+from spectacles.data.schemas import SLICE_PREFIX
 from spectacles.metrics import bootstrap
 from spectacles.metrics.basics import Float64s
 from spectacles.metrics.decisions import Scored
@@ -42,7 +42,7 @@ class Slice:
 def find(rows: pd.DataFrame, features: np.ndarray | None, seed: int) -> list[Slice]:
     """Slices of `rows` of splits.csv: by each column slice_<name>, by thirds of brightness, image size and sharpness
     (where measured), and by looks: k-means of frozen features (N, D), where there are any."""
-    found = [each for column in rows.columns if column.startswith(SLICE) for each in _by_value(rows[column])]
+    found = [each for column in rows.columns if column.startswith(SLICE_PREFIX) for each in _by_value(rows[column])]
     if "brightness" in rows:
         found += _thirds("brightness", rows["brightness"], ("dark", "medium", "bright"), " of 255")
     if {"width", "height"} <= set(rows.columns):
@@ -56,7 +56,7 @@ def find(rows: pd.DataFrame, features: np.ndarray | None, seed: int) -> list[Sli
 
 
 def _by_value(values: pd.Series[str]) -> Iterator[Slice]:
-    name = str(values.name).removeprefix(SLICE)
+    name = str(values.name).removeprefix(SLICE_PREFIX)
     values = values.where(values != "", UNKNOWN)
     counts = values.value_counts()
     for value in counts.index[:MOST_VALUES]:

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.preprocessing import normalize
 
 from spectacles.core.wording import count_of, percent, percents
-from spectacles.data.similarity import nearest
+from spectacles.data.similarity import nearest_neighbours
 from spectacles.data.splits import stratified_split
 from spectacles.metrics.bootstrap import mean_interval
 from spectacles.metrics.decisions import decide, decide_labels, is_correct
@@ -108,7 +108,7 @@ def _is_right(features: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> np.
 
 def _nearest_is_right(unit: np.ndarray, labels: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
     rows = np.arange(len(labels))
-    neighbour = nearest(unit, rows, rows, 1, clusters)[0][:, 0]
+    neighbour = nearest_neighbours(unit, rows, rows, 1, clusters)[0][:, 0]
     return np.asarray((neighbour >= 0) & is_correct(labels[neighbour], labels), dtype=np.float64)
 
 

@@ -1,6 +1,6 @@
-"""Explore's galleries: a sample of each class, what is unusual, duplicates side by side, and what a shortcut tells.
+"""Explore's galleries: a sample of each class, outliers, duplicates side by side, and shortcuts.
 
-Only these show photos; with --no_galleries none is made, and those of an earlier run in the same folder are removed.
+Only these show photos: with --no_galleries none is drawn, and those of an earlier run in the folder are removed.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -19,18 +19,18 @@ from spectacles.core.progress import progress
 from spectacles.core.wording import count_of, noun_of, plural
 from spectacles.data import label_sets
 from spectacles.data.tables import NONE
-from spectacles.exploration.outliers import UNLIKE, UNLIKE_Z
+from spectacles.exploration.outliers import MAX_Z, UNLIKE_OTHERS
 from spectacles.exploration.shortcuts import Shortcut
 from spectacles.report.image_grid import THUMBNAIL, image_grid
 from spectacles.report.thumbnails import load_thumbnail
 
 SAMPLE, ALL_SAMPLES = 200, 1200
-"""Images decoded for a class's mean image, and for all of them together."""
+"""Most images decoded for a class's mean image, and for all of them together."""
 MAX_MEANS, MAX_CONTACT_SHEETS = 40, 12
-"""Classes shown, the largest first."""
+"""Most classes shown, the largest first."""
 MAX_SHORTCUTS = 3
 NO_LABEL = "(no label)"
-NAMES = ("contact_*.png", "mean_images.png", "outliers.png", "unlike_others.png", "duplicates.png", "shortcuts.png")
+NAMES = ("contact_*.png", "mean_images.png", "outliers.png", "feature_outliers.png", "duplicates.png", "shortcuts.png")
 
 
 def clear(folder: Path) -> None:
@@ -43,16 +43,17 @@ def clear(folder: Path) -> None:
 def draw_classes(
     labelled: pd.DataFrame, size: int, seed: int, pool: ThreadPoolExecutor, folder: Path, multi_label: bool = False
 ) -> tuple[list[Path], Path]:
-    """Contact sheets and mean images of the largest classes, from one sample each: (sheets, means). Of labels, NONE are
-    the images without any."""
+    """(contact sheets, mean images) of the largest classes, from one sample of each. With several labels an image, NONE
+    stands for the images without any."""
     sizes = _sizes(labelled["label"], multi_label)
-    shown, shape = sizes.index[:MAX_MEANS], _mean_shape(labelled)
+    shown = sizes.index[:MAX_MEANS]
+    shape = _mean_shape(labelled)
     sheets, means, captions = [], [], []
-    for number, name in enumerate(progress(shown, "looking at classes", len(shown), "class"), start=1):
+    for number, name in enumerate(progress(shown, "drawing classes", len(shown), "class"), start=1):
         on_sheet = size if number <= MAX_CONTACT_SHEETS else 0
         wanted = max(on_sheet, min(SAMPLE, ALL_SAMPLES // len(shown)))
-        own = label_sets.has(labelled["label"], name, multi_label and name != NONE)
-        rows = sample(labelled[own], wanted, derive_seed(seed, "explore", name))
+        members = label_sets.has(labelled["label"], name, multi_label and name != NONE)
+        rows = sample(labelled[members], wanted, derive_seed(seed, "explore", name))
         pictures = thumbnails(rows["path"], pool)
         if on_sheet:
             path = folder / f"contact_{number:02d}_{safe_name(name)}.png"
@@ -86,20 +87,21 @@ def draw_outliers(outliers: pd.DataFrame, size: int, pool: ThreadPoolExecutor, p
         f"{row['what']} ({row['value']:g})\n{Path(row['file']).name}\n{_label(row['label'], row['split'])}"
         for row in shown.to_dict("records")
     ]
-    title = f"Unusual images: {len(shown)} of {len(outliers)}"
+    title = f"Outliers: {len(shown)} of {len(outliers)}"
     return image_grid(thumbnails(shown["path"], pool), captions, path, title=title)
 
 
-def draw_unlike(ranked: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: Path) -> Path:
-    """The images least like any other, outliers or not: what stands out is for a person to judge."""
-    shown, beyond = ranked[:size], int((ranked["z"] > UNLIKE_Z).sum())
+def draw_feature_outliers(ranked: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: Path) -> Path:
+    """The images least like the others, outliers or not: what stands out is for a person to judge."""
+    shown = ranked[:size]
+    beyond = int((ranked["z"] > MAX_Z).sum())
     captions = [
-        f"{UNLIKE if row['z'] > UNLIKE_Z else 'within limits'} ({row['z']:g})\n{Path(row['file']).name}\n"
+        f"{UNLIKE_OTHERS if row['z'] > MAX_Z else 'within limits'} ({row['z']:g})\n{Path(row['file']).name}\n"
         f"{_label(row['label'], row['split'])}"
         for row in shown.to_dict("records")
     ]
     images = count_of(len(ranked), "image")
-    title = f"Least like the others, by features: {beyond} of {images} beyond {UNLIKE_Z:g} deviations"
+    title = f"Least like the others, by features: {beyond} of {images} beyond {MAX_Z:g} deviations"
     return image_grid(thumbnails(shown["path"], pool), captions, path, title=title)
 
 
@@ -108,33 +110,35 @@ def draw_pairs(pairs: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: P
     shown = pairs[: max(1, size // 2)]
     paths, captions = [], []
     for number, pair in enumerate(shown.to_dict("records"), start=1):
-        faults = ", ".join(["labels differ"] * pair["conflict"] + ["across splits"] * pair["crosses_split"])
+        flags = {"labels differ": pair["conflict"], "across splits": pair["crosses_split"]}
+        faults = ", ".join(text for text, flag in flags.items() if flag)
         for side in "ab":
-            name, belongs = Path(pair[f"file_{side}"]).name, _label(pair[f"label_{side}"], pair[f"split_{side}"])
+            name = Path(pair[f"file_{side}"]).name
+            label = _label(pair[f"label_{side}"], pair[f"split_{side}"])
             paths.append(pair[f"path_{side}"])
-            captions.append("\n".join(filter(None, [f"{number}{side} {_kind(pair)}", faults, name, belongs])))
+            captions.append("\n".join(filter(None, [f"{number}{side} {_kind(pair)}", faults, name, label])))
     title = f"Duplicates: {len(shown)} of {count_of(len(pairs), 'pair')}"
     return image_grid(thumbnails(paths, pool), captions, path, columns=4, title=title)
 
 
 def _kind(pair: dict[Hashable, Any]) -> str:
-    """'near (4 bits)', 'similar (0.97)': the number is what the two were found by."""
-    similarity = pair.get("similarity", "")
-    if pair["kind"] == "similar" and similarity != "":
-        return f"similar ({float(str(similarity)):.3f})"
+    """'near (4 bits)', 'similar (0.971)': the number is the distance or cosine that made them duplicates."""
+    if pair["kind"] == "similar":
+        return f"similar ({pair['similarity']:.3f})"
     return f"{pair['kind']} ({pair['distance']} bits)" if pair["kind"] in ("near", "mirrored") else str(pair["kind"])
 
 
 def draw_shortcuts(
     rows: pd.DataFrame, found: Sequence[Shortcut], size: int, seed: int, pool: ThreadPoolExecutor, path: Path
 ) -> Path:
-    """Of each shortcut, images that its rule speaks of and others, several of the class and of the rest."""
-    shown, per_part = found[:MAX_SHORTCUTS], max(2, size // (4 * len(found[:MAX_SHORTCUTS])))
+    """For each shortcut some images that its rule matches and some others, of the class and of the rest."""
+    shown = found[:MAX_SHORTCUTS]
+    per_part = max(2, size // (4 * len(shown)))
     parts, captions = [], []
     for shortcut in shown:
-        own = label_sets.has(rows["label"], shortcut.label, shortcut.multi_label).to_numpy(dtype=bool)
+        members = label_sets.has(rows["label"], shortcut.label, shortcut.multi_label).to_numpy(dtype=bool)
         for matches, words in ((shortcut.matches, shortcut.rule), (~shortcut.matches, f"not {shortcut.rule}")):
-            for side in (own, ~own):
+            for side in (members, ~members):
                 part = sample(rows[matches & side], per_part, derive_seed(seed, "shortcuts", shortcut.label))
                 parts.append(part)
                 captions += [f"{row['label']}\n{words}\n{Path(row['file']).name}" for row in part.to_dict("records")]

@@ -1,9 +1,11 @@
-"""Images that are unlike the rest: in what was measured of each file, and in the frozen backbone's features."""
+"""Outliers: images that differ from the rest in the measures of their files or in the frozen backbone's features."""
 
 import numpy as np
 import pandas as pd
 
-UNLIKE_Z = 3.5
+from spectacles.data.schemas import OUTLIERS
+
+MAX_Z = 3.5
 """Robust z-score beyond which a value is an outlier (Iglewicz and Hoaglin 1993)."""
 
 LEAST_SPREAD = {
@@ -14,22 +16,23 @@ LEAST_SPREAD = {
     "image size": 0.6,
     "bytes per pixel": 0.25,
 }
-"""The smallest spread assumed for each measure: among identical images any harmless value would be odd otherwise."""
+"""Lower bound of the spread of each measure: without it, harmless values among near-identical images are outliers."""
 
-UNLIKE = "unlike the others"
-NEIGHBOURS, FEWEST = 20, 40
-"""Images that a distance is the mean of (more than have the same fault, or they would vouch for each other); and the
-fewest among which any can be unlike the rest."""
+UNLIKE_OTHERS = "unlike the others"
+NEIGHBOURS = 20
+"""Nearest images whose mean distance counts: more than usually share a fault, or they would hide each other."""
+FEWEST = 40
+"""Images below which none is called an outlier by its features."""
 POOL, BLOCK = 10_000, 1024
-"""Images, drawn with a seed, that each is compared with where there are more; and images compared at once."""
-COLUMNS = ["file", "label", "split", "what", "value", "z", "path"]
+"""Of a larger set each image is compared with so many, drawn with a seed; and how many are compared at once."""
+COLUMNS = [*OUTLIERS.names, "path"]
 
 
 def measure(index: pd.DataFrame) -> pd.DataFrame:
-    """One row an image, on scales where ordinary photos spread about evenly to both sides (logarithms, a logit).
+    """One row per image, on scales where ordinary photos spread about evenly to both sides (logarithms, a logit).
 
-    Here sharpness is the variance of the Laplacian over that of the picture: so divided it does not take a dark or
-    faint picture for a blurred one. The aspect ratio is 0 for a square and does not tell upright from lying.
+    Sharpness is the variance of the Laplacian divided by that of the picture, so that a dark or low-contrast picture is
+    not taken for a blurred one. The aspect ratio is 0 for a square, and the same for portrait and landscape.
     """
     light = index["brightness"].clip(1, 254)
     contrast = index["contrast"].clip(lower=0.5)
@@ -54,17 +57,17 @@ def robust_z(measures: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_outliers(used: pd.DataFrame) -> pd.DataFrame:
-    """file, label, split, what, value, z and path, a row for each finding, the most extreme of each kind first.
+    """COLUMNS, a row for each finding, the most extreme of each kind first.
 
-    Besides being far from the rest a picture must be what the word says (nobody calls a grey value of 110 dark), so
-    that uniform data sets stay quiet.
+    Besides being far from the rest, an image must be what the word says (a grey value of 110 is not dark), so that
+    uniform data sets have no findings.
     """
     z = robust_z(measure(used))
-    low, high = z < -UNLIKE_Z, z > UNLIKE_Z
+    low, high = z < -MAX_Z, z > MAX_Z
     shorter_side = used[["width", "height"]].min(axis=1)
     dark = low["brightness"] & (used["brightness"] < 64)
     bright = high["brightness"] & (used["brightness"] > 191)
-    # Next to black or white there is no room for contrast: one word is enough.
+    # Near black or white there is no room for contrast: one finding is enough.
     faint = low["contrast"] & (used["contrast"] < 20) & ~dark & ~bright
     blurred = low["sharpness"]
     odd_shape = low["aspect ratio"] | high["aspect ratio"]
@@ -78,31 +81,31 @@ def find_outliers(used: pd.DataFrame) -> pd.DataFrame:
         ("tiny", tiny, shorter_side, z["image size"]),
     ]
     parts = []
-    for what, found, value, score in findings:
-        part = used.loc[found, ["file", "label", "split", "path"]]
-        part = part.assign(what=what, value=value[found].round(2), z=score[found].round(1))
+    for what, chosen, value, score in findings:
+        part = used.loc[chosen, ["file", "label", "split", "path"]]
+        part = part.assign(what=what, value=value[chosen].round(2), z=score[chosen].round(1))
         parts.append(part.sort_values("z", key=abs, ascending=False, kind="stable"))
     return pd.concat(parts, ignore_index=True)[COLUMNS]
 
 
-def unlike_others(used: pd.DataFrame, features: np.ndarray | None, seed: int) -> pd.DataFrame:
-    """Every image with the columns of find_outliers, the least like any other first; `value` is the distance to its
-    nearest others in features (N, D), and `z` above LIMIT means an outlier. Empty without features or in small sets."""
+def rank_by_distance(used: pd.DataFrame, features: np.ndarray | None, seed: int) -> pd.DataFrame:
+    """COLUMNS of every image, the least like the others first; `value` is the mean distance to its nearest neighbours
+    in features (N, D), and a `z` above MAX_Z makes an outlier. Empty without features or in small sets."""
     if features is None or len(used) < FEWEST:
         return pd.DataFrame(columns=COLUMNS)
     distances = mean_distances(features, seed)
     centre = np.median(distances)
     z = (distances - centre) / max(1.4826 * float(np.median(np.abs(distances - centre))), 0.01 * float(centre), 1e-9)
-    table = used[["file", "label", "split", "path"]].assign(what=UNLIKE, value=distances.round(2), z=z.round(1))
+    table = used[["file", "label", "split", "path"]].assign(what=UNLIKE_OTHERS, value=distances.round(2), z=z.round(1))
     return table.iloc[np.argsort(-z, kind="stable")].reset_index(drop=True)[COLUMNS]
 
 
 def mean_distances(features: np.ndarray, seed: int) -> np.ndarray:
     """(N, D) -> (N,) float64: root mean square difference per feature to the NEIGHBOURS nearest other rows, averaged.
 
-    Features are taken as their signed square roots, which keeps a few large ones from deciding (Perronnin et al. 2010),
-    and standardised. Cosines, which look for what is alike, missed the odd images: these have unusual amounts of many
-    features rather than an unusual direction.
+    Features are replaced by their signed square roots, which keeps a few large ones from dominating (Perronnin et al.
+    2010), and standardised. Cosines missed the outliers: these have unusual amounts of many features rather than an
+    unusual direction.
     """
     values = np.sign(features) * np.sqrt(np.abs(features))
     values = ((values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is counted in the data, and what to warn of before training. Tables in, tables and words out."""
+"""Counts and medians of the data, and warnings before training. Tables in, tables and sentences out."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ FEW_VALIDATION_IMAGES = 100
 
 
 def counts_of(data: DatasetReport, used: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """split -> class -> images; where these have any number of labels, NONE are those without any."""
+    """split -> class -> images; with several labels an image, NONE counts those without any."""
     if not data.multi_label:
         return data.counts
     none = used.loc[used["label"] == NONE, "split"].value_counts()
@@ -29,8 +29,8 @@ def counts_of(data: DatasetReport, used: pd.DataFrame) -> dict[str, dict[str, in
 
 
 def distribution(data: DatasetReport, counts: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
-    """A row a class: images in each split and in all, and the share of all. Class '' are the unlabelled test images;
-    images of several labels are in several rows."""
+    """One row per class: images in each split and in all, and their share. Class '' stands for unlabelled test images;
+    images with several labels count in several rows."""
     table = pd.DataFrame(counts).rename_axis("class").reset_index()
     if data.unlabelled:
         table.loc[len(table)] = {"class": "", **dict.fromkeys(counts, 0), "test": data.unlabelled}
@@ -40,7 +40,7 @@ def distribution(data: DatasetReport, counts: Mapping[str, Mapping[str, int]]) -
 
 
 def describe(data: DatasetReport, used: pd.DataFrame, pairs: pd.DataFrame, outliers: pd.DataFrame) -> list[str]:
-    """What there is, in a few sentences."""
+    """The data in a few sentences."""
     sizes = [f"{name!r} {count}" for name, count in sorted(data.counts["train"].items(), key=lambda item: -item[1])]
     shown = sizes if len(sizes) <= 5 else [*sizes[:2], "...", *sizes[-2:]]
     width, height, light = used["width"], used["height"], used["brightness"]
@@ -54,7 +54,7 @@ def describe(data: DatasetReport, used: pd.DataFrame, pairs: pd.DataFrame, outli
         f"heights {height.min()} to {height.max()}); {_shares(used['format'])}; {_shares(used['mode'])}",
         f"medians: brightness {light.median():.0f} of 255, contrast {used['contrast'].median():.0f}, "
         f"sharpness {used['sharpness'].median():.0f}",
-        f"unusual images: {suggestions.kinds(outliers) or 'none'}",
+        f"outliers: {suggestions.kinds(outliers) or 'none'}",
         f"duplicate pairs: {len(pairs)}, {pairs['conflict'].sum()} of them with different labels",
     ]
 
@@ -67,7 +67,7 @@ def _shares(values: "pd.Series[str]") -> str:
 def check_classes(data: DatasetReport) -> list[str]:
     """Small and missing classes, and splits too small to score on."""
     noun = noun_of(data.multi_label)
-    return [*_check_few(data.counts["train"], noun), *_check_lacking(data), *_check_scoring(data, noun)]
+    return [*_check_few(data.counts["train"], noun), *_check_nearly_constant(data), *_check_scoring(data, noun)]
 
 
 def _check_few(train: Mapping[str, int], noun: str) -> list[str]:
@@ -83,13 +83,13 @@ def _check_few(train: Mapping[str, int], noun: str) -> list[str]:
     ]
 
 
-def _check_lacking(data: DatasetReport) -> list[str]:
-    """Labels that hardly any training image is without: there is as little to learn from as of rare ones."""
+def _check_nearly_constant(data: DatasetReport) -> list[str]:
+    """Labels that nearly every training image has: they are as hard to learn as rare ones."""
     if not data.multi_label:
         return []
-    lacking = {name: data.images["train"] - count for name, count in data.counts["train"].items()}
-    few = [name for name, count in lacking.items() if count < FEW_IMAGES]
-    return [f"only {count_of(lacking[name], 'training image')} without label {name!r}" for name in few[:5]]
+    without = {name: data.images["train"] - count for name, count in data.counts["train"].items()}
+    few = [name for name, count in without.items() if count < FEW_IMAGES]
+    return [f"only {count_of(without[name], 'training image')} without label {name!r}" for name in few[:5]]
 
 
 def _check_scoring(data: DatasetReport, noun: str) -> list[str]:
@@ -108,14 +108,14 @@ def _check_scoring(data: DatasetReport, noun: str) -> list[str]:
         )
     if not data.images["test"]:
         warnings.append(
-            "no labelled test image: evaluate can only score on the validation data that training selects by, which is "
-            "optimistic; consider --test_fraction 0.15"
+            "no labelled test image: evaluate can only score on the validation data that training selects by, and such "
+            "scores are optimistic; consider --test_fraction 0.15"
         )
     return warnings
 
 
 def check_files(index: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
-    """Rejected rows and duplicates."""
+    """Warnings about rejected rows and duplicates."""
     warnings = []
     rejected = int((index["status"] == "rejected").sum())
     if rejected:
@@ -142,7 +142,7 @@ def check_shift(used: pd.DataFrame) -> list[str]:
         for name, (less, more) in LESS_AND_MORE.items():
             spread = max(train[name].std(ddof=0), LEAST_SPREAD[name])
             difference = (other[name].mean() - train[name].mean()) / spread
-            if abs(difference) > _surely(0.4, 4, len(other)):
+            if abs(difference) > _significant(0.4, 4, len(other)):
                 advice = "; consider a larger --color_jitter" if name in ("brightness", "contrast") else ""
                 warnings.append(
                     f"{split} images are {less if difference < 0 else more} than training images (by "
@@ -151,6 +151,6 @@ def check_shift(used: pd.DataFrame) -> list[str]:
     return warnings
 
 
-def _surely(limit: float, errors: float, n: int) -> float:
-    """`limit`, raised where n images are too few to be sure of it: `errors` is in units of 1 / sqrt(n)."""
+def _significant(limit: float, errors: float, n: int) -> float:
+    """`limit`, or more where n images are too few for it: `errors` standard errors, in units of 1 / sqrt(n)."""
     return float(max(limit, errors / max(1, n) ** 0.5))

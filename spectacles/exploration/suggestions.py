@@ -1,4 +1,4 @@
-"""What to try, in plain words and with the reason; what is wrong is told by warnings, in `exploration`."""
+"""What to try, each with its reason. (What is wrong are warnings: see statistics.)"""
 
 import re
 from collections.abc import Mapping
@@ -16,15 +16,18 @@ RARE = 0.1
 """Share of the training images below which a label is rare."""
 FEW_IMAGES = 20
 RECALL_MARGIN = 0.1
-"""Half the 95 % interval within which a class's recall should be known."""
+"""Half the width of the 95 % interval that a class's recall should be known to."""
 CUT, CUT_OFTEN = 0.4, 0.1
-"""Share of a photo that a centre crop may cut away in the median, and share of photos that may lose half of them."""
+"""Share of the median photo that a centre crop may cut away, and share of the photos that may lose over half."""
 ALIKE_SHAPES = 0.6
-"""Range of the logarithm of width / height, without a tenth at either end, within which shapes are about the same."""
+"""Range of log(width / height), without a tenth at either end, within which shapes are about the same."""
 SIZE_MIX = 4.0
+"""Ratio of the 95 % to the 5 % quantile of the shorter sides from which sizes are mixed."""
 LEAST_SIDE, STEP = 96, 32
-"""Pixels: no pretrained backbone is asked to look at less; sides are multiples of the other."""
-FEWEST_NAMES, NAMED_SHARE, LARGEST_SHARE = 10, 0.3, 0.2
+"""Pixels: the smallest --image_size suggested, and what sides are multiples of."""
+FEWEST_GROUPS, GROUPED_SHARE, LARGEST_SHARE = 10, 0.3, 0.2
+"""Names suggest groups where there are at least so many, with at least that share of the images, none of them larger
+than the last."""
 
 
 def imbalance(counts: Mapping[str, int]) -> float:
@@ -38,26 +41,26 @@ def balance(train: Mapping[str, int]) -> list[str]:
     if imbalance(train) < IMBALANCE:
         return []
     return [
-        f"try --class_weights balanced if the classes matter alike: {smallest!r} is {percent(train[smallest] / total)} "
-        f"of the training images, {largest!r} {percent(train[largest] / total)}"
+        f"try --class_weights balanced if all classes matter equally: {smallest!r} is "
+        f"{percent(train[smallest] / total)} of the training images, {largest!r} {percent(train[largest] / total)}"
     ]
 
 
 def rare_label(train: Mapping[str, int], images: int) -> list[str]:
-    """Of labels that any number of may belong to an image: `train` are the images with each, of so many training
-    images."""
+    """Where an image may have several labels: `train` counts the images with each label, `images` all of them."""
     rarest = min(train, key=train.__getitem__)
     share = train[rarest] / max(1, images)
     if share >= RARE:
         return []
     return [
-        f"try --class_weights balanced if a missed label is worse than one too many: only {percent(share)} of the "
-        f"training images have label {rarest!r}"
+        f"try --class_weights balanced if missing a label is worse than adding a wrong one: only {percent(share)} of "
+        f"the training images have label {rarest!r}"
     ]
 
 
 def more_images(data: DatasetReport) -> list[str]:
-    """For the smallest class: how many make its recall known. Of a recall of 0.9 (normal approximation)."""
+    """For the smallest class: how many images it takes to measure its recall, assumed to be 0.9 (normal
+    approximation)."""
     train, val, images = data.counts["train"], data.counts["val"], data.images
     smallest = min(train, key=lambda name: train[name] + val[name])
     if train[smallest] >= FEW_IMAGES:
@@ -67,13 +70,13 @@ def more_images(data: DatasetReport) -> list[str]:
     missing = int(np.ceil(scored / max(share, 0.01))) - train[smallest] - val[smallest]
     return [
         f"collect images {'with' if data.multi_label else 'of'} {noun_of(data.multi_label)} {smallest!r}: there are "
-        f"{train[smallest]} to learn from and {val[smallest]} to validate on; about {missing} more, divided alike, "
-        f"would tell its recall to within {100 * RECALL_MARGIN:.0f} points"
+        f"{train[smallest]} to learn from and {val[smallest]} to validate on; with about {missing} more, split in the "
+        f"same way, its recall would be known to within {100 * RECALL_MARGIN:.0f} points"
     ]
 
 
 def learning_curve(measured: Mapping[str, Any] | None, multi_label: bool = False) -> list[str]:
-    """Whether more images of the same kind help, as learning from half of them does harm."""
+    """More images of the same kind should help where learning from half of them costs accuracy."""
     if measured is None:
         return []
     low, high = measured["differences"]["half"]["interval"]
@@ -87,13 +90,12 @@ def learning_curve(measured: Mapping[str, Any] | None, multi_label: bool = False
     return []
 
 
-def unusual(outliers: pd.DataFrame, look_at: str) -> list[str]:
+def review_outliers(outliers: pd.DataFrame, listed_in: str) -> list[str]:
     if not len(outliers):
         return []
     files = outliers["file"].nunique()
     return [
-        f"look at {count_of(files, 'unusual image')} ({kinds(outliers)}) in {look_at}, and take out what does not "
-        "belong"
+        f"look at {count_of(files, 'outlier')} ({kinds(outliers)}) in {listed_in}, and take out what does not belong"
     ]
 
 
@@ -103,15 +105,15 @@ def kinds(outliers: pd.DataFrame) -> str:
 
 
 def image_size(used: pd.DataFrame, size: int, native: int) -> list[str]:
-    """`size` is --image_size as it stands, `native` the side that the backbone was trained with."""
+    """`size` is the current --image_size, `native` the side that the backbone was trained with."""
     width, height = float(used["width"].median()), float(used["height"].median())
     shorter, longer = min(width, height), max(width, height)
     photos = f"photos are {width:.0f} x {height:.0f} pixels in the median"
     smaller = max(LEAST_SIDE, int(shorter) // STEP * STEP)
     if shorter >= native > size:
         return [
-            f"try --image_size {native} if small things count: {photos}, and the backbone was trained at {native}, not "
-            f"{size}; it takes {(native / size) ** 2:.1f} times as long"
+            f"try --image_size {native} if small details matter: {photos}, and the backbone was trained at {native}, "
+            f"not {size}; it takes {(native / size) ** 2:.1f} times as long"
         ]
     if longer < size and smaller < size:
         return [
@@ -134,7 +136,7 @@ def size_mix(used: pd.DataFrame) -> list[str]:
 
 
 def resize(used: pd.DataFrame, current: str) -> list[str]:
-    """Another --resize than the centre crop, where that cuts much away."""
+    """An alternative to the centre crop where that cuts away much."""
     shape = np.log(used["width"].to_numpy() / used["height"].to_numpy())
     cut = 1 - np.exp(-np.abs(shape))
     if current != "crop" or (np.median(cut) < CUT and (cut > 0.5).mean() < CUT_OFTEN):
@@ -144,29 +146,29 @@ def resize(used: pd.DataFrame, current: str) -> list[str]:
     lost = f"a centre crop loses {median} of the median photo, and of {often} of the photos over half"
     if spread > ALIKE_SHAPES:
         return [f"try --resize pad: {lost}; shapes differ, and pad shows all of each photo undistorted, but smaller"]
-    return [f"try --resize squash: {lost}; shapes are about the same, so that squash distorts all photos alike"]
+    return [f"try --resize squash: {lost}; shapes are about the same, so squash distorts all photos in the same way"]
 
 
 def group_column(used: pd.DataFrame) -> list[str]:
-    """Where no group is known, but file names look like several photos of one thing: p12_1.jpg, p12_2.jpg."""
+    """Where no groups are known, but file names look like several photos of one subject: p12_1.jpg, p12_2.jpg."""
     if (used["group"] != "").any():
         return []
-    keys = pd.Series([_thing(file, label) for file, label in zip(used["file"], used["label"], strict=True)])
+    keys = pd.Series([_subject(file, label) for file, label in zip(used["file"], used["label"], strict=True)])
     sizes = keys[keys != ""].value_counts()
     several = sizes[sizes > 1]
-    enough = len(several) >= FEWEST_NAMES and several.sum() >= NAMED_SHARE * len(used)
+    enough = len(several) >= FEWEST_GROUPS and several.sum() >= GROUPED_SHARE * len(used)
     if not enough or several.max() > LARGEST_SHARE * len(used):
         return []
     example = used["file"][(keys == several.index[0]).to_numpy()].iloc[:2].tolist()
     return [
-        f"if files such as {example[0]!r} and {example[1]!r} show one thing, name it in a column and give it as "
-        f"--group_column: {several.sum()} images would belong to {len(several)} groups, and photos of one thing on "
-        "both sides of a split make scores optimistic"
+        f"if files such as {example[0]!r} and {example[1]!r} show the same subject, name it in a column and pass that "
+        f"as --group_column: {several.sum()} images would belong to {len(several)} groups, and photos of one subject "
+        "on both sides of a split make scores optimistic"
     ]
 
 
-def _thing(file: str, label: str) -> str:
-    """What stands before a last short number, letter or side in the name ('p12' in p12_1.jpg), else the folder's name
+def _subject(file: str, label: str) -> str:
+    """The part of the name before a final short number, letter or side ('p12' in p12_1.jpg), else the folder's name
     where that is not the class; '' where there is neither."""
     path = PurePath(file.replace("\\", "/"))
     match = re.match(r"(.*[A-Za-z0-9])[ _.()-]+(\d{1,4}|[A-Za-z]|left|right|front|back|side|top)\)?$", path.stem)

@@ -8,8 +8,8 @@ import pandas as pd
 
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
+from spectacles.data.schemas import LOGIT_PREFIX, PROBABILITY_PREFIX
 from spectacles.inference.predictor import Prediction, Predictor
-from spectacles.metrics.prediction_table import LOGIT_PREFIX, PREFIX
 from spectacles.models.bundle import BundleInfo
 
 Cell = str | float | bool | None
@@ -25,7 +25,7 @@ def header(info: BundleInfo, top_k: int, with_ids: bool) -> dict[str, type]:
     """Column -> str, float or bool."""
     columns: dict[str, type] = {"id": str} if with_ids else {}
     columns |= {"file": str, "label": str, "confidence": float}
-    columns |= {PREFIX + name: float for name in info.classes}
+    columns |= {PROBABILITY_PREFIX + name: float for name in info.classes}
     columns |= {"ood_score": float, "abstained": bool, "abstain_reason": str, "status": str}
     for rank in range(2, top_k + 1):
         columns |= {f"label_{rank}": str, f"confidence_{rank}": float}
@@ -102,5 +102,5 @@ def predict_rows(predictor: Predictor, rows: pd.DataFrame, num_workers: int | No
     numbers = np.array(
         [(p.probabilities or missing) + (p.logits or missing) for p in outcomes_list], dtype=np.float64
     ).reshape(-1, 2 * len(classes))
-    names = [prefix + name for prefix in (PREFIX, LOGIT_PREFIX) for name in classes]
+    names = [prefix + name for prefix in (PROBABILITY_PREFIX, LOGIT_PREFIX) for name in classes]
     return pd.concat([table, pd.DataFrame(numbers, columns=names)], axis=1)

@@ -11,9 +11,7 @@ from typing import Any
 import pandas as pd
 
 from spectacles.core.run_dir import RunDir
-from spectacles.data import label_sets
-from spectacles.metrics import prediction_table
-from spectacles.report.run_summary import read_csv
+from spectacles.data import label_sets, schemas
 
 MAX_CLASSES = 15
 """With more classes, the most confused pairs are shown instead of the matrix."""
@@ -86,7 +84,8 @@ Behind = dict[tuple[str, str], pd.DataFrame]
 
 def build(run_dir: RunDir, split: str, classes: Sequence[str], multi_label: bool = False) -> Browser:
     """From the labelled images of `split` that could be read; empty where evaluate left no predictions."""
-    table = read_csv(run_dir.predictions, (*COLUMNS, *_probabilities(classes if multi_label else ())))
+    probabilities = _probabilities(classes) if multi_label else []
+    table = schemas.PREDICTIONS.read_text(run_dir.predictions, [*COLUMNS, *probabilities])
     if table.empty:
         return Browser([], [])
     scored = table[(table["split"] == split) & (table["status"] == "predicted") & (table["label"] != "")]
@@ -145,7 +144,7 @@ def _by_label(scored: pd.DataFrame, classes: Sequence[str]) -> tuple[Behind, dic
 
 
 def _probabilities(classes: Sequence[str]) -> list[str]:
-    return [f"{prediction_table.PREFIX}{name}" for name in classes]
+    return [f"{schemas.PROBABILITY_PREFIX}{name}" for name in classes]
 
 
 def distribute(counts: Sequence[int], cost: Sequence[int], most: int = PER_CELL, total: int = PICTURES) -> list[int]:
@@ -174,12 +173,9 @@ def _neighbours(run_dir: RunDir) -> dict[str, list[Neighbour]]:
     """File of an error -> its most similar training images; empty before error analysis."""
     if not run_dir.done("error_analysis"):
         return {}
-    nearest = read_csv(run_dir.path / "error_analysis" / "nearest.csv")
-    if nearest.empty:
-        return {}
-    splits = read_csv(run_dir.splits, ("file", "path", "split"))
-    if not splits.empty:
-        splits = splits[(splits["split"] == "train") & splits["file"].isin(nearest["neighbour"])]
+    nearest = schemas.NEAREST.read_text(run_dir.path / "error_analysis" / "nearest.csv")
+    splits = schemas.SPLIT_ROWS.read_text(run_dir.splits, ["file", "path", "split"])
+    splits = splits[(splits["split"] == "train") & splits["file"].isin(nearest["neighbour"])]
     path_of = {row["file"]: row["path"] for row in splits.to_dict("records")}
     nearest = nearest.assign(rank=nearest["rank"].astype(int)).sort_values("rank", kind="stable")
     neighbours: dict[str, list[Neighbour]] = {}

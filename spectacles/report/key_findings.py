@@ -163,7 +163,7 @@ def _doubtful_labels(run: RunSummary) -> str:
 
 
 def _duplicates_across_splits(run: RunSummary) -> str:
-    crossing = 0 if run.duplicates.empty else int((run.duplicates["crosses_split"] == "True").sum())
+    crossing = int((run.duplicates["crosses_split"] == "True").sum())
     if not crossing:
         return ""
     return f"{count_of(crossing, 'pair')} of duplicates in two different splits: the score may be optimistic."

@@ -17,7 +17,7 @@ from spectacles.core.device import cpu_count
 from spectacles.core.fileio import atomic_write
 from spectacles.core.run_dir import RunDir
 from spectacles.data import similarity
-from spectacles.data.label_corrections import COLUMNS
+from spectacles.data.schemas import LABEL_FIXES
 from spectacles.report import thumbnails
 from spectacles.report.csp import source_hash
 
@@ -47,7 +47,7 @@ class Review:
     label_column: str
     multi_label: bool
     earlier: pd.DataFrame
-    """Decisions that the run was made with (label_corrections.COLUMNS): the page saves them again, before its own."""
+    """Decisions that the run was made with (schemas.LABEL_FIXES): the page saves them again, before its own."""
 
 
 def write(review: Review, path: Path, embed: bool, num_workers: int | None) -> Path:
@@ -57,7 +57,7 @@ def write(review: Review, path: Path, embed: bool, num_workers: int | None) -> P
     """
     listed = review.doubtful.drop_duplicates("file").head(MAX_ITEMS)
     queries = listed["row"].to_numpy()
-    near, cosines = similarity.nearest(review.units, queries, np.arange(len(review.units)), NEIGHBOURS)
+    near, cosines = similarity.nearest_neighbours(review.units, queries, np.arange(len(review.units)), NEIGHBOURS)
     neighbours = review.rows.iloc[np.unique(near[near >= 0])]
     large, small = _pictures(listed["path"].tolist(), neighbours["path"].tolist(), embed, num_workers)
     place_of = {row: place for place, row in enumerate(neighbours.index)}
@@ -89,7 +89,7 @@ def write(review: Review, path: Path, embed: bool, num_workers: int | None) -> P
             {"file": file, "label": label, "photo": photo}
             for file, label, photo in zip(neighbours["file"], neighbours["label"], small, strict=True)
         ],
-        "earlier": review.earlier[COLUMNS].to_numpy().tolist(),
+        "earlier": review.earlier[LABEL_FIXES.names].to_numpy().tolist(),
         "more": len(review.doubtful) - len(listed),
     }
     atomic_write(path, render(data, embed))

@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from spectacles.core.run_dir import STAGES, RunDir
+from spectacles.data import schemas
 
 Json = dict[str, Any]
 
@@ -68,8 +69,8 @@ def read(run_dir: RunDir) -> RunSummary:
     def json_of(stage: str, name: str) -> Json:
         return read_json(run_dir.path / stage / name) if stage in results else {}
 
-    def table_of(stage: str, name: str) -> pd.DataFrame:
-        return read_csv(run_dir.path / stage / name) if stage in results else pd.DataFrame()
+    def table_of(schema: schemas.Schema, stage: str, name: str) -> pd.DataFrame:
+        return schema.read_text(run_dir.path / stage / name) if stage in results else schema.empty()
 
     config = run_dir.load_config()
     groups = json_of("evaluate", "slices.json")
@@ -85,9 +86,9 @@ def read(run_dir: RunDir) -> RunSummary:
         comparison=json_of("evaluate", "comparison.json"),
         robustness=json_of("evaluate", "robustness.json"),
         baseline=json_of("explore", "baseline.json"),
-        duplicates=table_of("dataset", "duplicates.csv"),
-        outliers=table_of("explore", "outliers.csv"),
-        noisy_labels=table_of("error_analysis", "noisy_labels.csv"),
+        duplicates=table_of(schemas.DUPLICATE_PAIRS, "dataset", "duplicates.csv"),
+        outliers=table_of(schemas.OUTLIERS, "explore", "outliers.csv"),
+        noisy_labels=table_of(schemas.NOISY_LABELS, "error_analysis", "noisy_labels.csv"),
         label_fixes=_decisions(config.get("label_fixes")),
         faithfulness=json_of("error_analysis", "faithfulness.json").get("methods", {}),
     )
@@ -126,8 +127,8 @@ def _result(run_dir: RunDir, stage: str) -> Json:
 
 
 def _decisions(path: str | None) -> dict[str, int]:
-    fixes = read_csv(Path(path), ("decision",)) if path else pd.DataFrame()
-    return {} if fixes.empty else {str(name): int(count) for name, count in fixes["decision"].value_counts().items()}
+    fixes = schemas.LABEL_FIXES.read_text(Path(path)) if path else schemas.LABEL_FIXES.empty()
+    return {str(name): int(count) for name, count in fixes["decision"].value_counts().items()}
 
 
 def _headline_first(scores: dict[str, Json], results: dict[str, Json]) -> dict[str, Json]:

@@ -14,10 +14,10 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
-import dataset
 import train
 from spectacles.core.config import TrainConfig
 from spectacles.core.errors import UserError
+from spectacles.data.schemas import load_index
 from spectacles.models import backbones
 
 
@@ -166,7 +166,7 @@ def test_a_photo_of_megapixels_and_its_small_copy_are_near_duplicates(tmp_path):
     noise(77, 2400, 1600).save(tmp_path / "large.jpg", quality=90)
     noise(77, 300, 200).save(tmp_path / "small.png")
     _, run_dir = run_table(tmp_path, *rows, "large.jpg,no", "small.png,no")
-    index = dataset.load_index(run_dir).set_index("file")
+    index = load_index(run_dir).set_index("file")
     assert index.loc["large.jpg", ["width", "height"]].tolist() == [2400, 1600]
     assert index.loc["large.jpg", "brightness"] == pytest.approx(index.loc["small.png", "brightness"], abs=2)
     pair = pd.read_csv(run_dir.duplicates).iloc[0]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pictures import encoded, noise, photo
 from PIL import Image, ImageOps
 
-from spectacles.data.file_index import BORDER, FileFacts, look_at, look_at_all
+from spectacles.data.file_index import BORDER, FileFacts, inspect_file, inspect_files
 
 COLOURS = ("red", "green", "blue")
 
@@ -18,7 +18,7 @@ COLOURS = ("red", "green", "blue")
 def look(folder: Path, picture: Image.Image, format: str = "PNG", **options: object) -> FileFacts:
     path = folder / f"picture.{format.lower()}"
     path.write_bytes(encoded(picture, format, **options))
-    return look_at(path)
+    return inspect_file(path)
 
 
 @settings(max_examples=25)
@@ -86,7 +86,7 @@ def test_brightness_contrast_and_sharpness_are_those_of_the_grey_picture(tmp_pat
 def test_a_table_has_a_row_a_path_and_zeros_where_nothing_could_be_measured(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(noise(5)))
-    table = look_at_all([str(path), str(tmp_path / "gone.png")], 2)
+    table = inspect_files([str(path), str(tmp_path / "gone.png")], 2)
     assert table["status"].tolist() == ["used", "rejected"]
     assert table.loc[1, ["red", "saturation", "quantisation", "width"]].tolist() == [0, 0, 0, 0]
-    assert list(look_at_all([], 1).columns) == list(table.columns)
+    assert list(inspect_files([], 1).columns) == list(table.columns)

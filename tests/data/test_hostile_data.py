@@ -16,7 +16,6 @@ import pytest
 from dataset_runs import row_statuses, run, split_of
 from pictures import encoded, noise, write_noise
 
-import dataset
 import evaluate
 import predict
 import train
@@ -25,7 +24,8 @@ from spectacles.core.config import EvaluateConfig, PredictCommand, TrainConfig
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir
 from spectacles.data import file_index
-from spectacles.data.splits import stratified_split
+from spectacles.data.schemas import load_split
+from spectacles.data.splits import SPLITS, stratified_split
 from spectacles.inference.inputs import collect
 
 Flags = dict[str, object]
@@ -328,17 +328,15 @@ def test_a_swapped_file_is_noticed_though_its_pixels_are_kept(tmp_path: Path) ->
 @pytest.fixture
 def indexed(tmp_path: Path) -> tuple[Path, RunDir, pd.DataFrame]:
     _, run_dir = run(tmp_path, **table()(tmp_path))
-    return tmp_path, run_dir, dataset.load_split(run_dir, *dataset.SPLITS)
+    return tmp_path, run_dir, load_split(run_dir, *SPLITS)
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_changes_are_found(change: Callable[[Path], object], indexed: tuple[Path, RunDir, pd.DataFrame]) -> None:
     folder, _, table_of_splits = indexed
-    assert file_index.changes(table_of_splits) == {}
+    assert file_index.changed_files(table_of_splits) == {}
     change(folder / "3.png")
-    assert list(file_index.changes(table_of_splits)) == [str(folder / "3.png")]
-    without = table_of_splits.drop(columns=["modified"])  # of a run that is older
-    assert len(file_index.changes(without)) == (change is not same_size)
+    assert list(file_index.changed_files(table_of_splits)) == [str(folder / "3.png")]
 
 
 def test_a_file_that_was_only_touched_is_the_same(
@@ -350,20 +348,20 @@ def test_a_file_that_was_only_touched_is_the_same(
     (folder / "copy.png").replace(folder / "1.png")
     read = []
     monkeypatch.setattr(file_index, "read_file", lambda path: read.append(path) or path.read_bytes())
-    assert file_index.changes(table_of_splits) == {}
+    assert file_index.changed_files(table_of_splits) == {}
     assert sorted(path.name for path in read) == ["0.png", "1.png"]  # the others are not opened
 
 
 def test_of_many_changed_files_three_are_named(indexed: tuple[Path, RunDir, pd.DataFrame]) -> None:
     folder, _, table_of_splits = indexed
-    file_index.reject_changed(table_of_splits)
+    file_index.require_unchanged(table_of_splits)
     for number in range(5):
         (folder / f"{number}.png").unlink()
     (folder / "5.png").write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"^6 of 16 files are not what was indexed any more: .* and 3 more: restore them, or "
+        UserError, match=r"^6 of 16 files are no longer what was indexed: .* and 3 more: restore them, or "
     ):
-        file_index.reject_changed(table_of_splits)
+        file_index.require_unchanged(table_of_splits)
 
 
 def test_what_predict_is_given_is_answered_or_told(tmp_path: Path, make_bundle: Callable[..., Path]) -> None:
@@ -402,7 +400,7 @@ def test_very_many_classes_are_divided_and_scored_within_limits(
     (tmp_path / "t.csv").write_text("\n".join(["file,label", *(f"{n},c{i % count}" for i, n in enumerate(names))]))
     report, run_dir = run(tmp_path, train_csv=tmp_path / "t.csv")
     assert len(report.classes) == count
-    assert [set(report.counts[split].values()) for split in dataset.SPLITS] == [{3}, {1}, {1}]
+    assert [set(report.counts[split].values()) for split in SPLITS] == [{3}, {1}, {1}]
     shutil.copytree(make_bundle(*report.classes, data_fingerprint=report.fingerprint), run_dir.bundle)
     run_dir.write_config({"no_pretrained": True})
     undrawn(monkeypatch)

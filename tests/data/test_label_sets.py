@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import write_csv, write_noise
 
-import dataset
 from spectacles.core.config import DatasetConfig
 from spectacles.core.errors import UserError
 from spectacles.data import label_sets
+from spectacles.data.schemas import load_index
 from spectacles.data.sources import read_rows
 from spectacles.data.splits import stratified_split
 from spectacles.metrics.decisions import is_correct
@@ -71,17 +71,17 @@ def test_columns_of_0_and_1_are_labels(tmp_path: Path) -> None:
     report, run_dir = run_columns(tmp_path, *column_rows(tmp_path))
     assert report.multi_label and report.classes == ["cat", "dog", "hat"]
     assert report.label_column == "cat,dog,hat"
-    index = dataset.load_index(run_dir).set_index("file")["label"]
+    index = load_index(run_dir).set_index("file")["label"]
     assert index.loc[["0.png", "1.png", "2.png", "4.png"]].tolist() == ["cat|hat", "dog", "none", "dog|hat"]
     assert sum(report.images.values()) == 24
     assert sum(counts["hat"] for counts in report.counts.values()) == 6
-    assert "labels, any number an image: cat, dog, hat (column 'cat,dog,hat')" in report.summary
+    assert "labels, any number per image: cat, dog, hat (column 'cat,dog,hat')" in report.summary
 
 
 def test_one_column_of_tags_gives_the_same_splits(tmp_path: Path) -> None:
     rows = column_rows(tmp_path)
     _, of_columns = run_columns(tmp_path, *rows, run_name="columns")
-    texts = dataset.load_index(of_columns)["label"]
+    texts = load_index(of_columns)["label"]
     tags = [f"{row.split(',')[0]},{text.replace('|', ' | ')}" for row, text in zip(rows, texts, strict=True)]
     report, of_tags = run_table(tmp_path, *tags, header=TAGS, multi_label=True, run_name="tags")
     assert report.classes == ["cat", "dog", "hat"]
@@ -94,7 +94,7 @@ def test_json_may_list_labels(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     path.write_text(json.dumps(items), encoding="utf-8")
     _, run_dir = run(tmp_path, train_csv=path, multi_label=True)
-    assert set(dataset.load_index(run_dir)["label"]) == {"a|b", "a", "none"}
+    assert set(load_index(run_dir)["label"]) == {"a|b", "a", "none"}
 
 
 def test_a_row_without_an_answer_is_rejected_and_named(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_row_without_an_answer_is_rejected_and_named(tmp_path: Path) -> None:
     write_noise(tmp_path, ["gap.png", "words.png"], first_seed=90)
     _, run_dir = run_columns(tmp_path, *rows, "gap.png,1,,0", "words.png,Yes,false,0")
     assert row_statuses(run_dir)["gap.png"] == [("rejected", "no label")]
-    assert dataset.load_index(run_dir).set_index("file").loc["words.png", "label"] == "cat"
+    assert load_index(run_dir).set_index("file").loc["words.png", "label"] == "cat"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_person_may_change_a_set_of_labels(tmp_path: Path) -> None:
     header = "file,given_label,fixed_label,decision,run"
     fixes = write_csv(tmp_path / "fixes.csv", header, "0.png,cat|hat,hat|dog,changed,r", "1.png,dog,none,changed,r")
     _, run_dir = run_columns(tmp_path, *rows, label_fixes=fixes)
-    labels = dataset.load_index(run_dir).set_index("file")["label"]
+    labels = load_index(run_dir).set_index("file")["label"]
     assert labels.loc[["0.png", "1.png"]].tolist() == ["dog|hat", "none"]
     wrong = write_csv(tmp_path / "wrong.csv", header, "0.png,cat|hat,cat|bird,changed,r")
     with pytest.raises(UserError, match="the fixed label 'bird' does not occur"):

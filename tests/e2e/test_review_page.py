@@ -22,6 +22,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_json
 from spectacles.core.run_dir import RunDir, find_run
 from spectacles.data import label_corrections
+from spectacles.data.schemas import LABEL_FIXES
 from spectacles.report import review_page
 from spectacles.report.review_page import Review
 from spectacles.tracking import delivery, tracking
@@ -40,7 +41,7 @@ def write_page(
     doubtful = rows.assign(
         row=rows.index, suggested_label=classes[1], probability_given=0.03, probability_suggested=0.97
     )
-    earlier = pd.DataFrame([["before.png", "0", "1", "changed", "old"]], columns=label_corrections.COLUMNS)
+    earlier = pd.DataFrame([["before.png", "0", "1", "changed", "old"]], columns=LABEL_FIXES.names)
     units = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32)
     run_dir = RunDir(folder / "outputs" / "run, 1")
     review = Review(run_dir, doubtful, rows, units, classes, "glasses", multi_label=False, earlier=earlier)
@@ -57,7 +58,7 @@ def write_labels_page(folder: Path, classes: tuple[str, ...] = ("cat", "dog", "f
     doubtful = rows.assign(row=rows.index, suggested_label=suggested, doubtful_label=classes[1],
                            probability_given=0.03, probability_suggested=0.97)  # fmt: skip
     units = np.random.default_rng(0).normal(size=(len(NAMES), 8)).astype(np.float32)
-    none = pd.DataFrame(columns=label_corrections.COLUMNS)
+    none = LABEL_FIXES.empty()
     run_dir = RunDir(folder / "outputs" / "run")
     review = Review(run_dir, doubtful, rows, units, classes, "tags", multi_label=True, earlier=none)
     return review_page.write(review, folder / "review.html", embed=True, num_workers=1)
@@ -126,7 +127,7 @@ def test_decisions_by_keyboard_are_saved_to_the_file(opened: Opened, tmp_path: P
         writer = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_ALL)
         writer.writeheader()
         writer.writerows(rows)
-    assert label_corrections.read(path).to_dict("records") == rows
+    assert label_corrections.read_fixes(path).to_dict("records") == rows
 
 
 def test_decisions_can_be_undone_and_changed(opened: Opened) -> None:
@@ -259,10 +260,10 @@ def test_labels_are_set_by_touch_on_a_phone_and_read_by_dataset(browser: Any, tm
     assert opened.problems == []
     path = tmp_path / "label_fixes.csv"
     pd.DataFrame(rows).to_csv(path, index=False)
-    assert label_corrections.read(path).to_dict("records") == rows
+    assert label_corrections.read_fixes(path).to_dict("records") == rows
     frame = pd.DataFrame({"file": NAMES, "path": NAMES, "source": "train", "label": "dog|face"})
     frame.loc[5, "label"] = "cat|</b>"
-    fixed, _ = label_corrections.apply(frame, path, multi_label=True)
+    fixed, _ = label_corrections.apply_fixes(frame, path, multi_label=True)
     assert fixed["label"].tolist() == ["</b>|cat", "cat|face", *["dog|face"] * 3, "cat|</b>"]
 
 

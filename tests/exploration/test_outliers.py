@@ -1,11 +1,11 @@
-"""Distances in features against brute force, and what stands out in them."""
+"""Outliers by features: distances agree with brute force, and what differs most comes first."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.spatial.distance import cdist
 
-from spectacles.exploration.outliers import COLUMNS, NEIGHBOURS, UNLIKE, UNLIKE_Z, mean_distances, unlike_others
+from spectacles.exploration.outliers import COLUMNS, MAX_Z, NEIGHBOURS, UNLIKE_OTHERS, mean_distances, rank_by_distance
 
 
 def rows(count: int) -> pd.DataFrame:
@@ -28,22 +28,22 @@ def test_distances_are_those_of_brute_force():
 
 
 @pytest.mark.parametrize("pool", [10_000, 100])
-def test_what_is_unlike_the_rest_comes_first(monkeypatch, pool):
+def test_what_differs_most_comes_first(monkeypatch, pool):
     monkeypatch.setattr("spectacles.exploration.outliers.POOL", pool)
     monkeypatch.setattr("spectacles.exploration.outliers.BLOCK", 64)
     features = ordinary(300)
     features[[7, 150, 299]] += 6 * ordinary(3, seed=1)
-    ranked = unlike_others(rows(300), features, seed=0)
+    ranked = rank_by_distance(rows(300), features, seed=0)
     assert set(ranked["file"][:3]) == {"7.jpg", "150.jpg", "299.jpg"}
-    assert (ranked["z"][:3] > UNLIKE_Z).all()
-    assert (ranked["z"][3:] > UNLIKE_Z).sum() <= 3
-    assert set(ranked["what"]) == {UNLIKE}
+    assert (ranked["z"][:3] > MAX_Z).all()
+    assert (ranked["z"][3:] > MAX_Z).sum() <= 3
+    assert set(ranked["what"]) == {UNLIKE_OTHERS}
     assert ranked["z"].is_monotonic_decreasing
     assert list(ranked.columns) == COLUMNS
 
 
-def test_nothing_is_unlike_among_copies_or_a_handful():
-    same = unlike_others(rows(50), np.ones((50, 4), dtype=np.float32), seed=0)
+def test_copies_and_small_sets_have_no_outliers():
+    same = rank_by_distance(rows(50), np.ones((50, 4), dtype=np.float32), seed=0)
     assert (same["z"] == 0).all()
-    assert len(unlike_others(rows(10), ordinary(10), seed=0)) == 0
-    assert len(unlike_others(rows(300), None, seed=0)) == 0
+    assert len(rank_by_distance(rows(10), ordinary(10), seed=0)) == 0
+    assert len(rank_by_distance(rows(300), None, seed=0)) == 0

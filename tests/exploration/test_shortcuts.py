@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.tree import DecisionTreeClassifier
 
-from spectacles.data.file_index import look_at_all
+from spectacles.data.file_index import inspect_files
 from spectacles.exploration import shortcuts
 from spectacles.exploration.file_properties import properties
 
@@ -47,7 +47,7 @@ def indexed(folder: Path, plant: Plant, name: str, quality: int) -> pd.DataFrame
         (plant(image) if own else image).save(folder / file, quality=quality if own else 90)
         rows.append((file, "a" if own else "b", str(folder / file), number))
     index = pd.DataFrame(rows, columns=["file", "label", "path", "cluster"])
-    return pd.concat([index, look_at_all(index["path"].tolist(), 1)], axis=1)
+    return pd.concat([index, inspect_files(index["path"].tolist(), 1)], axis=1)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_properties_are_what_they_say(tmp_path):
     (tmp_path / "one.png").write_bytes(buffer.getvalue())
     photo(1).save(tmp_path / "two.jpg")
     index = pd.DataFrame({"file": ["one.png", "two.jpg"], "label": ["a", "b"]})
-    index = pd.concat([index, look_at_all([str(tmp_path / file) for file in index["file"]], 1)], axis=1)
+    index = pd.concat([index, inspect_files([str(tmp_path / file) for file in index["file"]], 1)], axis=1)
     found = {item.name: item.values[0] for item in properties(index)}
     assert found["width"] == 40 and found["height"] == 20 and found["aspect ratio"] == 2
     assert found["size"] == pytest.approx(800 / 1e6)

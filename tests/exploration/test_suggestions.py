@@ -58,11 +58,11 @@ def test_more_images_help_where_fewer_do_harm(interval, told):
     assert suggestions.learning_curve(None) == []
 
 
-def test_unusual_images_are_counted_by_file():
+def test_outliers_are_counted_by_file():
     outliers = pd.DataFrame({"file": ["1", "1", "2"], "what": ["dark", "blurred", "dark"]})
-    [line] = suggestions.unusual(outliers, "explore/outliers.png")
-    assert "look at 2 unusual images (2 dark, 1 blurred) in explore/outliers.png" in line
-    assert suggestions.unusual(outliers[:0], "") == []
+    [line] = suggestions.review_outliers(outliers, "explore/outliers.png")
+    assert "look at 2 outliers (2 dark, 1 blurred) in explore/outliers.png" in line
+    assert suggestions.review_outliers(outliers[:0], "") == []
 
 
 @pytest.mark.parametrize(

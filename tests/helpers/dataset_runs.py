@@ -8,6 +8,7 @@ import dataset
 from spectacles.core.config import DatasetConfig
 from spectacles.core.results import DatasetReport
 from spectacles.core.run_dir import RunDir
+from spectacles.data.schemas import load_index, load_split
 
 PER_CLASS = 10
 
@@ -33,7 +34,7 @@ def run_table(folder: Path, *rows: str, header: str = "file,label", **flags: obj
 
 def row_statuses(run_dir: RunDir) -> dict[str, list[tuple[str, str]]]:
     """File -> (status, reason) of each of its rows."""
-    index = dataset.load_index(run_dir)
+    index = load_index(run_dir)
     result: dict[str, list[tuple[str, str]]] = {}
     for file, status, reason in zip(index["file"], index["status"], index["reason"], strict=True):
         result.setdefault(file, []).append((status, reason))
@@ -41,5 +42,5 @@ def row_statuses(run_dir: RunDir) -> dict[str, list[tuple[str, str]]]:
 
 
 def split_of(run_dir: RunDir) -> dict[str, str]:
-    frame = dataset.load_split(run_dir, "train", "val", "test")
+    frame = load_split(run_dir, "train", "val", "test")
     return dict(zip(frame["file"], frame["split"], strict=True))

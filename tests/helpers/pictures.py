@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from spectacles.data.schemas import SPLIT_ROWS
+
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
@@ -130,10 +132,20 @@ def write_noise(folder: Path, names: Sequence[str], first_seed: int = 0) -> list
 
 
 def write_rows(folder: Path, count: int, first_seed: int = 0) -> pd.DataFrame:
-    """Different pictures with the columns path and sha256."""
+    """Different pictures as rows of splits.csv: path, file, sha256, bytes and modified are right, the rest is empty."""
     names = write_noise(folder, [f"{number}.png" for number in range(count)], first_seed)
-    hashes = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
-    return pd.DataFrame({"path": [str(folder / name) for name in names], "sha256": hashes})
+    facts = [(folder / name).stat() for name in names]
+    table = pd.DataFrame(
+        {
+            "path": [str(folder / name) for name in names],
+            "file": names,
+            "sha256": [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names],
+            "bytes": [fact.st_size for fact in facts],
+            "modified": [fact.st_mtime_ns for fact in facts],
+        }
+    )
+    empty = {name: dtype() for name, dtype in SPLIT_ROWS.columns.items() if name not in table}
+    return table.assign(**empty)[SPLIT_ROWS.names]
 
 
 def write_csv(path: Path, header: str, *rows: str) -> Path:

@@ -14,11 +14,11 @@ from pictures import write_noise
 import predict
 from spectacles.core.config import PredictCommand, PredictConfig
 from spectacles.core.results import PredictReport
+from spectacles.data import schemas
 from spectacles.data.preprocessing import decode_one
 from spectacles.inference import prediction_rows
 from spectacles.inference.inputs import Inputs
 from spectacles.inference.predictor import Predictor
-from spectacles.metrics import prediction_table
 from spectacles.metrics.thresholds import NEVER
 from spectacles.models import ood
 from spectacles.models.bundle import BundleInfo
@@ -134,15 +134,13 @@ def test_the_scored_table_has_labels_logits_scores_and_reasons(half: Path, photo
     table = prediction_rows.predict_rows(predictor, rows, 1)
     logits = table[[f"z_{name}" for name in CLASSES]].to_numpy()[:5]
     np.testing.assert_array_equal(
-        predictor.info.calibration.probabilities(logits), prediction_table.probabilities(table, list(CLASSES))[:5]
+        predictor.info.calibration.probabilities(logits), schemas.probabilities(table, list(CLASSES))[:5]
     )
     assert set(table["predicted"][:5]) <= set(CLASSES)
     assert table["abstain_reason"].tolist()[4:] == ["out_of_distribution", ""]
     assert np.isnan(table.loc[5, ["ood_score", *(f"z_{name}" for name in CLASSES)]].to_numpy(dtype=float)).all()
-    table.to_csv(tmp_path / "predictions.csv", index=False)
-    pd.testing.assert_frame_equal(
-        prediction_table.load(tmp_path / "predictions.csv").drop(columns="cluster"), table.drop(columns="cluster")
-    )
+    schemas.PREDICTIONS.write(tmp_path / "predictions.csv", table)
+    pd.testing.assert_frame_equal(schemas.PREDICTIONS.read(tmp_path / "predictions.csv"), table)
 
 
 def test_without_a_scorer_the_column_is_empty(

@@ -16,11 +16,11 @@ from served import serve
 
 import predict
 from spectacles.core.config import PredictConfig, TrainConfig
+from spectacles.data import schemas
 from spectacles.data.pixel_cache import Pixels
 from spectacles.inference import prediction_rows
 from spectacles.inference.inputs import Inputs
 from spectacles.inference.predictor import Predictor
-from spectacles.metrics import prediction_table
 from spectacles.training.batches import Examples, StepSettings
 from spectacles.training.validation import validate
 
@@ -92,7 +92,7 @@ def test_all_paths_agree_bit_for_bit(
     rows = pd.DataFrame({"file": [p.name for p in photos], "path": map(str, photos), "cluster": range(len(photos))})
     table = prediction_rows.predict_rows(predictor, rows.assign(split="test", label=classes[0]), num_workers=1)
     np.testing.assert_array_equal(np.concatenate(seen), expected)
-    np.testing.assert_array_equal(prediction_table.probabilities(table, classes), answers)
+    np.testing.assert_array_equal(schemas.probabilities(table, classes), answers)
     seen.clear()
 
     names = [str(path) for path in photos]

@@ -21,6 +21,7 @@ from spectacles.core.config import PipelineConfig, select, to_plain
 from spectacles.core.environment import describe_environment
 from spectacles.core.fileio import write_json
 from spectacles.core.run_dir import RunDir
+from spectacles.data import schemas
 from spectacles.report import confusion_browser, html_report, model_card, run_summary
 from spectacles.report.confusion_browser import NEIGHBOURS, PER_CELL, PICTURES, distribute
 
@@ -247,7 +248,7 @@ def test_report_and_card_of_a_real_run(real: RunDir) -> None:
 
 
 def test_the_matrix_of_a_real_run_matches_its_predictions(real: RunDir) -> None:
-    table = run_summary.read_csv(real.predictions)
+    table = schemas.PREDICTIONS.read_text(real.predictions)
     scored = table[table["split"] == "test"]
     browser = confusion_browser.build(real, "test", ["a", "b"])
     counts = [[cell.count for cell in row] for row in browser.rows]

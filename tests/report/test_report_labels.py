@@ -16,8 +16,8 @@ from spectacles.core.config import PipelineConfig, select
 from spectacles.core.environment import describe_environment
 from spectacles.core.fileio import write_json
 from spectacles.core.run_dir import RunDir
-from spectacles.data import label_sets
-from spectacles.report import confusion_browser, html_report, key_findings, model_card, run_summary
+from spectacles.data import label_sets, schemas
+from spectacles.report import confusion_browser, html_report, key_findings, model_card
 
 LABELS = ("cat", EVIL, "night")
 
@@ -156,7 +156,7 @@ def test_missed_and_added_of_a_real_run_match_its_metrics(real: RunDir) -> None:
     assert counts == {
         name: {kind: own[kind] for kind in ("missed", "added")} for name, own in scores["per_class"].items()
     }
-    table = run_summary.read_csv(real.predictions).set_index("file")
+    table = schemas.PREDICTIONS.read_text(real.predictions).set_index("file")
     for cell in browser.cells:
         for image in cell.images:
             has, said = (cell.label in label_sets.parts(table.loc[image.file, side]) for side in ("label", "predicted"))

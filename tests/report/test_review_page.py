@@ -17,7 +17,7 @@ from PIL import Image
 
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir
-from spectacles.data import label_corrections
+from spectacles.data.schemas import LABEL_FIXES
 from spectacles.report import review_page
 from spectacles.report.review_page import Review
 
@@ -84,7 +84,7 @@ def write_page(
     doubtful = doubtful.assign(probability_given=0.25, probability_suggested=0.75)
     units = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32)
     run_dir = RunDir(folder / "outputs" / run)
-    none = pd.DataFrame(columns=label_corrections.COLUMNS)
+    none = LABEL_FIXES.empty()
     review = Review(
         run_dir,
         doubtful,
@@ -194,7 +194,7 @@ def test_without_doubtful_labels_there_is_still_a_page(tmp_path: Path) -> None:
 
 def test_decisions_of_earlier_reviews_are_carried_over(tmp_path: Path) -> None:
     rows = [["old.png", "0", "1", "changed", "first"], ["gone.png", "0", "", "removed", "first"]]
-    earlier = pd.DataFrame(rows, columns=label_corrections.COLUMNS)
+    earlier = pd.DataFrame(rows, columns=LABEL_FIXES.names)
     assert read(write_page(tmp_path, earlier=earlier)).data["earlier"] == rows
 
 
@@ -215,7 +215,7 @@ def test_with_several_labels_the_doubtful_one_is_named(tmp_path: Path) -> None:
     doubtful = rows.assign(row=rows.index, suggested_label=["cat", "</b>"], doubtful_label=["dog", "</b>"],
                            probability_given=0.2, probability_suggested=0.8)  # fmt: skip
     units = np.eye(2, dtype=np.float32)
-    none = pd.DataFrame(columns=label_corrections.COLUMNS)
+    none = LABEL_FIXES.empty()
     classes = ("</b>", "cat", "dog")
     review = Review(RunDir(tmp_path / "run"), doubtful, rows, units, classes, "tags", multi_label=True, earlier=none)
     data = read(review_page.write(review, tmp_path / "review.html", embed=True, num_workers=1)).data

@@ -8,8 +8,9 @@ import pytest
 from dataset_runs import make_rows, run, run_table, split_of
 from pictures import noise, write_csv, write_noise
 
-import dataset
 from spectacles.core.run_dir import RunDir
+from spectacles.data.schemas import load_split
+from spectacles.data.splits import SPLITS
 
 
 def review(folder: Path, *lines: str) -> Path:
@@ -35,10 +36,10 @@ def test_after_a_review_every_image_keeps_its_split(tmp_path):
     assert "1.png" not in new and new["moved.png"] == old["30.png"] and new["near.png"] == old["31.png"]
     fresh = Counter(new[f"new{number}.png"] for number in range(20))
     assert fresh["train"] == 14 and min(fresh["val"], fresh["test"]) >= 2
-    labels = dataset.load_split(second, *dataset.SPLITS).set_index("file")["label"]
+    labels = load_split(second, *SPLITS).set_index("file")["label"]
     assert labels["0.png"] == "yes" and labels["2.png"] == "no"
     assert before.fingerprint != after.fingerprint
-    assert "splits are those of the run first, but for 21 new images" in after.summary
+    assert "splits are those of the run first, except for 21 new images" in after.summary
     assert "label fixes: 1 labels changed, 1 rows removed" in after.summary
 
 
@@ -51,17 +52,17 @@ def test_a_run_can_be_reviewed_in_its_own_folder(tmp_path):
     assert report.counts["train"]["yes"] > report.counts["train"]["no"]
 
 
-@pytest.mark.parametrize(("name", "told"), [("elsewhere", "'elsewhere' is no run"), ("", "name no run")])
-def test_without_the_run_that_was_reviewed_splits_are_drawn_anew_and_it_is_told(tmp_path, name, told):
+@pytest.mark.parametrize(("name", "reason"), [("elsewhere", "there is no run 'elsewhere'"), ("", "name no run")])
+def test_without_the_reviewed_run_images_are_split_anew_and_the_summary_says_so(tmp_path, name, reason):
     rows = make_rows(tmp_path, 40)
     _, run_dir = run_table(tmp_path, *rows, run_name="first")
     report, _ = run_table(tmp_path, *rows, label_fixes=review(tmp_path, f"0.png,no,,confirmed,{name}"))
-    (line,) = [line for line in report.summary if "drawn anew" in line]
-    assert told in line
+    (line,) = [line for line in report.summary if "split anew" in line]
+    assert reason in line
     assert split_of(run_dir) == split_of(RunDir(tmp_path / "outputs" / "run"))
 
 
-def test_a_content_that_stood_on_both_sides_keeps_both(tmp_path):
+def test_a_content_in_two_splits_stays_in_both(tmp_path):
     rows = make_rows(tmp_path, 40)
     (tmp_path / "exam").mkdir()
     shutil.copy(tmp_path / "3.png", tmp_path / "exam" / "copy.png")

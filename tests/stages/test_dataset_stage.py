@@ -13,10 +13,11 @@ from dataset_runs import make_rows, row_statuses, run, run_table, split_of
 from pictures import encoded, exif, frames, noise, odd_files, photo, png_header, write_csv, write_noise
 from PIL import Image
 
-import dataset
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport
 from spectacles.core.run_dir import RunDir
+from spectacles.data.schemas import SPLIT_ROWS, load_index, load_split
+from spectacles.data.splits import SPLITS
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +35,27 @@ def test_the_shares_are_70_15_15_in_every_class(plain):
 
 def test_splits_and_index_tell_the_same_story(plain):
     report, run_dir = plain
-    index = dataset.load_index(run_dir)
-    splits = dataset.load_split(run_dir, "train", "val", "test")
-    assert list(splits.columns) == dataset.SPLIT_COLUMNS
-    pd.testing.assert_frame_equal(splits, index.loc[index["split"] != "", dataset.SPLIT_COLUMNS], check_dtype=True)
+    index = load_index(run_dir)
+    splits = load_split(run_dir, "train", "val", "test")
+    assert list(splits.columns) == SPLIT_ROWS.names
+    pd.testing.assert_frame_equal(splits, index.loc[index["split"] != "", SPLIT_ROWS.names], check_dtype=True)
     assert Counter(splits["split"]) == {split: sum(names.values()) for split, names in report.counts.items()}
     assert report.metrics["images_train"] == 70
 
 
 def test_only_the_splits_asked_for_are_loaded(plain):
-    assert set(dataset.load_split(plain[1], "val")["split"]) == {"val"}
-    assert set(dataset.load_split(plain[1].for_stage("evaluate"), "val", "test")["split"]) == {"val", "test"}
+    assert set(load_split(plain[1], "val")["split"]) == {"val"}
+    assert set(load_split(plain[1].for_stage("evaluate"), "val", "test")["split"]) == {"val", "test"}
 
 
 def test_training_cannot_open_the_test_split(plain):
     with pytest.raises(PermissionError):
-        dataset.load_split(plain[1].for_stage("train"), "train", "test")
+        load_split(plain[1].for_stage("train"), "train", "test")
 
 
 def test_a_run_without_this_stage_says_so(tmp_path):
     with pytest.raises(UserError, match=r"python dataset\.py"):
-        dataset.load_split(RunDir(tmp_path), "train")
+        load_split(RunDir(tmp_path), "train")
 
 
 def test_classes_are_in_natural_order(tmp_path):
@@ -138,7 +139,7 @@ def test_every_row_has_a_status_and_the_row_accounting_adds_up(tmp_path):
         sum(accounting.conversions.values()),
         sum(accounting.rejections.values()),
     )
-    assert len(dataset.load_index(run_dir)) == accounting.rows
+    assert len(load_index(run_dir)) == accounting.rows
     assert len(split_of(run_dir)) == accounting.used + accounting.converted
     assert f"rejected 2: {'no label'}" in report.summary
 
@@ -165,7 +166,7 @@ def test_slice_columns_are_carried_along_as_text(tmp_path):
         tmp_path, *rows, header="file,label,sex,light", slice_columns="sex, light,sex", test_csv=test_csv,
         test_dir=tmp_path / "exam", label_column="label",
     )  # fmt: skip
-    for table in (dataset.load_index(run_dir), dataset.load_split(run_dir, *dataset.SPLITS)):
+    for table in (load_index(run_dir), load_split(run_dir, *SPLITS)):
         by_file = table.set_index("file")[["slice_sex", "slice_light"]]
         assert by_file.loc["0.png"].tolist() == ["f", "000"] and by_file.loc["2.png"].tolist() == ["", "002"]
         assert by_file.loc["x.png"].tolist() == ["m", ""] and by_file.loc["y.png"].tolist() == ["", ""]
@@ -255,12 +256,12 @@ def test_unlabelled_test_images_are_kept_and_counted(tmp_path):
 
 def test_the_fractions_asked_for_are_taken(tmp_path):
     report, _ = run_table(tmp_path, *make_rows(tmp_path, 40), val_fraction=0.2, test_fraction=0.3)
-    assert [sum(report.counts[split].values()) for split in dataset.SPLITS] == [20, 8, 12]
+    assert [sum(report.counts[split].values()) for split in SPLITS] == [20, 8, 12]
 
 
 def test_no_test_split_when_none_is_wanted(tmp_path):
     report, _ = run_table(tmp_path, *make_rows(tmp_path, 40), test_fraction=0.0)
-    assert [sum(report.counts[split].values()) for split in dataset.SPLITS] == [34, 6, 0]
+    assert [sum(report.counts[split].values()) for split in SPLITS] == [34, 6, 0]
 
 
 @pytest.mark.parametrize(
@@ -362,7 +363,7 @@ def test_odd_names_come_back_as_they_are(tmp_path):
         write_noise(tmp_path / "data" / name, [f"{name}{n}.png" for n in range(3)], 10 * number)
     report, run_dir = run(tmp_path, image_dir=tmp_path / "data")
     assert sorted(report.classes) == sorted(ODD_NAMES)
-    splits = dataset.load_split(run_dir, *dataset.SPLITS)
+    splits = load_split(run_dir, *SPLITS)
     assert set(splits["label"]) == set(ODD_NAMES)
     assert all(Path(path).is_file() for path in splits["path"])
 

@@ -18,6 +18,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.results import ErrorReport, EvaluateReport, from_json, to_json
 from spectacles.core.run_dir import RunDir
 from spectacles.data.preprocessing import Preprocessing
+from spectacles.data.schemas import load_split
 from spectacles.evaluation import attribution, feature_layouts
 from spectacles.models import backbones
 from spectacles.models.bundle import BundleInfo, save_bundle
@@ -85,7 +86,7 @@ def save_model(run_dir: RunDir, folder: Path) -> None:
 
 
 def right_predictions(run_dir: RunDir) -> pd.DataFrame:
-    table = dataset.load_split(run_dir, "val", "test")[["file", "path", "split", "label", "cluster"]]
+    table = load_split(run_dir, "val", "test")[["file", "path", "split", "label", "cluster"]]
     return table.assign(predicted=table["label"], confidence=0.75, correct=True, status="predicted", p_0=0.5, p_NA=0.5)
 
 
@@ -161,7 +162,7 @@ def test_each_error_has_its_nearest_training_images(prepared: Prepared) -> None:
     assert nearest.columns.tolist() == ["file", "rank", "neighbour", "neighbour_label", "similarity"]
     assert set(nearest["file"]) == {prepared.table["file"][0]}
     assert nearest["rank"].tolist() == ["1", "2", "3", "4", "5"]
-    train = dataset.load_split(prepared.run_dir, "train").set_index("file")["label"]
+    train = load_split(prepared.run_dir, "train").set_index("file")["label"]
     assert nearest["neighbour_label"].tolist() == train[nearest["neighbour"]].tolist()
     # The class follows brightness, and so do the neighbours' names: even numbers are dark.
     assert len({int(name.split(".")[0]) % 2 for name in [*nearest["neighbour"], nearest["file"][0]]}) == 1

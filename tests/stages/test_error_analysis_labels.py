@@ -19,6 +19,8 @@ from spectacles.core.results import ErrorReport, EvaluateReport
 from spectacles.core.run_dir import RunDir
 from spectacles.data import label_sets
 from spectacles.data.preprocessing import Preprocessing
+from spectacles.data.schemas import load_split
+from spectacles.data.splits import SPLITS
 from spectacles.models import backbones
 from spectacles.models.bundle import BundleInfo, save_bundle
 from spectacles.models.classifier import Classifier
@@ -78,7 +80,7 @@ def analyse(run_dir: RunDir, table: pd.DataFrame) -> ErrorReport:
 
 
 def right_predictions(run_dir: RunDir) -> pd.DataFrame:
-    table = dataset.load_split(run_dir, "val", "test")[["file", "path", "split", "label", "cluster"]]
+    table = load_split(run_dir, "val", "test")[["file", "path", "split", "label", "cluster"]]
     return table.assign(predicted=table["label"], confidence=0.75, status="predicted", p_bright=0.6, p_red=0.7)
 
 
@@ -151,6 +153,6 @@ def test_wrong_labels_come_first_and_a_review_corrects_them(
         config_of(tmp_path, label_fixes=tmp_path / "label_fixes.csv", output_dir=tmp_path / "outputs"), again
     )
     again.save_result("dataset", fixed)
-    labels = dataset.load_split(again, *dataset.SPLITS).set_index("file")["label"]
+    labels = load_split(again, *SPLITS).set_index("file")["label"]
     assert all(labels[f"{number}.png"] == label_sets.join(true_labels(number)) for number in range(60))
     assert fixed.multi_label and fixed.row_accounting.converted == 2

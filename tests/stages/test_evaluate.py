@@ -20,7 +20,8 @@ from spectacles.core.config import EvaluateConfig
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport, EvaluateReport, RowAccounting
 from spectacles.core.run_dir import RunDir, create_run
-from spectacles.metrics import classification, decisions, prediction_table, probability_scores
+from spectacles.data import schemas
+from spectacles.metrics import classification, decisions, probability_scores
 from spectacles.models import backbones
 from spectacles.models.bundle import load_bundle, save_bundle
 from spectacles.models.classifier import Classifier
@@ -93,13 +94,13 @@ def two(count: int) -> list[str]:
 def test_numbers_follow_from_the_table_of_predictions(make_run: Make) -> None:
     made = make_run("run", {"train": two(3), "val": two(9), "test": two(48)}, temperature=2.0, threshold=0.5)
     report = finish(made)
-    table = prediction_table.load(made.predictions)
+    table = schemas.PREDICTIONS.read(made.predictions)
     scores = read(made, "metrics.json")
     assert len(table) == 57 and set(scores) == {"val", "test"}
     for split, values in scores.items():
         part = table[table["split"] == split]
         labels = (part["label"] == "dog").to_numpy().astype(int)
-        probabilities = prediction_table.probabilities(part, ["cat", "dog"])
+        probabilities = schemas.probabilities(part, ["cat", "dog"])
         expected = classification.classification_metrics(labels, probabilities, decisions.decide(probabilities, 0.5), 2)
         assert {name: values[name] for name in expected} == pytest.approx(expected)
         logits = part[["z_cat", "z_dog"]].to_numpy()
@@ -139,7 +140,7 @@ def test_given_and_measured_slices_are_scored(make_run: Make) -> None:
     assert [(entry["column"], entry["source"]) for entry in found] == [("sex", "column")] * 2 + [
         ("brightness", "automatic")
     ] * 3
-    table = prediction_table.load(made.predictions).query("split == 'test'").reset_index(drop=True)
+    table = schemas.PREDICTIONS.read(made.predictions).query("split == 'test'").reset_index(drop=True)
     women = table[table.index % 2 == 0]
     assert found[0]["accuracy"] == pytest.approx((women["label"] == women["predicted"]).mean())
     assert (found[0]["sufficient"], found[2]["sufficient"]) == (True, False)
@@ -170,7 +171,7 @@ def test_validation_data_alone_are_scored_and_called_optimistic(make_run: Make) 
     made = make_run("run", {"train": two(3), "val": two(12), "test": [""] * 5})
     report = finish(made)
     assert report.scored_on == "val"
-    assert set(read(made, "metrics.json")) == {"val"} == set(prediction_table.load(made.predictions)["split"])
+    assert set(read(made, "metrics.json")) == {"val"} == set(schemas.PREDICTIONS.read(made.predictions)["split"])
     assert any("optimistic" in line for line in report.summary)
     assert any("12 images are few" in line for line in report.summary)
     assert report.metrics["val_accuracy_low"] == report.accuracy_interval[0]
@@ -224,10 +225,10 @@ def test_abstentions_are_counted(make_run: Make) -> None:
     labels = {"train": two(3), "val": two(6), "test": two(30)}
     whole = make_run("whole", labels)
     finish(whole)
-    surest = prediction_table.load(whole.predictions)[["p_cat", "p_dog"]].max(axis=1)
+    surest = schemas.PREDICTIONS.read(whole.predictions)[["p_cat", "p_dog"]].max(axis=1)
     made = make_run("strict", labels, confidence_threshold=float(surest.median()))
     report = finish(made)
-    scores, table = read(made, "metrics.json")["test"], prediction_table.load(made.predictions)
+    scores, table = read(made, "metrics.json")["test"], schemas.PREDICTIONS.read(made.predictions)
     part = table[(table["split"] == "test") & ~table["abstained"]]
     assert scores["low_confidence"] == 30 - len(part) > 0
     assert scores["answered"]["accuracy"] == pytest.approx((part["label"] == part["predicted"]).mean())

@@ -18,9 +18,9 @@ import dataset
 import explore
 from spectacles.core.config import DatasetConfig, ExploreConfig
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import write_csv
 from spectacles.core.results import ExploreReport
 from spectacles.core.run_dir import RunDir, create_run
+from spectacles.data.schemas import DUPLICATE_PAIRS, INDEX, load_index, load_split
 from spectacles.exploration import contact_sheets, statistics
 from spectacles.exploration.outliers import find_outliers
 from spectacles.models import backbones
@@ -68,7 +68,7 @@ def explored(
     run = create_run(tmp_path / "outputs", "r")
     given = DatasetConfig(train_csv=tmp_path / "train.csv", image_dir=images, test_csv=test_csv, **shared)
     run.save_result("dataset", dataset.run(given, run))
-    for stale in ("contact_07_stale.png", "unlike_others.png", "shortcuts.png", "baseline.json"):
+    for stale in ("contact_07_stale.png", "feature_outliers.png", "shortcuts.png", "baseline.json"):
         (run.folder("explore") / stale).touch()
     return explored_again(run, **shared, **config), run.folder("explore")
 
@@ -159,7 +159,7 @@ def test_report_counts_warns_and_suggests(faulty):
     assert mentions(report.warnings, "1 pair of duplicates carries different labels", "conflicting_duplicates.csv")
     assert mentions(report.warnings, "class 'dog' has only", "training images")
     assert mentions(report.warnings, "no labelled test image")
-    assert mentions(report.suggestions, "look at 6 unusual images", "explore/outliers.png")
+    assert mentions(report.suggestions, "look at 6 outliers", "explore/outliers.png")
     assert mentions(report.suggestions, "collect images of class 'dog'")
     assert mentions(report.suggestions, "--image_size", "48 x 40 pixels")
     assert (folder / "warnings.txt").read_text().splitlines() == report.warnings
@@ -174,7 +174,7 @@ def test_a_uniform_data_set_without_faults_stays_quiet(uniform):
     for name in ("outliers", "conflicting_duplicates", "shortcuts"):
         assert len(pd.read_csv(folder / f"{name}.csv")) == 0
     assert report.metrics["duplicate_pairs"] == 0
-    assert not mentions(report.suggestions, "unusual")
+    assert not mentions(report.suggestions, "outlier")
     assert not mentions(report.warnings, "may learn")
     assert not mentions(report.warnings, "carry over")
 
@@ -184,11 +184,11 @@ def test_without_pretrained_weights_it_says_what_is_left_out(uniform):
     assert mentions(report.summary, "the baseline was not measured", "--no_pretrained")
     assert "baseline_grouped_split" not in report.metrics
     assert not (folder / "baseline.json").exists()
-    assert not (folder / "unlike_others.png").exists()
+    assert not (folder / "feature_outliers.png").exists()
 
 
 def test_the_seed_picks_the_contact_sheet(uniform, tmp_path):
-    used = dataset.load_index(RunDir(uniform[1].parent))
+    used = load_index(RunDir(uniform[1].parent))
     pictures = []
     with ThreadPoolExecutor(2) as pool:
         for seed in (1, 1, 2):
@@ -210,10 +210,10 @@ def test_many_classes_with_awkward_names(tmp_path, monkeypatch):
 
 def test_pairs_that_leak_come_first_and_say_how_they_were_found(tmp_path, monkeypatch):
     rows = [
-        ("near", 3, "", "train", "train", "a", "b"),
-        ("exact", 0, "", "train", "train", "a", "a"),
-        ("mirrored", 2, "", "train", "test", "a", "a"),
-        ("similar", "", 0.971, "val", "train", "a", "b"),
+        ("near", 3, np.nan, "train", "train", "a", "b"),
+        ("exact", 0, np.nan, "train", "train", "a", "a"),
+        ("mirrored", 2, np.nan, "train", "test", "a", "a"),
+        ("similar", 9, 0.971, "val", "train", "a", "b"),
     ]
     table = pd.DataFrame(rows, columns=["kind", "distance", "similarity", "split_a", "split_b", "label_a", "label_b"])
     photo(0).save(tmp_path / "p.png")
@@ -222,7 +222,7 @@ def test_pairs_that_leak_come_first_and_say_how_they_were_found(tmp_path, monkey
     table = table.assign(**names, conflict=table["label_a"] != table["label_b"])
     table = table.assign(crosses_split=table["split_a"] != table["split_b"])
     run = RunDir(tmp_path)
-    write_csv(run.duplicates, table)
+    DUPLICATE_PAIRS.write(run.duplicates, table)
     shown: list[str] = []
     monkeypatch.setattr(contact_sheets, "image_grid", lambda pictures, captions, path, **_: shown.extend(captions))
     with ThreadPoolExecutor(1) as pool:
@@ -246,7 +246,7 @@ def test_recall_and_precision_on_the_sample_data(tmp_path):
     sample = generate.draw(tmp_path / "sample", images=images, seed=3)
     run = RunDir(tmp_path)
     dataset.run(DatasetConfig(train_csv=sample / "train.csv", image_dir=sample / "dataset", **SCRATCH), run)
-    index = pd.read_csv(run.index, dtype=dataset.TEXT, keep_default_na=False)
+    index = INDEX.read(run.index)
     outliers = find_outliers(index[index["status"] != "rejected"])
     planted = pd.read_csv(sample / "planted.csv")
     for kind, what in (("dark", "dark"), ("blurred", "blurred"), ("odd_aspect", "odd aspect ratio")):
@@ -356,7 +356,7 @@ def test_the_baseline_is_measured_on_training_and_validation_data(featured):
 
 
 def report_counts(folder: Path, *splits: str) -> list[int]:
-    return [len(dataset.load_split(RunDir(folder.parent), split)) for split in splits]
+    return [len(load_split(RunDir(folder.parent), split)) for split in splits]
 
 
 def test_a_shortcut_is_warned_of_and_shown(featured):

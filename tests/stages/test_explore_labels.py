@@ -27,7 +27,8 @@ import explore
 from spectacles.core.config import DatasetConfig, ExploreConfig
 from spectacles.core.run_dir import create_run
 from spectacles.data import label_sets
-from spectacles.data.splits import stratified_split
+from spectacles.data.schemas import load_split
+from spectacles.data.splits import SPLITS, stratified_split
 from spectacles.exploration import baseline, label_cooccurrence, shortcuts, statistics
 from spectacles.models import backbones
 from spectacles.models.linear_probe import CROSS_FIT_STRENGTHS
@@ -85,7 +86,7 @@ def test_there_is_a_sheet_for_each_label_and_for_none(explored):
 
 def test_labels_that_go_together_are_told(explored):
     _, report, folder, run = explored
-    seen = dataset.load_split(run, "train", "val")
+    seen = load_split(run, "train", "val")
     pairs = pd.read_csv(folder / "label_pairs.csv", keep_default_na=False)
     both = pairs.set_index(["label_a", "label_b"])
     assert both.loc[("a", "b"), "images"] == seen["label"].isin(["a|b"]).sum() == 20
@@ -97,7 +98,7 @@ def test_labels_that_go_together_are_told(explored):
 def test_an_image_counts_for_the_baseline_where_all_labels_are_right(explored):
     _, report, folder, run = explored
     measured = json.loads((folder / "baseline.json").read_text())
-    assert measured["images"] == len(dataset.load_split(run, "train", "val"))
+    assert measured["images"] == len(load_split(run, "train", "val"))
     said = f"all labels correct for {100 * measured['grouped_split']['accuracy']:.1f} %"
     assert any(line.startswith(f"baseline before fine-tuning: {said}") for line in report.summary)
 
@@ -113,10 +114,10 @@ def test_a_shortcut_gives_a_label_away(explored):
 
 def test_a_class_an_image_leaves_no_pairs_behind(explored, tmp_path):
     data, _, folder, run = explored
-    plain = data_of({split: {"a": 1, "b": 1} for split in dataset.SPLITS})
+    plain = data_of({split: {"a": 1, "b": 1} for split in SPLITS})
     for name in ("label_pairs.csv", "label_pairs.png"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    assert explore.look_at_label_pairs(plain, dataset.load_split(run, "train"), tmp_path) == ([], [])
+    assert explore.describe_label_pairs(plain, load_split(run, "train"), tmp_path) == ([], [])
     assert list(tmp_path.iterdir()) == [] and data.multi_label
 
 

@@ -25,6 +25,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
 from spectacles.data.images import decode
+from spectacles.data.schemas import load_split
 from spectacles.metrics import calibration
 from spectacles.models import backbones, bn_folding, linear_probe
 from spectacles.models.bundle import load_bundle, read_bundle_info
@@ -254,7 +255,7 @@ def test_the_linear_probe_is_what_scikit_learn_fits_on_the_features_of_the_bundl
     run = new_run("linear_probe")
     train.run(replace(pretrained, fine_tune="never"), run)
     classifier, info, _ = load_classifier(run.bundle)
-    rows = {split: dataset.load_split(run, split) for split in ("train", "val")}
+    rows = {split: load_split(run, split) for split in ("train", "val")}
     features, labels = {}, {}
     for split, part in rows.items():
         pixels = np.stack([info.preprocessing.pixels(decode(Path(path)).image) for path in part["path"]])

@@ -19,6 +19,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
 from spectacles.data.preprocessing import Preprocessing
+from spectacles.data.schemas import load_split
 from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.metrics import calibration_fit, decision_threshold, decisions, thresholds
 from spectacles.models.bundle import BundleInfo, read_bundle_info
@@ -64,7 +65,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDir]:
 
 def validation(run: RunDir) -> tuple[np.ndarray, list[Prediction], Predictor]:
     """(class indices, what the finished bundle predicts, with what) of the validation photos."""
-    rows = dataset.load_split(run, "val")
+    rows = load_split(run, "val")
     predictor = Predictor(run.bundle, CPU, engine="torch")
     labels = label_sets.encode(rows["label"], list(predictor.info.classes), multi_label=False)
     return labels, list(predictor.predict([Path(path) for path in rows["path"]])), predictor

@@ -25,6 +25,7 @@ from spectacles.core.config import DatasetConfig, EvaluateConfig, PredictConfig,
 from spectacles.core.results import EvaluateReport
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
+from spectacles.data.schemas import load_split
 from spectacles.inference.predictor import Predictor
 from spectacles.metrics import calibration, calibration_fit, decision_threshold, thresholds
 from spectacles.metrics.decisions import is_correct
@@ -253,7 +254,7 @@ def test_precision_asked_for_is_kept_for_every_label(table: Path, tmp_path: Path
     report = train.run(replace(TINY, epochs=1, threshold_for="recall:0.9", target_accuracy=0.6), made)
     assert any("labels have thresholds of their own, for recall:0.9" in line for line in report.summary)
     info, _ = read_bundle_info(made.bundle)
-    rows = dataset.load_split(made, "val")
+    rows = load_split(made, "val")
     predictor = Predictor(made.bundle, CPU, engine="torch")
     outcomes = list(predictor.predict([Path(path) for path in rows["path"]]))
     labels = label_sets.encode(rows["label"], info.classes, multi_label=True)
