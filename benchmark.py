@@ -8,8 +8,8 @@ from spectacles.core.config import BenchmarkConfig, DatasetConfig, EvaluateConfi
 
 
 def parse(arguments: list[str]) -> BenchmarkConfig:
-    # Speed and accuracy are compared; robustness is scored where somebody asks for it.
-    defaults = {"robustness_images": 0} | cli.run_defaults(arguments, reopen=False)
+    # Speed and accuracy are compared; corruptions are scored only on request.
+    defaults = {"corruption_images": 0} | cli.run_defaults(arguments, reopen=False)
     return cli.parse(BenchmarkConfig, arguments, __doc__, defaults)
 
 

@@ -1,4 +1,4 @@
-"""Score the run's bundle on validation and test data: metrics with intervals, slices, robustness and plots."""
+"""Score the run's bundle on validation and test data: metrics with intervals, slices, corruptions and plots."""
 
 from spectacles import cli
 from spectacles.core.config import EvaluateConfig
@@ -42,8 +42,8 @@ MOST_PROBABILITIES = 100_000_000
 OPTIONAL = (
     "confusion_matrix.png",
     "comparison.json",
-    "robustness.json",
-    "robustness.png",
+    "corruptions.json",
+    "corruptions.png",
     "slices.json",
     "slices.csv",
     "slices.png",
@@ -55,7 +55,7 @@ TOLD = {"label_accuracy": "accuracy of each label", "balanced_accuracy": "balanc
 
 
 def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
-    """Writes predictions.csv, metrics.json, slices.json, robustness.json, with --compare comparison.json, and plots.
+    """Writes predictions.csv, metrics.json, slices.json, corruptions.json, with --compare comparison.json, and plots.
 
     The test split is opened here, and scored where it has labels.
     """
@@ -73,7 +73,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     rows = schemas.load_split(run_dir, "val", "test")
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     _check_size(len(rows), len(data.classes))
-    changed = corruptions.passes(min(len(rows), config.robustness_images))
+    changed = corruptions.passes(min(len(rows), config.corruption_images))
     predictor = Predictor(run_dir.bundle, device, config.batch_size, config.engine, images=len(rows) + changed)
     info = predictor.info
     table = prediction_rows.predict_rows(predictor, rows, config.num_workers)
@@ -96,12 +96,9 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     found["slices"] = slices.score(
         slices.find(own, features, config.seed), scored, config.seed, config.bootstrap_resamples
     )
-    if config.robustness_images:
-        places = corruptions.sample(own, config.robustness_images, config.seed)
-        found["robustness"] = corruptions.measure(
-            predictor, own.iloc[places], scored.labels[places], config.seed, config.bootstrap_resamples,
-            config.attacks, config.num_workers,
-        )  # fmt: skip
+    if config.corruption_images:
+        places = corruptions.sample(own, config.corruption_images, config.seed)
+        found["corruptions"] = corruptions.measure(predictor, own.iloc[places], scored.labels[places], config)
     for name, values in found.items():
         write_json(folder / f"{name}.json", values)
     write_csv(folder / "slices.csv", slices.to_table(found["slices"]))
@@ -245,8 +242,8 @@ def _draw_found(found: dict[str, Any], values: dict[str, Any], folder: Path) -> 
     plots = []
     if found["slices"]["slices"]:
         plots.append(reliability_plots.slices(found["slices"]["slices"], values["accuracy"], folder / "slices.png"))
-    if found.get("robustness", {}).get("corruptions"):
-        plots.append(reliability_plots.robustness(found["robustness"], folder / "robustness.png"))
+    if found.get("corruptions", {}).get("accuracies"):
+        plots.append(reliability_plots.corruptions(found["corruptions"], folder / "corruptions.png"))
     return plots
 
 
@@ -311,7 +308,7 @@ def _told(values: dict[str, Any], headline: str) -> list[str]:
 def _told_of(found: dict[str, Any]) -> list[str]:
     told = [found["comparison"]["sentence"]] if "comparison" in found else []
     told += [sentence] if (sentence := slices.sentence(found["slices"])) else []
-    return told + (corruptions.sentences(found["robustness"]) if "robustness" in found else [])
+    return told + (corruptions.sentences(found["corruptions"]) if "corruptions" in found else [])
 
 
 def _cautions(values: dict[str, Any], headline: str) -> list[str]:
@@ -331,11 +328,11 @@ def _cautions(values: dict[str, Any], headline: str) -> list[str]:
 
 
 def _numbers_of(found: dict[str, Any]) -> dict[str, float]:
-    """Numbers to compare runs by: the gap of the weakest slice, the mean accuracy on each change, and under attack."""
+    """To compare runs by: the gap of the weakest slice, the mean accuracy under each corruption, and under attack."""
     worst = found["slices"]["worst_gap"]
     numbers = {"worst_gap": worst["gap"]} if worst else {}
-    changed = found.get("robustness", {})
-    numbers |= {f"accuracy_{name}": float(np.mean(each)) for name, each in changed.get("corruptions", {}).items()}
+    changed = found.get("corruptions", {})
+    numbers |= {f"accuracy_{name}": float(np.mean(each)) for name, each in changed.get("accuracies", {}).items()}
     for name, each in (changed.get("attacks") or {}).items():
         numbers |= {f"accuracy_{name}_{level.split('/')[0]}": value for level, value in each.items()}
     return numbers

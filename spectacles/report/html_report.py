@@ -62,7 +62,7 @@ CHARTS_ONLY = ("train", "evaluate")
 """Stages whose pictures never contain photos."""
 ON_CARDS = ("comparison", "baseline")
 """Key findings that are already on the cards at the top."""
-PLACED = ("coverage", "threshold", "reliability", "slices", "robustness")
+PLACED = ("coverage", "threshold", "reliability", "slices", "corruptions")
 """Charts shown beside the numbers they are made from."""
 IN_BROWSER = ("confusion_matrix.png", "label_errors.png", "misclassified.png", "nearest.png")
 """Pictures whose content the confusion browser shows; they are made for MLflow and the run folder."""
@@ -189,7 +189,6 @@ def _picture(path: Path) -> Picture:
 def _scores(run: RunSummary) -> dict[str, Any]:
     """Template variables of the evaluation section."""
     names = headlines(run.multi_label)
-    robustness = run.robustness
     return {
         "metrics": [
             (key, name) for key, name in names.items() if any(s.get(key) is not None for s in run.scores.values())
@@ -204,8 +203,10 @@ def _scores(run: RunSummary) -> dict[str, Any]:
             *key_findings.limits(run.bundle),
         ],
         "selective": _selective(run.scored.get("selective")),
-        "changes": [(name.replace("_", " "), values) for name, values in robustness.get("corruptions", {}).items()],
-        "attacks": list((robustness.get("attacks") or {}).items()),
+        "corruptions": [
+            (name.replace("_", " "), values) for name, values in run.corruptions.get("accuracies", {}).items()
+        ],
+        "attacks": list((run.corruptions.get("attacks") or {}).items()),
     }
 
 

@@ -12,8 +12,8 @@ FEW = 100
 """With fewer images, a score is hardly more than an impression."""
 MAX_THRESHOLDS = 12
 """Labels whose thresholds are named."""
-STRENGTH = 3
-"""Of 5, at which corruptions are named in a sentence."""
+SEVERITY = 3
+"""Of 5, the one at which the worst corruption is reported."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def collect(run: RunSummary) -> list[KeyFinding]:
         ("comparison", str(run.comparison.get("sentence", ""))),
         ("baseline", _leakage_of_a_random_split(run.baseline)),
         ("slices", weakest_slice(run.worst_gap)),
-        ("robustness", weakest_change(run.robustness)),
+        ("corruptions", worst_corruption(run.corruptions)),
         ("noisy_labels", _doubtful_labels(run)),
         ("error_analysis", unfaithful(run.faithfulness)),
         ("duplicates", _duplicates_across_splits(run)),
@@ -57,16 +57,16 @@ def slice_name(entry: Json) -> str:
     return f"{entry['column']}: {entry['value']}"
 
 
-def weakest_change(robustness: Json) -> str:
-    corruptions = robustness.get("corruptions")
-    if not corruptions:
+def worst_corruption(corruptions: Json) -> str:
+    accuracies = corruptions.get("accuracies")
+    if not accuracies:
         return ""
-    name = min(corruptions, key=lambda key: fmean(corruptions[key]))
-    strengths = len(corruptions[name])
-    at = min(STRENGTH, strengths)
+    name = min(accuracies, key=lambda key: fmean(accuracies[key]))
+    severities = len(accuracies[name])
+    severity = min(SEVERITY, severities)
     return (
-        f"Hardest change of the photos: {name.replace('_', ' ')}, {percent(corruptions[name][at - 1])} right at "
-        f"strength {at} of {strengths}, {percent(robustness['accuracy_clean'])} unchanged."
+        f"Worst corruption: {name.replace('_', ' ')}, {percent(accuracies[name][severity - 1])} correct at severity "
+        f"{severity} of {severities}, {percent(corruptions['accuracy_clean'])} on clean photos."
     )
 
 

@@ -99,7 +99,7 @@ def _tables(run: RunSummary) -> dict[str, Markdown]:
         "per_class": _per_class_table(run),
         "slices": _slice_table(run.slices, names["accuracy"]),
         "calibration": _calibration_table(run.scored.get("calibration"), names),
-        "robustness": _robustness_table(run.robustness),
+        "corruptions": _corruption_table(run.corruptions),
         "seconds": table(("stage", "time"), [(stage, wording.duration(time)) for stage, time in run.seconds.items()]),
         "versions": table(("package", "version"), list(run.bundle["versions"].items())),
     }
@@ -159,9 +159,9 @@ def _calibration_table(calibration: Json | None, names: dict[str, str]) -> Markd
     return table(("lower is better", "before", "after"), rows)
 
 
-def _robustness_table(robustness: Json) -> Markdown:
+def _corruption_table(corruptions: Json) -> Markdown:
     rows = [
         (name.replace("_", " "), *map(wording.percent, values))
-        for name, values in robustness.get("corruptions", {}).items()
+        for name, values in corruptions.get("accuracies", {}).items()
     ]
-    return table(("change, by strength", "1", "2", "3", "4", "5"), rows)
+    return table(("corruption, by severity", "1", "2", "3", "4", "5"), rows)

@@ -1,6 +1,6 @@
 """Charts of how far scores can be trusted: by confidence, threshold, group of images, and on corrupted photos.
 
-Each is written atomically as a PNG to `path`; its numbers are in metrics.json, slices.json or robustness.json.
+Each is written atomically as a PNG to `path`; its numbers are in metrics.json, slices.json or corruptions.json.
 """
 
 from __future__ import annotations
@@ -126,28 +126,28 @@ def slices(entries: Sequence[Mapping[str, Any]], overall: float, path: Path) -> 
     return save(figure, path)
 
 
-def robustness(measured: Mapping[str, Any], path: Path) -> Path:
-    """Accuracy by severity of each corruption (robustness.json); severity 0 is the clean photos."""
-    title = f"Accuracy on changed photos ({measured['images']:,} images)"
+def corruptions(measured: Mapping[str, Any], path: Path) -> Path:
+    """Accuracy by severity of each corruption (corruptions.json); severity 0 is the clean photos."""
+    title = f"Accuracy on corrupted photos ({measured['images']:,} images)"
     figure, [axes] = new_figure(title, 8.5, 4.6)
-    changes: Mapping[str, Sequence[float]] = measured["corruptions"]
-    if not changes:
+    accuracies: Mapping[str, Sequence[float]] = measured["accuracies"]
+    if not accuracies:
         draw_placeholder(axes)
         return save(figure, path)
     clean = measured["accuracy_clean"]
     low, high = (100 * end for end in measured["interval_clean"])
-    axes.axhspan(low, high, color=MUTED, alpha=0.15, label=f"unchanged: {percent(clean)}, 95 % interval")
+    axes.axhspan(low, high, color=MUTED, alpha=0.15, label=f"clean: {percent(clean)}, 95 % interval")
     label = f"always the most frequent answer: {percent(measured['most_frequent'])}"
     axes.axhline(100 * measured["most_frequent"], color=MUTED, linewidth=0.9, linestyle=":", label=label)
-    for index, (name, values) in enumerate(sorted(changes.items(), key=lambda item: -float(np.mean(item[1])))):
-        _line(axes, index, [clean, *values], name)
+    for index, (name, values) in enumerate(sorted(accuracies.items(), key=lambda item: -float(np.mean(item[1])))):
+        _line(axes, index, [clean, *values], name.replace("_", " "))
     axes.set_xticks(range(6))
     axes.set_xlim(-0.1, 5.1)
-    lowest = min(measured["most_frequent"], *(min(values) for values in changes.values()))
+    lowest = min(measured["most_frequent"], *(min(values) for values in accuracies.values()))
     axes.set_ylim(max(-1.0, 100 * lowest - 5), 101)
-    axes.set_xlabel("strength")
-    axes.set_ylabel("% right")
-    add_legend(axes, "on average over strengths", "beside")
+    axes.set_xlabel("severity")
+    axes.set_ylabel("% correct")
+    add_legend(axes, "mean over severities", "beside")
     return save(figure, path)
 
 

@@ -33,7 +33,7 @@ class RunSummary:
     """Worst first, slices with too few images last."""
     worst_gap: Json
     comparison: Json
-    robustness: Json
+    corruptions: Json
     baseline: Json
     duplicates: pd.DataFrame
     outliers: pd.DataFrame
@@ -84,7 +84,7 @@ def read(run_dir: RunDir) -> RunSummary:
         slices=sorted(groups.get("slices", []), key=_slice_order),
         worst_gap=groups.get("worst_gap") or {},
         comparison=json_of("evaluate", "comparison.json"),
-        robustness=json_of("evaluate", "robustness.json"),
+        corruptions=json_of("evaluate", "corruptions.json"),
         baseline=json_of("explore", "baseline.json"),
         duplicates=table_of(schemas.DUPLICATE_PAIRS, "dataset", "duplicates.csv"),
         outliers=table_of(schemas.OUTLIERS, "explore", "outliers.csv"),

@@ -234,7 +234,7 @@ TINY = TrainConfig(
 )  # fmt: skip
 
 
-SCORING = EvaluateConfig(device="cpu", bootstrap_resamples=20, robustness_images=0)
+SCORING = EvaluateConfig(device="cpu", bootstrap_resamples=20, corruption_images=0)
 
 
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,10 +178,10 @@ def _evaluate(run: MadeUp) -> None:
     light = fair | {"column": "light", "value": "dark", "source": "automatic", "accuracy": 0.35}
     gap = light | {"gap": 0.22, "interval": [0.1, 0.4], "among": 2, "p": 0.01}
     run.write_json("evaluate/slices.json", {"slices": [small, fair, light], "worst_gap": gap})
-    corruptions = {"gaussian_noise": [0.9, 0.8, 0.7, 0.6, 0.5], "blur": [1.0, 1.0, 0.9, 0.9, 0.9]}
+    accuracies = {"gaussian_noise": [0.9, 0.8, 0.7, 0.6, 0.5], "gaussian_blur": [1.0, 1.0, 0.9, 0.9, 0.9]}
     attacks = {"fgsm": {"1/255": 0.5, "4/255": 0.125}}
-    run.write_json("evaluate/robustness.json", {"images": 50, "accuracy_clean": 0.95, "corruptions": corruptions,
-                                                "attacks": attacks})  # fmt: skip
+    run.write_json("evaluate/corruptions.json", {"images": 50, "accuracy_clean": 0.95, "accuracies": accuracies,
+                                                 "attacks": attacks})  # fmt: skip
     difference = {"this": 0.6, "other": 0.5, "difference": 0.1, "interval": [0.01, 0.2]}
     run.write_json("evaluate/comparison.json", {
         "other": "other run", "split": "test", "images": 7, "differences": {"accuracy": difference},

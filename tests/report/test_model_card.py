@@ -106,14 +106,14 @@ def test_without_a_model_there_is_no_card(made: MadeUp) -> None:
 
 
 @pytest.mark.parametrize("missing", ["evaluate", "explore", "error_analysis", "config.yaml",
-                                     "evaluate/slices.json", "evaluate/robustness.json"])  # fmt: skip
+                                     "evaluate/slices.json", "evaluate/corruptions.json"])  # fmt: skip
 def test_what_was_not_measured_is_stated(made: MadeUp, missing: str) -> None:
     path = made.run_dir.path / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     card = write(made)
     said = {"evaluate": "It has not been evaluated", "error_analysis": "Labels have not been checked",
             "evaluate/slices.json": "No groups were scored", "config.yaml": "not stated",
-            "evaluate/robustness.json": "has not been measured"}  # fmt: skip
+            "evaluate/corruptions.json": "has not been measured"}  # fmt: skip
     assert said.get(missing, "Intended use") in card
 
 

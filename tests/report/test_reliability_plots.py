@@ -86,13 +86,13 @@ def test_slices(path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.5, 1.0])
-def test_robustness(path: Path, accuracy: float) -> None:
+def test_corruptions(path: Path, accuracy: float) -> None:
     measured = {
         "images": 1234, "accuracy_clean": accuracy, "interval_clean": [accuracy / 2, accuracy], "most_frequent": 0.5,
-        "corruptions": {name: [accuracy * share for share in (1, 0.9, 0.8, 0.6, 0.5)]
-                        for name in corruptions.STRENGTHS},
+        "accuracies": {name: [accuracy * share for share in (1, 0.9, 0.8, 0.6, 0.5)]
+                        for name in corruptions.SEVERITIES},
     }  # fmt: skip
-    assert_picture(reliability_plots.robustness(measured, path))
+    assert_picture(reliability_plots.corruptions(measured, path))
 
 
 @pytest.mark.parametrize("num_classes", [2, 7])

@@ -94,7 +94,7 @@ def test_key_findings_come_first_and_link_to_their_sections(made: MadeUp) -> Non
     text = write(made).text("key_findings")
     for said in ("9 labels look wrong",
                  "Weakest group: light: dark, 35.0 % of its 40 images correct, 22.0 points below",
-                 "Hardest change of the photos: gaussian noise",
+                 "Worst corruption: gaussian noise",
                  "1 pair of duplicates in two different splits", "3 of 30 rows could not be used",
                  "Only 7 images were scored", "Explanations by gradcam do not show",
                  "The model abstains on 3 of 7 images (1 low confidence, 2 out of distribution)",
@@ -145,7 +145,7 @@ def test_without_galleries_the_page_contains_no_photo(made: MadeUp) -> None:
     assert len(write(made).images()) == 3
 
 
-OPTIONAL = ("explore/baseline.json", "explore/outliers.csv", "evaluate/slices.json", "evaluate/robustness.json",
+OPTIONAL = ("explore/baseline.json", "explore/outliers.csv", "evaluate/slices.json", "evaluate/corruptions.json",
             "evaluate/comparison.json", "evaluate/predictions.csv", "error_analysis/nearest.csv", "config.yaml",
             "error_analysis/noisy_labels.csv", "error_analysis/review.html", "dataset/duplicates.csv",
             "predict/predictions.csv", "train/bundle/bundle.json", "environment.json", "dataset/splits.csv",
@@ -223,7 +223,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     config = PipelineConfig(
         train_csv=write_csv(folder / "train.csv", "file,label", *rows), backbone="simple_cnn", no_pretrained=True,
         image_size=32, epochs=1, gallery_size=4, device="cpu", num_workers=1, bootstrap_resamples=50,
-        val_fraction=0.25, test_fraction=0.25, robustness_images=4, output_dir=folder / "outputs",
+        val_fraction=0.25, test_fraction=0.25, corruption_images=4, output_dir=folder / "outputs",
     )  # fmt: skip
     run_dir = RunDir(folder / "outputs" / "tiny")
     for stage, config_class in run_pipeline.TABLE.items():

@@ -128,7 +128,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     config = PipelineConfig(
         train_csv=write_csv(folder / "train.csv", "file,cat,night", *lines), label_column="cat,night",
         backbone="simple_cnn", no_pretrained=True, image_size=32, epochs=1, gallery_size=4, device="cpu",
-        num_workers=1, bootstrap_resamples=50, val_fraction=0.25, test_fraction=0.25, robustness_images=4,
+        num_workers=1, bootstrap_resamples=50, val_fraction=0.25, test_fraction=0.25, corruption_images=4,
         output_dir=folder / "outputs",
     )  # fmt: skip
     run_dir = RunDir(folder / "outputs" / "tiny")

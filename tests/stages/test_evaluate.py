@@ -29,7 +29,7 @@ from spectacles.report import evaluation_plots, reliability_plots
 
 FINGERPRINT = "f" * 64
 SMALL = EvaluateConfig(device="cpu", engine="torch", num_workers=1, batch_size=8, bootstrap_resamples=60,
-                       robustness_images=8)  # fmt: skip
+                       corruption_images=8)  # fmt: skip
 Make = Callable[..., RunDir]
 
 
@@ -256,22 +256,22 @@ def test_what_cannot_be_compared_costs_no_inference(make_run: Make) -> None:
     assert not made.predictions.exists()
 
 
-def test_robustness_is_measured_when_asked_for_and_no_old_file_stays(make_run: Make) -> None:
+def test_corruptions_are_measured_on_request_and_no_old_file_stays(make_run: Make) -> None:
     made = make_run("run", {"train": two(3), "val": two(6), "test": two(12)})
     report = finish(made, replace(SMALL, attacks=True))
-    found = read(made, "robustness.json")
+    found = read(made, "corruptions.json")
     assert found["images"] == 8 and set(found["attacks"]) == {"fgsm", "pgd"}
-    assert report.metrics["test_accuracy_blur"] == pytest.approx(np.mean(found["corruptions"]["blur"]))
+    assert report.metrics["test_accuracy_gaussian_blur"] == pytest.approx(np.mean(found["accuracies"]["gaussian_blur"]))
     assert report.metrics["test_accuracy_pgd_8"] == found["attacks"]["pgd"]["8/255"]
-    assert (made.path / "evaluate" / "robustness.png").is_file()
-    report = finish(made, replace(SMALL, robustness_images=0))
-    assert not list((made.path / "evaluate").glob("robustness*"))
+    assert (made.path / "evaluate" / "corruptions.png").is_file()
+    report = finish(made, replace(SMALL, corruption_images=0))
+    assert not list((made.path / "evaluate").glob("corruptions*"))
     assert not any("blur" in name for name in report.metrics)
 
 
 def test_the_same_again_is_the_same(make_run: Make) -> None:
     made = make_run("run", {"train": two(3), "val": two(6), "test": two(36)})
-    names = ("metrics.json", "slices.json", "robustness.json", "predictions.csv")
+    names = ("metrics.json", "slices.json", "corruptions.json", "predictions.csv")
     first = finish(made)
     before = {name: (made.path / "evaluate" / name).read_bytes() for name in names}
     assert finish(made) == first

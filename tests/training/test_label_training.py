@@ -186,7 +186,7 @@ def trained(table: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 @pytest.fixture(scope="module")
 def evaluated(trained: RunDir) -> EvaluateReport:
-    config = EvaluateConfig(device="cpu", bootstrap_resamples=50, robustness_images=4, attacks=True)
+    config = EvaluateConfig(device="cpu", bootstrap_resamples=50, corruption_images=4, attacks=True)
     report = evaluate.run(config, trained.for_stage("evaluate"))
     trained.save_result("evaluate", report)
     return report

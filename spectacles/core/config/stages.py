@@ -65,8 +65,8 @@ class EvaluateConfig(RunConfig, ComputeConfig):
     """Resamples behind each 95 % interval."""
     compare: str | None = None
     """Another run to compare with, on the images that both have scored."""
-    robustness_images: Annotated[int, Field(ge=0)] = 100
-    """Images that are also scored blurred, noisy, badly compressed, darker, turned and covered; 0 leaves it out."""
+    corruption_images: Annotated[int, Field(ge=0)] = 100
+    """Images that are also scored blurred, noisy, badly compressed, dark, rotated and occluded; 0 leaves it out."""
     attacks: bool = False
     """Score them under attack too (FGSM and PGD)."""
 
