@@ -22,7 +22,7 @@ from spectacles.core.device import prepare_device
 from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import resolve_preprocessing
 from spectacles.models.bn_folding import fold_batchnorm
-from spectacles.models.engines import photographs
+from spectacles.models.engine_choice import photographs
 from spectacles.models.pretrained import build_pretrained
 
 KINDS = {

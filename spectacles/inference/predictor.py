@@ -13,9 +13,10 @@ from spectacles.data.images import MAX_PIXELS, Source
 from spectacles.data.preprocessing import Decoded, decoded_batches
 from spectacles.metrics import thresholds
 from spectacles.metrics.thresholds import AbstainReason
-from spectacles.models import engines, ood
+from spectacles.models import engine_choice, engines, ood
 from spectacles.models.bundle import ENGINE_FILE, load_bundle
 from spectacles.models.classifier import build_classifier
+from spectacles.models.engines import PixelNetwork
 from spectacles.models.ood import FeaturesAndLastMap
 
 
@@ -63,10 +64,8 @@ class Predictor:
         self.ood_scorer = ood.from_state(state)
         self.device, self.batch_size = device, batch_size
         self._head = engines.linear(self.classifier.head)
-        network = FeaturesAndLastMap(self.classifier.backbone)
-        self.engine, self._run = engines.choose(
-            network, self.info.preprocessing, device, bundle / ENGINE_FILE, engine, self._difference, images=images
-        )
+        network = PixelNetwork(FeaturesAndLastMap(self.classifier.backbone), self.info.preprocessing, device)
+        self.engine, self._run = engine_choice.choose(network, bundle / ENGINE_FILE, engine, self._difference, images)
         self.classifier.to(device)
 
     @property

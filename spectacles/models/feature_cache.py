@@ -18,7 +18,8 @@ from spectacles.core.fileio import atomic_path
 from spectacles.core.progress import progress
 from spectacles.data.pixel_cache import Pixels, in_batches
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.models import engines
+from spectacles.models import engine_choice
+from spectacles.models.engines import Engine, PixelNetwork
 
 log = logging.getLogger("spectacles")
 
@@ -73,9 +74,8 @@ class FeatureExtractor:
         batches = in_batches(np.array(sorted(key_of), dtype=np.int64), self.batch_size)
         batches = [batch for batch in batches if any(key_of[int(position)] not in table for position in batch)]
         if batches:
-            _, run = engines.choose(
-                self.backbone, self.preprocessing, self.device, folder / "engine.json", self.engine, images=len(first)
-            )
+            network = PixelNetwork(self.backbone, self.preprocessing, self.device)
+            _, run = engine_choice.choose(network, folder / "engine.json", self.engine, images=len(first))
             missing = np.concatenate(batches)
             computed: Table = {}
             vectors = progress(_compute(run, pixels, batches, view), "embedding", len(missing))
@@ -93,9 +93,7 @@ class FeatureExtractor:
         return self.cache / "embeddings" / f"{name}-{_fingerprint(self.backbone, self.name, self.preprocessing)}"
 
 
-def _compute(
-    run: engines.Engine, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None
-) -> Iterator[np.ndarray]:
+def _compute(run: Engine, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None) -> Iterator[np.ndarray]:
     """Features (D,) float32 of one position after the other."""
     for positions, batch in zip(batches, pixels.batches(batches), strict=True):
         yield from run(view(batch, [pixels.hashes[position] for position in positions]) if view else batch)

@@ -16,9 +16,10 @@ from spectacles.data.pixel_cache import in_batches
 from spectacles.metrics import calibration_fit, decision_threshold, thresholds
 from spectacles.metrics.calibration import Calibration
 from spectacles.metrics.decisions import is_correct
-from spectacles.models import engines, ood
+from spectacles.models import engine_choice, ood
 from spectacles.models.bundle import ENGINE_FILE, BundleInfo, save_bundle
 from spectacles.models.classifier import Classifier, load_classifier
+from spectacles.models.engines import PixelNetwork, linear
 from spectacles.models.ood import REFERENCES, FeaturesAndLastMap
 from spectacles.training.history import Epoch, best_epoch
 from spectacles.training.trainer import Trainer
@@ -73,7 +74,7 @@ def run(trainer: Trainer) -> TrainReport:
     best, labels = best_epoch(trainer.history), trainer.val.labels
     classifier, _, _ = load_classifier(trainer.bundle)
     features, seen, seen_in_training = _final_pass(trainer, classifier)
-    logits = engines.linear(classifier.head)(features)
+    logits = linear(classifier.head)(features)
     if not np.isfinite(logits).all():
         raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
     ood_scorer = ood.fit(seen_in_training, seen)
@@ -81,8 +82,8 @@ def run(trainer: Trainer) -> TrainReport:
     decided = decide(trainer.config, info, logits, labels, ood_scorer(seen) if ood_scorer else None)
     state = classifier.state_dict() | (ood_scorer.tensors() if ood_scorer else {})
     model_id = save_bundle(trainer.bundle, decided.info, state)
-    if _engine_memory(trainer).is_file():  # evaluate, predict and the server need not measure again
-        shutil.copyfile(_engine_memory(trainer), trainer.bundle / ENGINE_FILE)
+    if _engine_choice_file(trainer).is_file():  # evaluate, predict and the server need not measure again
+        shutil.copyfile(_engine_choice_file(trainer), trainer.bundle / ENGINE_FILE)
     return _report(trainer, best, validation_scores(logits, labels)[trainer.config.metric], decided, model_id)
 
 
@@ -195,10 +196,8 @@ def _final_pass(trainer: Trainer, classifier: Classifier) -> tuple[np.ndarray, n
     places = np.concatenate([trainer.val.positions, trainer.train.positions[spaced]])
     # Later stages look at about as many images again. A time budget has no room for measuring.
     expected = count if config.time_budget else 2 * count
-    _, run = engines.choose(
-        FeaturesAndLastMap(classifier.backbone), preprocessing, trainer.settings.device, _engine_memory(trainer),
-        config.engine, images=expected,
-    )  # fmt: skip
+    network = PixelNetwork(FeaturesAndLastMap(classifier.backbone), preprocessing, trainer.settings.device)
+    _, run = engine_choice.choose(network, _engine_choice_file(trainer), config.engine, images=expected)
     batches = in_batches(places, config.batch_size)
     pictures = progress(trainer.pixels.batches(batches), "last look", len(batches), unit="batch")
     outputs = np.concatenate([run(pixels) for pixels in pictures])
@@ -207,7 +206,7 @@ def _final_pass(trainer: Trainer, classifier: Classifier) -> tuple[np.ndarray, n
     return np.ascontiguousarray(features[:validation]), maps[:validation], maps[validation:]
 
 
-def _engine_memory(trainer: Trainer) -> Path:
+def _engine_choice_file(trainer: Trainer) -> Path:
     """Speed depends on the architecture and the size of its input, not on the weights."""
     info = trainer.info
     size, channels = info.preprocessing.image_size, info.preprocessing.in_chans

@@ -14,8 +14,9 @@ from spectacles.core import collectives, distributed, signals
 from spectacles.core.device import to_device
 from spectacles.core.errors import UserError
 from spectacles.core.signals import Stopped
-from spectacles.models import bn_folding, engines, freezing, linear_probe, recipes
+from spectacles.models import bn_folding, freezing, linear_probe, recipes
 from spectacles.models.classifier import Classifier, network_state
+from spectacles.models.engine_choice import photographs
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.training import finalize, lr_schedule, train_loop
 from spectacles.training.augmentation import View
@@ -154,7 +155,7 @@ def _begin(trainer: Trainer, phase: str, epochs: int) -> PhaseState:
 def _fold_batchnorm(trainer: Trainer) -> None:
     """Folds BatchNorm in a copy first: a backbone for which folding is not exact stays as it is."""
     preprocessing, backbone = trainer.info.preprocessing, trainer.classifier.backbone
-    photos = to_device(engines.photographs(preprocessing, count=2), trainer.settings.device)
+    photos = to_device(photographs(preprocessing, count=2), trainer.settings.device)
     folded = copy.deepcopy(backbone)
     try:
         trainer.folded = bn_folding.fold_batchnorm(folded, preprocessing.normalize(photos))

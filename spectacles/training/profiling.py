@@ -22,8 +22,9 @@ from spectacles.core.config import ModelConfig, TrainConfig
 from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.models import engines
+from spectacles.models import engine_choice
 from spectacles.models.classifier import Classifier
+from spectacles.models.engines import Engine, PixelNetwork
 from spectacles.report.style import (
     COLOURS,
     MUTED,
@@ -104,20 +105,19 @@ def _speak() -> None:
     log.setLevel(logging.INFO)
 
 
-def profile(config: TrainConfig, build: Build, num_classes: int, memory: Path) -> Profile:
+def profile(config: TrainConfig, build: Build, num_classes: int, choice_file: Path) -> Profile:
     """The costs of a resolved config's backbone, measured in this process.
 
-    `memory`: file that keeps which engine was the fastest. Raises UserError for a backbone that cannot be built.
+    `choice_file` stores which engine was the fastest. Raises UserError for a backbone that cannot be built.
     """
     assert config.image_size is not None and config.unfreeze is not None
     device = prepare_device(resolve_device(config.device))
     torch.manual_seed(config.seed)
     classifier, preprocessing = build(config, num_classes)
     macs = count_macs(classifier, (config.in_chans, config.image_size, config.image_size))
-    engine, run = engines.choose(
-        classifier, preprocessing, device, memory, config.engine, engines.probability_difference
-    )
-    pixels = engines.photographs(preprocessing, max(BATCH, config.batch_size))
+    network = PixelNetwork(classifier, preprocessing, device)
+    engine, run = engine_choice.choose(network, choice_file, config.engine, engine_choice.probability_difference)
+    pixels = engine_choice.photographs(preprocessing, max(BATCH, config.batch_size))
     alone = 1000 * seconds_a_call(run, pixels[:1], LATENCY_CALLS)
     rates = {
         size: round(size / float(np.median(seconds_a_call(run, pixels[:size], THROUGHPUT_CALLS))), 2)
@@ -153,7 +153,7 @@ def count_macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def seconds_a_call(run: engines.Engine, pixels: np.ndarray, calls: int) -> np.ndarray:
+def seconds_a_call(run: Engine, pixels: np.ndarray, calls: int) -> np.ndarray:
     """(N,) seconds of each call. The first ones allocate memory and choose kernels, and do not count."""
     for _ in range(3):
         run(pixels)

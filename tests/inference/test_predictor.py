@@ -16,7 +16,8 @@ from spectacles.data.preprocessing import Preprocessing
 from spectacles.inference.predictor import ENGINE_FILE, Predictor
 from spectacles.models import engines, ood
 from spectacles.models.classifier import load_classifier
-from spectacles.models.engines import ENGINES, ENOUGH_TO_CHOOSE, TOLERANCE
+from spectacles.models.engine_choice import MIN_IMAGES_TO_MEASURE, TOLERANCE
+from spectacles.models.engines import ENGINES
 from spectacles.models.ood import FeaturesAndLastMap
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ def test_a_bundle_gives_the_same_probabilities_with_every_engine(make_bundle: Ca
 def test_a_predictor_remembers_beside_its_bundle(make_bundle: Callable[..., Path], monkeypatch) -> None:
     monkeypatch.setattr(engines, "BUILDERS", {})
     bundle = make_bundle("a", "b")
-    assert Predictor(bundle, CPU, images=ENOUGH_TO_CHOOSE - 1).engine == "torch"
+    assert Predictor(bundle, CPU, images=MIN_IMAGES_TO_MEASURE - 1).engine == "torch"
     assert not (bundle / ENGINE_FILE).exists()
     assert Predictor(bundle, CPU).engine == "torch"
     assert json.loads((bundle / ENGINE_FILE).read_text())["engine"] == "torch"

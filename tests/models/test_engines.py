@@ -14,8 +14,9 @@ from torch import nn
 
 from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.models import backbones, engines
-from spectacles.models.engines import ENGINES, ENOUGH_TO_BUILD, ENOUGH_TO_CHOOSE, TOLERANCE
+from spectacles.models import backbones, engine_choice, engines
+from spectacles.models.engine_choice import MIN_IMAGES_TO_BUILD, MIN_IMAGES_TO_MEASURE, TOLERANCE
+from spectacles.models.engines import ENGINES, PixelNetwork
 
 CPU = torch.device("cpu")
 COLOUR = Preprocessing(32, "squash", "bilinear", (0.5, 0.4, 0.3), (0.25, 0.5, 0.2), 3)
@@ -50,7 +51,7 @@ def directly(network: nn.Module, preprocessing: Preprocessing, pixels: np.ndarra
 @pytest.mark.parametrize("name", ["simple_cnn", "test_efficientnet", "test_convnext"])
 def test_every_engine_gives_torchs_outputs_for_batches_of_any_size(tmp_path, name, engine):
     network = make_net(name)
-    used, run = engines.choose(network, COLOUR, CPU, tmp_path / "engine.json", engine)
+    used, run = engine_choice.choose(PixelNetwork(network, COLOUR, CPU), tmp_path / "engine.json", engine)
     assert used == engine
     for count in (5, 1, 33):
         pixels = pixels_of(COLOUR, count)
@@ -60,10 +61,10 @@ def test_every_engine_gives_torchs_outputs_for_batches_of_any_size(tmp_path, nam
 
 
 @pytest.mark.skipif("openvino" not in INSTALLED, reason="openvino is not installed")
-def test_several_threads_may_call_an_engine_with_lanes(tmp_path):
+def test_several_threads_may_call_an_engine_with_streams(tmp_path):
     network = make_net("simple_cnn")
-    _, run = engines.choose(network, COLOUR, CPU, tmp_path / "engine.json", "openvino")
-    assert engines.num_streams("openvino", CPU) == engines.cpu_count() and engines.num_streams("torch", CPU) == 1
+    _, run = engine_choice.choose(PixelNetwork(network, COLOUR, CPU), tmp_path / "engine.json", "openvino")
+    assert engines.num_streams("openvino", CPU) == engine_choice.cpu_count() and engines.num_streams("torch", CPU) == 1
     batches = [pixels_of(COLOUR, 40)[start : start + size] for start in range(0, 30, 3) for size in (1, 2, 9)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(run, batches))
@@ -74,14 +75,14 @@ def test_several_threads_may_call_an_engine_with_lanes(tmp_path):
 @pytest.mark.parametrize("engine", ["torch", *INSTALLED])
 def test_one_channel_works(tmp_path, engine):
     network, pixels = make_net("simple_cnn", 1), pixels_of(GREY, 3)
-    _, run = engines.choose(network, GREY, CPU, tmp_path / "engine.json", engine)
+    _, run = engine_choice.choose(PixelNetwork(network, GREY, CPU), tmp_path / "engine.json", engine)
     expected = directly(network, GREY, pixels)
     np.testing.assert_allclose(run(pixels), expected, atol=TOLERANCE * expected.std())
 
 
 @pytest.mark.parametrize("engine", ["torch", *INSTALLED])
 def test_an_answer_is_not_overwritten_by_the_next(tmp_path, engine):
-    _, run = engines.choose(make_net("simple_cnn"), COLOUR, CPU, tmp_path / "engine.json", engine)
+    _, run = engine_choice.choose(PixelNetwork(make_net("simple_cnn"), COLOUR, CPU), tmp_path / "engine.json", engine)
     first = run(pixels_of(COLOUR, 4)[:2])
     kept = first.copy()
     run(pixels_of(COLOUR, 4)[2:])
@@ -92,7 +93,7 @@ def test_an_answer_is_not_overwritten_by_the_next(tmp_path, engine):
 def test_the_network_can_still_be_trained_afterwards(tmp_path, engine):
     network = make_net("test_efficientnet")
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    engines.choose(network, COLOUR, CPU, tmp_path / "engine.json", engine)
+    engine_choice.choose(PixelNetwork(network, COLOUR, CPU), tmp_path / "engine.json", engine)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     network.train()(torch.randn(4, 3, 32, 32)).square().mean().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
@@ -123,11 +124,11 @@ class Machine:
         self.off = dict.fromkeys(OTHERS, 0.0)
         self.installed, self.broken = set(OTHERS), set()
         self.built: list[str] = []
-        self.memory = folder / "cache" / "engine.json"
+        self.choice_file = folder / "cache" / "engine.json"
         self.network = Means(self)
-        monkeypatch.setattr(engines, "time", SimpleNamespace(perf_counter=lambda: self.clock))
+        monkeypatch.setattr(engine_choice, "time", SimpleNamespace(perf_counter=lambda: self.clock))
         monkeypatch.setattr(engines, "export", lambda *_: Path("network.onnx"))
-        monkeypatch.setattr(engines, "version", lambda name: "1.0")
+        monkeypatch.setattr(engine_choice, "version", lambda name: "1.0")
         monkeypatch.setattr(
             engines.importlib.util, "find_spec", lambda name: name if name in {*self.installed, "torch"} else None
         )
@@ -149,7 +150,7 @@ class Machine:
     def choose(self, engine: str = "auto", **options: object) -> str:
         """The name of the engine, after checking that it is what runs."""
         self.built.clear()
-        name, run = engines.choose(self.network, COLOUR, CPU, self.memory, engine, **options)
+        name, run = engine_choice.choose(PixelNetwork(self.network, COLOUR, CPU), self.choice_file, engine, **options)
         pixels, before = pixels_of(COLOUR, 3), self.clock
         means = COLOUR.normalize(torch.from_numpy(pixels)).mean((2, 3)).numpy()
         np.testing.assert_allclose(run(pixels), means, atol=1e-3)
@@ -227,7 +228,7 @@ def test_an_engine_that_is_not_installed_is_the_users_mistake_only_by_name(machi
 )
 def test_what_another_machine_measured_or_cannot_be_read_is_measured_again(machine, damage):
     assert machine.choose() == "onnxruntime"
-    machine.memory.write_bytes(damage(json.loads(machine.memory.read_text())))
+    machine.choice_file.write_bytes(damage(json.loads(machine.choice_file.read_text())))
     machine.seconds["openvino"] = 0.1
     assert machine.choose() == "openvino"
     assert machine.choose() == "openvino"
@@ -242,49 +243,48 @@ def test_a_new_version_or_a_new_engine_is_measured(machine, change, monkeypatch)
     if change == "install":
         machine.installed = set(OTHERS)
     else:
-        monkeypatch.setattr(engines, "version", lambda name: "1.1")
+        monkeypatch.setattr(engine_choice, "version", lambda name: "1.1")
     assert machine.choose() == "openvino"
 
 
 def test_few_images_run_on_torch_without_measuring(machine):
-    assert machine.choose(images=ENOUGH_TO_CHOOSE - 1) == "torch"
-    assert machine.built == [] and not machine.memory.exists()
-    assert machine.choose(images=ENOUGH_TO_CHOOSE) == "onnxruntime"
-    assert machine.choose(images=ENOUGH_TO_BUILD) == "onnxruntime"
-    assert machine.choose(images=ENOUGH_TO_BUILD - 1) == "torch"
+    assert machine.choose(images=MIN_IMAGES_TO_MEASURE - 1) == "torch"
+    assert machine.built == [] and not machine.choice_file.exists()
+    assert machine.choose(images=MIN_IMAGES_TO_MEASURE) == "onnxruntime"
+    assert machine.choose(images=MIN_IMAGES_TO_BUILD) == "onnxruntime"
+    assert machine.choose(images=MIN_IMAGES_TO_BUILD - 1) == "torch"
     assert machine.built == []
     assert machine.choose("openvino", images=1) == "openvino"
 
 
 def test_torch_by_name_builds_and_writes_nothing(machine):
     assert machine.choose("torch") == "torch"
-    assert machine.built == [] and not machine.memory.exists()
+    assert machine.built == [] and not machine.choice_file.exists()
 
 
 def test_a_place_that_cannot_be_written_is_no_reason_to_stop(machine):
-    machine.memory.parent.write_text("a file where the folder should be")
+    machine.choice_file.parent.write_text("a file where the folder should be")
     assert machine.choose() == "onnxruntime"
 
 
-def test_the_callers_own_measure_and_pictures_decide(machine):
+def test_the_difference_of_the_caller_decides(machine):
     machine.off["onnxruntime"] = 0.01
-    asked = []
+    compared = []
 
     def lenient(outputs: np.ndarray, reference: np.ndarray) -> float:
-        asked.append(len(outputs))
+        compared.append(len(outputs))
         return 0.0
 
-    name, _ = engines.choose(
-        machine.network, COLOUR, CPU, machine.memory, difference=lenient, pixels=pixels_of(COLOUR, 7)
-    )
-    assert name == "onnxruntime" and set(asked) == {7}
+    network = PixelNetwork(machine.network, COLOUR, CPU)
+    name, _ = engine_choice.choose(network, machine.choice_file, difference=lenient)
+    assert name == "onnxruntime" and set(compared) == {32}
 
 
 def test_a_gpu_runs_torch(machine):
     gpu = torch.device("meta")
-    assert engines.choose(machine.network, COLOUR, gpu, machine.memory)[0] == "torch"
+    assert engine_choice.choose(PixelNetwork(machine.network, COLOUR, gpu), machine.choice_file)[0] == "torch"
     with pytest.raises(UserError, match="--engine openvino runs on the CPU"):
-        engines.choose(machine.network, COLOUR, gpu, machine.memory, "openvino")
+        engine_choice.choose(PixelNetwork(machine.network, COLOUR, gpu), machine.choice_file, "openvino")
     assert machine.built == []
 
 
@@ -302,16 +302,16 @@ def test_a_network_that_cannot_be_exported_is_told_in_one_line(tmp_path, capfd):
     network = backbones.build("test_vit", 3, 32).eval()  # at another size than its own it resizes its positions
     for engine in INSTALLED:
         with pytest.raises(UserError, match=f"--engine {engine} cannot run this network") as caught:
-            engines.choose(network, COLOUR, CPU, tmp_path / "engine.json", engine)
+            engine_choice.choose(PixelNetwork(network, COLOUR, CPU), tmp_path / "engine.json", engine)
         assert len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("preprocessing", [COLOUR, GREY])
 def test_photographs_are_real_varied_and_always_the_same(preprocessing):
-    pixels = engines.photographs(preprocessing, 6)
+    pixels = engine_choice.photographs(preprocessing, 6)
     assert pixels.shape == (6, *preprocessing.shape) and pixels.dtype == np.uint8
-    np.testing.assert_array_equal(pixels, engines.photographs(preprocessing, 6))
+    np.testing.assert_array_equal(pixels, engine_choice.photographs(preprocessing, 6))
     assert len({picture.tobytes() for picture in pixels}) == 6
     assert all(picture.std() > 10 for picture in pixels)
 
@@ -319,6 +319,6 @@ def test_photographs_are_real_varied_and_always_the_same(preprocessing):
 def test_the_relative_difference_is_measured_in_spreads():
     reference = np.array([[0.0, 2.0], [2.0, 0.0]], dtype=np.float32)
     error = np.array([[0.0, 0.0], [0.0, 0.5]], dtype=np.float32)
-    assert engines.relative_difference(reference + error, reference) == pytest.approx(0.5)
-    assert engines.relative_difference(100 * reference - error, 100 * reference) == pytest.approx(0.005)
-    assert np.isnan(engines.relative_difference(reference * np.nan, reference))
+    assert engine_choice.relative_difference(reference + error, reference) == pytest.approx(0.5)
+    assert engine_choice.relative_difference(100 * reference - error, 100 * reference) == pytest.approx(0.005)
+    assert np.isnan(engine_choice.relative_difference(reference * np.nan, reference))

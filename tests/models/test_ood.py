@@ -15,8 +15,9 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.models import backbones, engines, ood
-from spectacles.models.engines import ENGINES, TOLERANCE
+from spectacles.models import backbones, ood
+from spectacles.models.engine_choice import TOLERANCE, choose
+from spectacles.models.engines import ENGINES, PixelNetwork
 from spectacles.models.ood import COMPONENTS, ENOUGH, IN_THE_TAIL, TAIL, FeaturesAndLastMap, OODScorer
 
 PREPROCESSING = Preprocessing(64, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
@@ -171,7 +172,8 @@ def test_a_map_whose_channels_come_last_is_averaged_over_its_places():
 @pytest.mark.parametrize("engine", [name for name in ENGINES if importlib.util.find_spec(name)])
 def test_every_engine_gives_both(engine, tmp_path: Path):
     net = make_net("test_efficientnet")
-    _, run = engines.choose(FeaturesAndLastMap(net), PREPROCESSING, CPU, tmp_path / "engine.json", engine)
+    network = PixelNetwork(FeaturesAndLastMap(net), PREPROCESSING, CPU)
+    _, run = choose(network, tmp_path / "engine.json", engine)
     pixels = np.stack([PREPROCESSING.pixels(noise(seed)) for seed in range(5)])
     with torch.no_grad():
         expected = FeaturesAndLastMap(net)(PREPROCESSING.normalize(torch.from_numpy(pixels))).numpy()
