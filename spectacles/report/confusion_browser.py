@@ -131,7 +131,8 @@ def _by_pair(scored: pd.DataFrame) -> tuple[Behind, dict[tuple[str, str], int]]:
 
 def _by_label(scored: pd.DataFrame, classes: Sequence[str]) -> tuple[Behind, dict[tuple[str, str], int]]:
     """The images of each label's two cells, by its probability, and how many could be there at most."""
-    behind, totals = {}, {}
+    behind: Behind = {}
+    totals: dict[tuple[str, str], int] = {}
     for name, column in zip(classes, _probabilities(classes), strict=True):
         true, predicted = (label_sets.has(scored[side], name, multi_label=True) for side in ("label", "predicted"))
         ranked = scored.assign(confidence=scored[column].astype(float))

@@ -199,7 +199,8 @@ def _bin_edges(values: Float64s, log: bool) -> Float64s:
     scaled = np.log10(values) if log else values
     low, high = scaled.min(), scaled.max()
     if low == high:
-        low, high = low - 0.5, high + 0.5
+        low -= 0.5
+        high += 0.5
     edges: Float64s = np.linspace(low, high, int(np.clip(np.sqrt(len(values)), 10, 50)) + 1)
     if log:
         edges = 10**edges

@@ -110,7 +110,8 @@ def reliability(labels: Ints, probabilities: Floats, path: Path, before: Floats 
     title = f"Reliability (ECE {error:.3f}" + ("" if raw_error is None else f", {raw_error:.3f} before calibration")
     figure, [upper, lower] = new_figure(f"{title})", 6, 6, (3, 1))
     counts, confidence, accuracy = probability_scores.reliability_bins(labels, probabilities)
-    used, bins = counts > 0, len(counts)
+    used = counts > 0
+    bins = len(counts)
     centres = (np.arange(bins) + 0.5) / bins
     upper.bar(centres[used], accuracy[used], 0.92 / bins, color=COLOURS[0], alpha=0.85, label="accuracy")
     upper.plot(confidence[used], accuracy[used], "o", color=COLOURS[1], markersize=5, label="at the mean confidence")

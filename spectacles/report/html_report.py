@@ -29,32 +29,15 @@ TITLES = {
     "predict": "Predictions",
 }
 """In reading order: results first, then data and training."""
-HEADLINES = (
-    ("accuracy", "accuracy"),
-    ("label_accuracy", "accuracy of each label"),
-    ("balanced_accuracy", "balanced accuracy"),
-    ("micro_f1", "micro F1"),
-    ("macro_f1", "macro F1"),
-    ("macro_precision", "macro precision"),
-    ("macro_recall", "macro recall"),
-    ("hter", "HTER"),
-    ("roc_auc", "ROC-AUC"),
-    ("pr_auc", "PR-AUC"),
-    ("mean_average_precision", "mAP"),
-    ("log_loss", "log loss"),
-    ("brier", "Brier score"),
-    ("ece", "ECE"),
-    ("classwise_ece", "class-wise ECE"),
-    ("top_3_accuracy", "top-3 accuracy"),
-    ("top_5_accuracy", "top-5 accuracy"),
-)
 CALIBRATION = ("log_loss", "brier", "ece", "classwise_ece")
 SHOWN_ELSEWHERE = r"next: |warning: |suggestion: |rejected \d+: |\d+ rows = \d+ used"
 """Summary lines that the page shows in another form."""
 FEW_CLASSES = 6
 """Up to this many, the confusion matrix stands beside the metrics, otherwise below them."""
 MAX_CLASS_ROWS = 100
-NOISY_ROWS, OUTLIERS_OF_A_KIND, CROSSING_PAIRS = 12, 5, 12
+MAX_NOISY_ROWS = 12
+MAX_OUTLIERS_OF_A_KIND = 5
+MAX_CROSSING_PAIRS = 12
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.5)
 WIDE = 900
 """Pixels; only galleries are wider."""
@@ -116,12 +99,12 @@ def write(run_dir: RunDir) -> Path:
         browser=browser,
         noun=wording.noun_of(run.multi_label),
         nouns=wording.plural(wording.noun_of(run.multi_label)),
-        accuracy_name=headlines(run.multi_label)["accuracy"],
+        accuracy_name=run_summary.metric_names(run.multi_label)["accuracy"],
         photos=photos,
         with_photos=bool(photos) or (galleries and any(s.pictures for s in sections if s.stage not in CHARTS_ONLY)),
         duplicates=duplicates,
         outliers=_outliers(run.outliers),
-        noisy=run.noisy_labels.head(NOISY_ROWS).to_dict("records"),
+        noisy=run.noisy_labels.head(MAX_NOISY_ROWS).to_dict("records"),
         predicted=_account_for_predictions(run_dir, run),
         has_card=run_dir.model_card.is_file(),
         has_review=(run_dir.path / "error_analysis" / "review.html").is_file(),
@@ -131,17 +114,12 @@ def write(run_dir: RunDir) -> Path:
     return run_dir.report
 
 
-def headlines(multi_label: bool) -> dict[str, str]:
-    """Key of metrics.json -> display name."""
-    return dict(HEADLINES) | ({"accuracy": "all labels correct"} if multi_label else {})
-
-
 def headline_metrics(run_dir: RunDir) -> dict[str, float | None]:
     """`<split>_<metric>` of the main metrics; empty before evaluation."""
     if not run_dir.done("evaluate"):
         return {}
     scored = run_dir.load_result("evaluate", EvaluateReport).metrics
-    keys = [f"{split}_{key}" for split in ("val", "test") for key, _ in HEADLINES]
+    keys = [f"{split}_{key}" for split in ("val", "test") for key in run_summary.METRIC_NAMES]
     return {key: scored[key] for key in keys if key in scored}
 
 
@@ -188,7 +166,7 @@ def _picture(path: Path) -> Picture:
 
 def _scores(run: RunSummary) -> dict[str, Any]:
     """Template variables of the evaluation section."""
-    names = headlines(run.multi_label)
+    names = run_summary.metric_names(run.multi_label)
     return {
         "metrics": [
             (key, name) for key, name in names.items() if any(s.get(key) is not None for s in run.scores.values())
@@ -196,8 +174,8 @@ def _scores(run: RunSummary) -> dict[str, Any]:
         "metric_names": names,
         "calibration_metrics": [(key, names[key]) for key in CALIBRATION],
         "lower_is_better": LOWER_IS_BETTER,
-        "per_class": weakest_first(run.scored)[:MAX_CLASS_ROWS],
-        "per_class_columns": per_class_columns(run.multi_label),
+        "per_class": run_summary.weakest_first(run.scored)[:MAX_CLASS_ROWS],
+        "per_class_columns": run_summary.per_class_columns(run.multi_label),
         "abstentions": [
             key_findings.abstention(run.scored) or "The model abstains on no image.",
             *key_findings.limits(run.bundle),
@@ -210,18 +188,6 @@ def _scores(run: RunSummary) -> dict[str, Any]:
     }
 
 
-def weakest_first(scored: Json) -> list[tuple[str, Json]]:
-    """(class, scores), the lowest F1 first."""
-    rows = scored.get("per_class", {}).items()
-    return sorted(rows, key=lambda row: (row[1]["f1"] is None, row[1]["f1"] or 0.0))
-
-
-def per_class_columns(multi_label: bool) -> dict[str, str]:
-    """Key of `per_class` in metrics.json -> display name."""
-    columns = {"precision": "precision", "recall": "recall", "f1": "F1"}
-    return columns | ({"average_precision": "AP"} if multi_label else {})
-
-
 def _selective(measured: Json | None) -> list[tuple[float, float]]:
     """(coverage, accuracy) at the measured coverages nearest to COVERAGES."""
     points = list(zip(measured["coverage"], measured["accuracy"], strict=True)) if measured else []
@@ -230,7 +196,7 @@ def _selective(measured: Json | None) -> list[tuple[float, float]]:
 
 
 def _duplicates(pairs: pd.DataFrame) -> dict[str, Any]:
-    """Counts by kind, and the pairs that lie on both sides of a split's border."""
+    """Counts by kind, and the pairs whose images are in different splits."""
     if pairs.empty:
         return {"kinds": [], "crossing": [], "more": 0}
     crosses = pairs["crosses_split"] == "True"
@@ -238,7 +204,7 @@ def _duplicates(pairs: pd.DataFrame) -> dict[str, Any]:
     kinds = flags.groupby("kind", sort=False).agg(
         pairs=("crossing", "size"), conflicts=("conflicts", "sum"), crossing=("crossing", "sum")
     )
-    listed = pairs[crosses].head(CROSSING_PAIRS).to_dict("records")
+    listed = pairs[crosses].head(MAX_CROSSING_PAIRS).to_dict("records")
     return {
         "kinds": kinds.reset_index().to_dict("records"),
         "crossing": listed,
@@ -250,15 +216,18 @@ def _outliers(outliers: pd.DataFrame) -> dict[str, Any]:
     if outliers.empty:
         return {"kinds": {}, "rows": []}
     kinds = {str(kind): int(count) for kind, count in outliers["what"].value_counts(sort=False).items()}
-    return {"kinds": kinds, "rows": outliers.groupby("what", sort=False).head(OUTLIERS_OF_A_KIND).to_dict("records")}
+    return {
+        "kinds": kinds,
+        "rows": outliers.groupby("what", sort=False).head(MAX_OUTLIERS_OF_A_KIND).to_dict("records"),
+    }
 
 
 def _account_for_predictions(run_dir: RunDir, run: RunSummary) -> Json | None:
-    """Of the predicted rows, as the dataset stage keeps one of the given rows; None where the table has no status."""
+    """The row accounting of the predictions, in the form of the dataset stage's; None before prediction."""
     path = run_dir.path / "predict" / "predictions.csv"
     if "predict" not in run.results or not path.is_file():
         return None
-    status = run_summary.read_csv(path, ("status",)).get("status", pd.Series(dtype=str))
+    status = run_summary.read_csv(path, ("status",))["status"]
     reasons = {
         kind: Counter(status[status.str.startswith(f"{kind}: ")].str.removeprefix(f"{kind}: "))
         for kind in ("converted", "rejected")

@@ -13,8 +13,12 @@ from PIL import Image, ImageOps
 
 from spectacles.report.style import DPI, INK, colour_table, draw_placeholder, new_figure, save, shorten
 
-THUMBNAIL, GAP, HEADER, LINE = 150, 12, 44, 13  # pixels; LINE is one line of caption
-CAPTION_LINES, CAPTION_COLUMNS = 4, 25  # as many characters of the caption's font as a thumbnail is wide
+THUMBNAIL = 150  # pixels, like the next three
+GAP = 12
+HEADER = 44
+LINE = 13  # one line of caption
+CAPTION_LINES = 4
+CAPTION_COLUMNS = 25  # characters that fit the width of a thumbnail
 MARGIN = (240, 240, 240)
 
 Picture = NDArray[np.uint8] | Image.Image

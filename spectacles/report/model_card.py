@@ -11,8 +11,7 @@ from spectacles.core import wording
 from spectacles.core.fileio import atomic_write
 from spectacles.core.run_dir import RunDir
 from spectacles.report import key_findings, run_summary
-from spectacles.report.html_report import headlines, per_class_columns, weakest_first
-from spectacles.report.run_summary import Json, RunSummary
+from spectacles.report.run_summary import Json, RunSummary, metric_names, per_class_columns, weakest_first
 
 MAX_ROWS = 40
 """The weakest classes or groups are listed."""
@@ -92,7 +91,7 @@ def _environment() -> Environment:
 
 
 def _tables(run: RunSummary) -> dict[str, Markdown]:
-    names = headlines(run.multi_label)
+    names = metric_names(run.multi_label)
     return {
         "classes": _class_table(run),
         "metrics": _metric_table(run.scores, names),

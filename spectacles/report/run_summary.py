@@ -14,6 +14,27 @@ from spectacles.data import schemas
 
 Json = dict[str, Any]
 
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "label_accuracy": "accuracy of each label",
+    "balanced_accuracy": "balanced accuracy",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+    "macro_precision": "macro precision",
+    "macro_recall": "macro recall",
+    "hter": "HTER",
+    "roc_auc": "ROC-AUC",
+    "pr_auc": "PR-AUC",
+    "mean_average_precision": "mAP",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "ece": "ECE",
+    "classwise_ece": "class-wise ECE",
+    "top_3_accuracy": "top-3 accuracy",
+    "top_5_accuracy": "top-5 accuracy",
+}
+"""Key of metrics.json -> display name, in the order of the tables."""
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -117,6 +138,23 @@ def interval_of(scores: Json, metric: str) -> list[float] | None:
     """The 95 % interval of one split's metric; None where it was not measured."""
     interval: list[float] | None = scores["intervals"].get(metric)
     return interval
+
+
+def metric_names(multi_label: bool) -> dict[str, str]:
+    """Key of metrics.json -> display name."""
+    return METRIC_NAMES | ({"accuracy": "all labels correct"} if multi_label else {})
+
+
+def weakest_first(scored: Json) -> list[tuple[str, Json]]:
+    """(class, scores), the lowest F1 first."""
+    rows = scored.get("per_class", {}).items()
+    return sorted(rows, key=lambda row: (row[1]["f1"] is None, row[1]["f1"] or 0.0))
+
+
+def per_class_columns(multi_label: bool) -> dict[str, str]:
+    """Key of `per_class` in metrics.json -> display name."""
+    columns = {"precision": "precision", "recall": "recall", "f1": "F1"}
+    return columns | ({"average_precision": "AP"} if multi_label else {})
 
 
 def _result(run_dir: RunDir, stage: str) -> Json:
