@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
@@ -17,7 +18,7 @@ import pytest
 import stores
 from command_line import ROOT, Finished, run_script
 from PIL import Image
-from tracking_servers import until
+from tracking_servers import free_port, until
 
 ROWS = 1000
 FLAGS = ("--engine", "ray", "--device", "cpu", "--batch_size", "16")
@@ -46,6 +47,22 @@ def table(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("table") / "list.parquet"
     pd.DataFrame({"id": [f"{number:04}" for number in range(ROWS)], "file": names}).to_parquet(place)
     return place
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """What a command must know to use a Ray cluster of this machine that outlives it."""
+    folder, port = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp")), free_port()  # a socket's path must be short
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port", str(port),
+               "--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats", "--temp-dir", str(folder)]  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            yield {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -162,7 +179,7 @@ def test_a_part_that_kills_its_workers_does_not_keep_the_others(
 
 @pytest.mark.parametrize("kind", ["web", "s3"])
 def test_photos_lists_and_parts_may_lie_elsewhere(
-    kind: str, bundle_dir: Path, photos: Path, table: Path, tmp_path: Path
+    kind: str, cluster: dict[str, str], bundle_dir: Path, photos: Path, table: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
     shutil.copytree(photos, source)
@@ -173,7 +190,7 @@ def test_photos_lists_and_parts_may_lie_elsewhere(
         for given, rows in ((f"{store.photos}/list.parquet", ROWS), (f"{store.photos}/", 21)):
             out = f"{store.out}/out-{rows}"
             done = run_script("predict.py", given, "--bundle", bundle_dir, "--output", out, *FLAGS,
-                              environment=store.environment)  # fmt: skip
+                              environment=cluster | store.environment)  # fmt: skip
             assert done.returncode == 0, done.stderr
             assert f"{rows} rows = " in done.stdout and f"wrote {out}" in done.stdout
             system.invalidate_cache()
@@ -196,19 +213,19 @@ def test_photos_lists_and_parts_may_lie_elsewhere(
      (("--output", "nonsense://x"), "cannot be reached")],
 )  # fmt: skip
 def test_what_does_not_go_with_a_cluster_is_told(
-    flags: tuple[object, ...], said: str, bundle_dir: Path, photos: Path, tmp_path: Path
+    flags: tuple[object, ...], said: str, cluster: dict[str, str], bundle_dir: Path, photos: Path, tmp_path: Path
 ) -> None:
     output = () if "--output" in flags else ("--output", tmp_path / "out")
-    done = run_script("predict.py", photos, "--bundle", bundle_dir, *FLAGS, *output, *flags)
+    done = run_script("predict.py", photos, "--bundle", bundle_dir, *FLAGS, *output, *flags, environment=cluster)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_a_full_disk_is_told_and_what_is_written_stays(
-    bundle_dir: Path, table: Path, photos: Path, mount_disk: Callable[[str], Path]
+    cluster: dict[str, str], bundle_dir: Path, table: Path, photos: Path, mount_disk: Callable[[str], Path]
 ) -> None:
     out = mount_disk("40k") / "out"  # room for the plan and a few parts
     flags = ("--image_dir", photos, "--bundle", bundle_dir, *FLAGS)
-    done = run_script("predict.py", table, *flags, "--output", out)
+    done = run_script("predict.py", table, *flags, "--output", out, environment=cluster)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert f"{out}/part-0000" in done.stderr and "No space left on device. Finished parts are kept" in done.stderr
     parts = list(out.glob("*.parquet"))
@@ -256,12 +273,12 @@ def test_sigterm_ends_a_cluster_as_it_ends_all(bundle_dir: Path, table: Path, ph
 
 
 def test_what_the_runs_own_predictions_look_like_does_not_matter(
-    finished: Finished, photos: Path, tmp_path: Path
+    finished: Finished, cluster: dict[str, str], photos: Path, tmp_path: Path
 ) -> None:
     settings = finished.run_dir.output_dir / "explaining"
     shutil.copytree(finished.run_dir.path, settings)
     with (settings / "config.yaml").open("a", encoding="utf-8") as file:
         file.write("explain: true\nformat: jsonl\n")
     flags = ("--output_dir", settings.parent, "--run_name", settings.name, "--output", tmp_path / "out")
-    done = run_script("predict.py", photos, *flags, *FLAGS)
+    done = run_script("predict.py", photos, *flags, *FLAGS, environment=cluster)
     assert done.returncode == 0 and "20 rows = " in done.stdout, done.stderr

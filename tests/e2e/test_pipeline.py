@@ -9,7 +9,7 @@ import mlflow
 import pandas as pd
 import pytest
 import torch
-from command_line import ROOT, SMALL, Finished, data_flags, run_script
+from command_line import ROOT, SMALL, Finished, data_flags, run_command, run_script
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
@@ -123,36 +123,39 @@ def test_the_report_is_one_file_that_tells_of_every_stage(finished: Finished) ->
     assert "https://" not in page
 
 
-def test_stages_run_one_by_one_give_the_same_metrics(finished: Finished, tmp_path: Path) -> None:
-    small = SMALL[:6]
-    assert run_script("dataset.py", *data_flags(finished.sample), *small, "--output_dir", tmp_path).returncode == 0
-    assert run_script("train.py", *small, "--epochs", 2, "--output_dir", tmp_path).returncode == 0
-    done = run_script("evaluate.py", "--output_dir", tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    alone = find_run(tmp_path, "latest")
-    assert read_json(alone.path / "evaluate" / "metrics.json") == read_json(
-        finished.run_dir.path / "evaluate" / "metrics.json"
-    )
-    assert_same_weights(alone, finished.run_dir)
-
-
-def test_training_never_sees_the_test_split(finished: Finished, tmp_path: Path) -> None:
-    """With every test file destroyed and every test label turned round, training gives the very same weights."""
-    sample = tmp_path / "sample"
-    shutil.copytree(finished.sample, sample)
-    outputs = tmp_path / "outputs"
-    assert run_script("dataset.py", *data_flags(sample), *SMALL[:6], "--output_dir", outputs).returncode == 0
+@pytest.fixture(scope="module")
+def one_by_one(indexed: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The same run, stage by stage. While it trains, every test file is destroyed and every test label turned round."""
+    outputs = tmp_path_factory.mktemp("one_by_one") / "outputs"
+    shutil.copytree(indexed.output_dir, outputs)
     run_dir = find_run(outputs, "latest")
     splits = pd.read_csv(run_dir.splits, dtype=str, keep_default_na=False)
     test = splits["split"] == "test"
     assert test.sum() > 5
-    for path in splits.loc[test, "path"]:
-        Path(path).write_bytes(b"not an image any more")
-    splits.loc[test, "label"] = splits.loc[test, "label"].map({"0": "1", "1": "0", "": ""})
-    splits.to_csv(run_dir.splits, index=False)
+    destroyed = splits.copy()
+    destroyed.loc[test, "path"] = [str(outputs.parent / f"{number}.jpg") for number in range(test.sum())]
+    for path in destroyed.loc[test, "path"]:
+        Path(path).write_bytes(b"not an image")
+    destroyed.loc[test, "label"] = destroyed.loc[test, "label"].map({"0": "1", "1": "0", "": ""})
+    original = run_dir.splits.read_bytes()
+    destroyed.to_csv(run_dir.splits, index=False)
     done = run_script("train.py", *SMALL[:6], "--epochs", 2, "--output_dir", outputs)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_weights(run_dir, finished.run_dir)
+    run_dir.splits.write_bytes(original)
+    done = run_script("evaluate.py", "--output_dir", outputs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run_dir
+
+
+def test_stages_run_one_by_one_give_the_same_metrics(finished: Finished, one_by_one: RunDir) -> None:
+    assert read_json(one_by_one.path / "evaluate" / "metrics.json") == read_json(
+        finished.run_dir.path / "evaluate" / "metrics.json"
+    )
+
+
+def test_training_never_sees_the_test_split(finished: Finished, one_by_one: RunDir) -> None:
+    """With every test file destroyed and every test label turned round, training gives the very same weights."""
+    assert_same_weights(one_by_one, finished.run_dir)
 
 
 def test_a_failed_stage_marks_its_run_and_the_parent_failed(finished: Finished, tmp_path: Path) -> None:
@@ -205,8 +208,8 @@ def test_cuda_on_a_machine_without_it_is_an_error_and_not_a_slower_run(finished:
 
 def test_a_dead_tracking_server_does_not_stop_the_run(finished: Finished, tmp_path: Path) -> None:
     dead = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    flags = (*data_flags(finished.sample), "--output_dir", tmp_path, "--stages", "dataset,explore")
-    done = run_script("run_pipeline.py", *flags, environment=dead)
+    flags = (*data_flags(finished.sample), "--output_dir", tmp_path, "--stages", "dataset")
+    done = run_command("run_pipeline.py", *flags, environment=dead)
     assert done.returncode == 0, done.stderr
     run_dir = find_run(tmp_path, "latest")
     assert done.stdout.count(str(run_dir.path / event_log.JOURNAL)) == 1  # said once, where it is kept
@@ -227,16 +230,11 @@ def test_the_demo_command_on_few_images(tmp_path: Path) -> None:
 def test_planted_wrong_labels_are_high_in_the_list(tmp_path: Path) -> None:
     """Of N labels planted wrong, at least 70 % stand in the first 2N lines."""
     sample = generate.draw(tmp_path / "faces", images=300)
-    flags = ("--output_dir", tmp_path / "outputs", "--device", "cpu")
-    steps = [
-        ("dataset.py", *data_flags(sample), "--output_dir", tmp_path / "outputs"),
-        ("train.py", "--image_size", 128, "--epochs", 1, *flags),
-        ("evaluate.py", *flags),
-        ("error_analysis.py", *flags),
-    ]
-    for step in steps:
-        done = run_script(*step)
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = run_script(
+        "run_pipeline.py", *data_flags(sample), "--stages", "dataset,train,evaluate,error_analysis", "--image_size", 96,
+        "--fine_tune", "never", "--robustness_images", 0, "--device", "cpu", "--output_dir", tmp_path / "outputs",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     run_dir = find_run(tmp_path / "outputs", "latest")
     planted = pd.read_csv(sample / "planted.csv", keep_default_na=False)
     wrong = set(planted.loc[planted["kind"] == "wrong_label", "file"])

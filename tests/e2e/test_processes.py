@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import torch
-from command_line import ROOT, data_flags, run_script
+from command_line import ROOT, run_script
 
 from spectacles.core.run_dir import RunDir
 from spectacles.models.bundle import load_bundle
@@ -24,20 +23,9 @@ FLAGS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def indexed(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder with a run whose dataset stage is done."""
-    outputs = tmp_path_factory.mktemp("indexed")
-    done = run_script(
-        "dataset.py", *data_flags(sample), "--output_dir", outputs, "--run_name", "run", "--engine", "torch"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return outputs
-
-
-def copied(indexed: Path, folder: Path) -> RunDir:
-    shutil.copytree(indexed, folder)
-    return RunDir(folder / "run")
+def copied(indexed: RunDir, folder: Path) -> RunDir:
+    shutil.copytree(indexed.output_dir, folder)
+    return RunDir(folder / indexed.name)
 
 
 def torchrun(run_dir: RunDir, *flags: str) -> subprocess.Popen[str]:
@@ -55,7 +43,7 @@ def finish(started: subprocess.Popen[str]) -> str:
     return output
 
 
-def test_two_processes_end_like_one(indexed: Path, tmp_path: Path) -> None:
+def test_two_processes_end_like_one(indexed: RunDir, tmp_path: Path) -> None:
     alone, together = copied(indexed, tmp_path / "alone"), copied(indexed, tmp_path / "together")
     done = run_script("train.py", "--output_dir", alone.output_dir, *FLAGS)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,7 +59,7 @@ def test_two_processes_end_like_one(indexed: Path, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(one, two, rtol=1e-3)
 
 
-def test_where_one_is_killed_all_stop_and_the_run_goes_on(indexed: Path, tmp_path: Path) -> None:
+def test_where_one_is_killed_all_stop_and_the_run_goes_on(indexed: RunDir, tmp_path: Path) -> None:
     run_dir = copied(indexed, tmp_path / "killed")
     started = torchrun(run_dir, "--checkpoint_every", "0", "--epochs", "400", "--patience", "400")
     assert started.stdout is not None

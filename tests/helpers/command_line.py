@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import warm
+
 from spectacles.core.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,15 +21,26 @@ class Finished:
     output: str
 
 
-def run_script(
+def run_command(
     script: str, *arguments: object, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """A root script as a person runs it; MLflow goes to the database under --output_dir unless told otherwise."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SPECTACLES_", "MLFLOW_"))}
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(
-        command, cwd=ROOT, env=clean | (environment or {}), capture_output=True, text=True, timeout=300, check=False
+        command, cwd=ROOT, env=_clean() | (environment or {}), capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def run_script(
+    script: str, *arguments: object, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The same, seconds sooner: forked from a warm process, and nothing is delivered to MLflow."""
+    command = [str(ROOT / script), *map(str, arguments)]
+    return warm.run(command, ROOT, _clean() | (environment or {}), timeout=300)
+
+
+def _clean() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith(("SPECTACLES_", "MLFLOW_"))}
 
 
 def data_flags(sample: Path) -> tuple[object, ...]:
