@@ -9,9 +9,11 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 OUTPUTS ?= outputs
 IMAGES ?= 600
 KILLS ?= 100
+# A file's tests stay together, for what they share; on every core, as far as memory for several networks reaches.
+PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SAMPLE = $(OUTPUTS)/sample
 
-.PHONY: help setup dev lock demo test check fmt bench bench-serving attack crash clean
+.PHONY: help setup dev lock demo test quick coverage check fmt bench bench-serving attack crash clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,10 +40,16 @@ demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no n
 	$(BIN)/python -m spectacles.sample_data --output_dir $(SAMPLE) --images $(IMAGES)
 	$(BIN)/python run_pipeline.py --train_csv $(SAMPLE)/train.csv --image_dir $(SAMPLE)/dataset \
 		--test_csv $(SAMPLE)/test.csv --test_fraction 0.15 --image_size 160 --epochs 6 --device cpu \
-		--output_dir $(OUTPUTS)
+		--output_dir $(OUTPUTS) $(FLAGS)
 
-test: check  ## check the code and run all tests
-	$(BIN)/python -m pytest
+test: check  ## check the code and run all tests (ten minutes on two cores)
+	$(PYTEST)
+
+quick: dev  ## run the unit tests that start no browser, server or process and train nothing (a minute and a half)
+	$(PYTEST) -m "not (browser or server or process or slow)"
+
+coverage: dev  ## run all tests and list the lines that none of them runs
+	$(PYTEST) --cov --cov-report term:skip-covered
 
 check: dev  ## ruff, mypy, bandit and the order of imports
 	$(BIN)/ruff format --check .

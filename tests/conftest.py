@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from spectacles.models.ood import OODScorer
 
 
+COSTLY = {"e2e": "process", "server": "server", "stages": "slow"}
+"""Folder -> the marker of all its tests, for `make quick` to leave out; single modules and tests carry their own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if marker := COSTLY.get(item.path.parent.name):
+            item.add_marker(marker)
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Networks of a few kilobytes are slower on several threads than on one."""

@@ -54,7 +54,8 @@ def cluster() -> Iterator[dict[str, str]]:
     """What a command must know to use a Ray cluster of this machine that outlives it."""
     folder, port = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp")), free_port()  # a socket's path must be short
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port", str(port),
-               "--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats", "--temp-dir", str(folder)]  # fmt: skip
+               "--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats",
+               "--temp-dir", str(folder)]  # fmt: skip
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
