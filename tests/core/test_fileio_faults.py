@@ -26,6 +26,7 @@ except OSError as error:
 CALLS = ("write", "fsync", "rename", "chmod")
 FAULTS = ("error=ENOSPC", "error=EIO", "signal=SIGKILL")
 
+pytestmark = pytest.mark.process
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 

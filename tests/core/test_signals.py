@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 BEGIN = """
 import sys, time
 from spectacles.core import signals

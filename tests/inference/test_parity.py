@@ -75,6 +75,7 @@ def validated(predictor: Predictor, photos: list[Path], folder: Path) -> tuple[n
     return batch, predictor.info.calibration.probabilities(logits)
 
 
+@pytest.mark.server
 def test_all_paths_agree_bit_for_bit(
     make_bundle: Callable[..., Path],
     photos: list[Path],

@@ -103,6 +103,7 @@ def python(code: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.process
 def test_light_modules_import_nothing_heavy(tmp_path):
     heavy = ("torch", "timm", "mlflow", "sklearn")
     code = f"import sys, {', '.join(LIGHT)}; print([name for name in {heavy} if name in sys.modules])"
@@ -139,6 +140,7 @@ print(json.dumps({"changed": changed, "mlflow": "mlflow" in sys.modules}))
 """
 
 
+@pytest.mark.process
 def test_importing_everything_does_nothing_else(tmp_path):
     output = python(SIDE_EFFECTS.replace("MODULES", repr(sorted(EVERYTHING))), tmp_path)
     assert json.loads(output) == {"changed": [], "mlflow": False}

@@ -6,6 +6,8 @@ import sys
 import pytest
 from command_line import ROOT
 
+pytestmark = pytest.mark.process
+
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 HEAVY = {
     "torch",

@@ -214,6 +214,7 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
 
 
+@pytest.mark.process
 def test_plots_are_drawn_in_threads_without_pyplot(tmp_path):
     labels, probabilities = evaluation(3)
     targets = [tmp_path / str(i) / "plot.png" for i in range(4)]
