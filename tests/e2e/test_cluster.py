@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -56,11 +57,13 @@ def cluster() -> Iterator[dict[str, str]]:
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port", str(port),
                "--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats",
                "--temp-dir", str(folder)]  # fmt: skip
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    nowhere = subprocess.DEVNULL
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, stdout=nowhere, stderr=nowhere, env=os.environ | access, start_new_session=True
     ) as process:
         try:
-            yield {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+            yield {"RAY_ADDRESS": f"127.0.0.1:{port}", **access}
         finally:
             os.killpg(process.pid, signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
@@ -121,7 +124,7 @@ def test_a_worker_that_is_killed_half_way_costs_no_row(
         before = len(list(out.glob("part-*.parquet")))
         running = workers(process)
         os.kill(running[0], signal.SIGKILL)
-        printed, errors = process.communicate(timeout=240)
+        printed, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert len(running) == 2 and before < 10
     assert "2 workers, 10 parts of up to 100 rows" in printed
@@ -172,7 +175,7 @@ def test_a_part_that_kills_its_workers_does_not_keep_the_others(
             until(lambda: (bad.is_file() and bad.read_text() == tries) or process.poll() is not None, "part 2 begins")  # noqa: B023
             for worker in workers(process):
                 os.kill(worker, signal.SIGKILL)
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=900)
     assert process.returncode == 2
     assert "1 of 10 parts killed 3 workers each, first rows 101 to 200" in errors
     assert len(list(out.glob("*.parquet"))) == 9
@@ -269,7 +272,7 @@ def test_sigterm_ends_a_cluster_as_it_ends_all(bundle_dir: Path, table: Path, ph
     with predicting(table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out) as process:
         until(lambda: list(out.glob("part-*.parquet")) or process.poll() is not None, "a first part is written")
         process.terminate()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert (process.returncode, errors.splitlines()[-1]) == (143, "stopped.")
 
 

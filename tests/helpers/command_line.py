@@ -12,6 +12,8 @@ from spectacles.core.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--image_size", "32", "--batch_size", "16", "--device", "cpu", "--gallery_size", "4")
+PATIENCE = 900.0
+"""Seconds after which a command hangs, on however busy a machine."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,13 @@ def run_command(
     """A root script as a person runs it; MLflow goes to the database under --output_dir unless told otherwise."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(
-        command, cwd=ROOT, env=_clean() | (environment or {}), capture_output=True, text=True, timeout=300, check=False
+        command,
+        cwd=ROOT,
+        env=_clean() | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
 
 
@@ -36,7 +44,7 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """The same, seconds sooner: forked from a warm process, and nothing is delivered to MLflow."""
     command = [str(ROOT / script), *map(str, arguments)]
-    return warm.run(command, ROOT, _clean() | (environment or {}), timeout=300)
+    return warm.run(command, ROOT, _clean() | (environment or {}), timeout=PATIENCE)
 
 
 def _clean() -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-PATIENCE = 120
+PATIENCE = 600
 
 
 def until(true: Callable[[], object], what: str) -> None:
