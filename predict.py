@@ -55,9 +55,9 @@ from spectacles.core.run_dir import LATEST, RunDir, find_run, newest_bundle
 from spectacles.data import label_sets
 from spectacles.data.remote_files import is_address, locate, readers
 from spectacles.data.schemas import load_index
-from spectacles.evaluation.overlays import FOLDER, write_overlays
-from spectacles.inference import prediction_rows, ray_backend
+from spectacles.inference import prediction_rows
 from spectacles.inference.inputs import Inputs, collect, parse_shard
+from spectacles.inference.prediction_rows import OVERLAY_FOLDER
 from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.metrics.thresholds import AbstainReason
 from spectacles.models.bundle import BundleInfo
@@ -80,7 +80,7 @@ def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
     id_column = run_dir.load_result("dataset", DatasetReport).id_column
     inputs = Inputs(test["path"].tolist(), test["file"].tolist(), ids, id_column)
     folder = run_dir.folder("predict")
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)  # of an earlier run, whose rows may have been others
+    shutil.rmtree(folder / OVERLAY_FOLDER, ignore_errors=True)  # of an earlier run, whose rows may have been others
     output, submission = folder / f"predictions.{config.format}", folder / "submission.csv"
     return predict(inputs, run_dir.bundle, config, output, submission)
 
@@ -109,7 +109,7 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
     written = [output, submission] if inputs.ids else [output]
     report = _report(counts, written, predictor.model_id)
     if config.explain:
-        report.summary.append(f"wrote {report.predicted} overlays to {output.with_name(FOLDER)}")
+        report.summary.append(f"wrote {report.predicted} overlays to {output.with_name(OVERLAY_FOLDER)}")
     return report
 
 
@@ -119,9 +119,11 @@ def explained(
     """Each outcome with its overlay, '' where it has none; a path that starts from the folder of `output`."""
     if not config.explain:
         return ((outcome, "") for outcome in outcomes)
-    methods, folder = explanation_methods(config.explain_with), output.with_name(FOLDER)
-    overlays = write_overlays(outcomes, inputs.names, predictor, methods, folder)
-    return ((outcome, f"{FOLDER}/{file}" if file else "") for outcome, file in overlays)
+    from spectacles.evaluation.overlays import write_overlays  # imports captum and matplotlib
+
+    methods = explanation_methods(config.explain_with)
+    overlays = write_overlays(outcomes, inputs.names, predictor, methods, output.with_name(OVERLAY_FOLDER))
+    return ((outcome, f"{OVERLAY_FOLDER}/{file}" if file else "") for outcome, file in overlays)
 
 
 Write = Callable[[str, str | None, Prediction, str], None]
@@ -224,6 +226,8 @@ def _predict_on_cluster(inputs: Inputs, bundle: Path, config: PredictCommand) ->
     for flag, given in (("--shard", config.shard), ("--explain", config.explain), ("--format", config.format != "csv")):
         if given:
             raise UserError(f"{flag} does not go with --engine ray, which writes Parquet files in parts of its own.")
+    from spectacles.inference import ray_backend  # imports pyarrow
+
     output = config.output or str(_new_folder(config))
     for line in _summary(*ray_backend.predict(inputs, bundle, config, output), [output]):
         log.info(line)

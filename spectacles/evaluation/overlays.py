@@ -21,7 +21,6 @@ from spectacles.report.image_grid import overlay_saliency
 
 SIDE = 384
 """Of an overlay, in pixels, where the model's input is not larger: that is often too small to look at."""
-FOLDER = "explanations"
 
 
 def view(source: Source, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,8 @@ from spectacles.data.schemas import LOGIT_PREFIX, PROBABILITY_PREFIX
 from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.models.bundle import BundleInfo
 
+OVERLAY_FOLDER = "explanations"
+"""Beside the predictions."""
 Cell = str | float | bool | None
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
@@ -148,6 +147,8 @@ def _processor() -> str:
 
 def photographs(preprocessing: Preprocessing, count: int = 32) -> np.ndarray:
     """Real images that are always available: parts of the two photographs in scikit-learn, uint8 (B, S, S, C)."""
+    from sklearn.datasets import load_sample_images  # imports scipy, so only where engines are measured
+
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
     side, rng = min(min(photo.size) for photo in photos) // 2, np.random.default_rng(0)
     parts = []

@@ -110,6 +110,12 @@ def test_light_modules_import_nothing_heavy(tmp_path):
     assert python(code, tmp_path) == "[]\n"
 
 
+def test_predicting_files_imports_neither_a_tracker_nor_a_plotting_library(tmp_path):
+    heavy = ("mlflow", "sklearn", "scipy.stats", "matplotlib", "captum", "ray", "fastapi")
+    code = f"import sys, predict; print([name for name in {heavy} if name in sys.modules])"
+    assert python(code, tmp_path) == "[]\n"
+
+
 # The libraries come first: what they do when they are imported is theirs.
 SIDE_EFFECTS = """
 import importlib, json, logging, os, random, signal, sys, threading, warnings
