@@ -26,6 +26,7 @@ from spectacles.core.run_dir import RunDir
 from spectacles.data import file_index
 from spectacles.data.schemas import load_split
 from spectacles.data.splits import SPLITS, stratified_split
+from spectacles.evaluation import split_scores
 from spectacles.inference.inputs import collect
 
 Flags = dict[str, object]
@@ -239,11 +240,11 @@ SCORING = EvaluateConfig(device="cpu", bootstrap_resamples=20, corruption_images
 
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Charts are not turned into pixels."""
-    for module in ("evaluation_plots", "trust_plots"):
-        monkeypatch.setattr(f"spectacles.{module}.save", lambda figure, path: path)
+    for module in ("evaluation_plots", "reliability_plots"):
+        monkeypatch.setattr(f"spectacles.report.{module}.save", lambda figure, path: path)
 
 
-def test_a_scored_file_that_was_swapped_is_told(
+def test_a_scored_file_that_was_replaced_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Path]
 ) -> None:
     report, run_dir = run(tmp_path, **table()(tmp_path))
@@ -253,7 +254,7 @@ def test_a_scored_file_that_was_swapped_is_told(
     name = next(name for name, split in split_of(run_dir).items() if split == "test")
     noise(4711).save(tmp_path / name)
     scored = evaluate.run(SCORING, run_dir.for_stage("evaluate"))
-    assert any(f"1 file no longer what was indexed, {tmp_path / name}" in line for line in scored.summary)
+    assert any(f"1 file changed after indexing, {tmp_path / name}" in line for line in scored.summary)
 
 
 def test_a_class_with_a_single_picture_is_trained_told_and_scored_without(
@@ -404,7 +405,7 @@ def test_very_many_classes_are_divided_and_scored_within_limits(
     shutil.copytree(make_bundle(*report.classes, data_fingerprint=report.fingerprint), run_dir.bundle)
     run_dir.write_config({"no_pretrained": True})
     undrawn(monkeypatch)
-    monkeypatch.setattr(evaluate, "MATRIX_CLASSES", 99)
+    monkeypatch.setattr(split_scores, "MATRIX_CLASSES", 99)
     scored = evaluate.run(SCORING, run_dir.for_stage("evaluate"))
     assert any("no confusion matrix of more than 99 classes" in line for line in scored.summary)
     assert "confusion_matrix" not in json.loads((run_dir.path / "evaluate" / "metrics.json").read_text())["test"]

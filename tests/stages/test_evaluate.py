@@ -206,7 +206,7 @@ def test_files_that_broke_since_are_counted_and_nothing_else_suffers(make_run: M
     report = finish(made)
     scores = read(made, "metrics.json")
     assert (scores["test"]["images"], scores["test"]["rejected"], scores["val"]["rejected"]) == (11, 1, 0)
-    assert any("1 files have become unreadable" in line for line in report.summary)
+    assert any("1 file became unreadable" in line for line in report.summary)
     for path in rows["path"]:
         Path(path).write_bytes(b"")
     with pytest.raises(UserError, match="nothing can be scored"):
