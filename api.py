@@ -167,7 +167,7 @@ EXPLAIN_FORM = forms.described(
 
 @app.post("/explain", responses=EXPLAINED | REJECTIONS, response_class=Response, openapi_extra=EXPLAIN_FORM)
 async def explain(request: Request) -> Response:
-    """What in a photo speaks for a class: a PNG of the square that the model sees of it, the hottest spots red.
+    """Which parts of a photo support a class: a PNG of the square that the model sees, the most salient parts red.
 
     occlusion and integrated_gradients take about a second."""
     serving: Service = request.state.service

@@ -253,7 +253,7 @@ def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
     labels = ", ".join(f"{label} ({probability:.1%})" for label, probability in ranked)
     print(f"{inputs.names[0]}: {labels}{ABSTAINED[outcome.abstain_reason] if outcome.abstain_reason else ''}")
     if overlay:
-        print(f"what speaks for it: {output.parent / overlay}")
+        print(f"saliency map: {output.parent / overlay}")
 
 
 def main(given: tuple[list[str], PredictCommand]) -> None:

@@ -1,4 +1,4 @@
-"""Which parts of a photo speak for a class: captum's methods, by name."""
+"""Saliency maps: which parts of a photo support a class, by captum's attribution methods."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from spectacles.core.device import to_device
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.evaluation.gradcam import grad_cam, to_heat
+from spectacles.evaluation.gradcam import grad_cam, to_saliency
 from spectacles.models.classifier import Classifier
 
 Method = Callable[[Classifier, torch.Tensor, torch.Tensor], np.ndarray]
-"""(classifier, images (B, C, S, S), class indices (B,)) -> heat (B, h, w) float32, each image's hottest spot 1."""
+"""(classifier, images (B, C, S, S), class indices (B,)) -> saliency (B, h, w) float32, 0..1, each image's maximum 1."""
 
 BLUR = 8
 """A blurred image is one seen through a grid of so many cells a side."""
@@ -29,7 +29,7 @@ AT_ONCE = 32
 
 
 def occlusion(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
-    """Hides a window at a time (Zeiler & Fergus 2014); heat is how much less then speaks for the class.
+    """Hides a window at a time (Zeiler & Fergus 2014); saliency is the drop of the class's score.
 
     The window is blurred instead of blanked (Fong & Vedaldi 2017): a grey square is itself something to be seen.
     """
@@ -45,11 +45,11 @@ def occlusion(classifier: Classifier, images: torch.Tensor, targets: torch.Tenso
         perturbations_per_eval=max(1, AT_ONCE // len(images)),
     )
     # Pixels within a stride are hidden by the same windows: one value says all.
-    return to_heat(functional.adaptive_avg_pool2d(scores.mean(dim=1), round(1 / STRIDE)))
+    return to_saliency(functional.adaptive_avg_pool2d(scores.mean(dim=1), round(1 / STRIDE)))
 
 
 def integrated_gradients(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
-    """Sundararajan et al. 2017, from the blurred image to the image; heat is a cell's sum, where it is positive.
+    """Sundararajan et al. 2017, from the blurred image to the image; saliency is the sum over a cell, where positive.
 
     Starting from one colour is blind to everything in the photo that has this colour; the blurred image has the photo's
     colours everywhere and none of its detail (Sturmfels et al. 2020).
@@ -65,7 +65,7 @@ def integrated_gradients(classifier: Classifier, images: torch.Tensor, targets: 
     )
     # Antialiased, so that neighbouring cells overlap: a hard border between two would cut through what they show.
     cells = functional.interpolate(scores.sum(dim=1, keepdim=True), (GRID, GRID), mode="bilinear", antialias=True)
-    return to_heat(cells.squeeze(1))
+    return to_saliency(cells.squeeze(1))
 
 
 METHODS: dict[str, Method] = {
@@ -81,7 +81,7 @@ REMEDY = "occlusion and integrated_gradients work with every backbone"
 def explain(
     method: str, classifier: Classifier, pixels: np.ndarray, targets: Iterable[int], preprocessing: Preprocessing
 ) -> np.ndarray:
-    """uint8 (B, S, S, C) and B class indices -> heat (B, h, w), on the classifier's device; any B but none.
+    """uint8 (B, S, S, C) and B class indices -> saliency (B, h, w), on the classifier's device; any B but none.
 
     Raises NoFeatureMap.
     """
@@ -96,7 +96,7 @@ def explain(
 
 def log_odds(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """(B, C, S, S) -> (B,): log p / (1 - p) of each image's class, which unlike p does not saturate, and unlike a logit
-    says nothing of what speaks for all classes alike. Of any number of labels the logit is just that."""
+    is blind to evidence for all classes alike. With any number of labels this is the logit itself."""
     logits = classifier(images)
     place = targets[:, None]
     own: torch.Tensor = logits.gather(1, place).squeeze(1)

@@ -1,4 +1,4 @@
-"""What error analysis explains of a model: what speaks for its decisions, whether that is true, and what its first
+"""How error analysis explains a model: saliency maps of its predictions, whether they are faithful, and what its first
 layer groups respond to."""
 
 import logging
@@ -39,30 +39,32 @@ def explain_decisions(
     folder: Path,
     split: str,
 ) -> tuple[list[Path], list[str], dict[str, float | None]]:
-    """(files written, sentences, metrics) on `errors` and a sample of the hits among the `scored` rows of a split.
+    """(files written, sentences, metrics) on `errors` and a sample of the correct predictions among `scored`.
 
-    Rows are of predictions.csv. Writes faithfulness.json and, unless config.galleries is off,
-    explained_errors.png, explained_hits.png and feature_maps.png. Raises UserError for a file that is no longer there.
+    Both hold rows of predictions.csv, of one split. Writes faithfulness.json and, unless config.galleries is off,
+    explained_errors.png, explained_correct.png and feature_maps.png. Raises UserError for a missing file.
     """
-    hits = sample_hits(scored, max(faithfulness.IMAGES, config.gallery_size), config.seed)
-    rows = pd.concat([errors, hits], ignore_index=True)
+    correct = sample_correct(scored, max(faithfulness.IMAGES, config.gallery_size), config.seed)
+    rows = pd.concat([errors, correct], ignore_index=True)
     log.info("  explaining %d decisions with %s", len(rows), config.explain_with)
     pixels = _read(rows["path"].tolist(), info.preprocessing, config)
     rows = rows.assign(explained=explained_classes(rows, info))
-    heat, notes = _heat(rows["explained"], pixels, classifier, info, explanation_methods(config.explain_with))
+    saliency, notes = _saliency_maps(
+        rows["explained"], pixels, classifier, info, explanation_methods(config.explain_with)
+    )
     part = slice(len(errors), len(errors) + faithfulness.IMAGES)
     results = {
-        method: check_hits(rows["explained"][part], pixels[part], maps[part], classifier, info, config.seed)
-        for method, maps in heat.items()
+        method: check_faithfulness(rows["explained"][part], pixels[part], maps[part], classifier, info, config.seed)
+        for method, maps in saliency.items()
     }
     files = [folder / "faithfulness.json"]
     write_json(files[0], {"highlighted": faithfulness.HIGHLIGHTED, "regions": faithfulness.REGIONS, "methods": results})
     if config.galleries:
-        shown = {"errors": rows.index[: len(errors)], "hits": rows.index[len(errors) :][: config.gallery_size]}
-        for name, places in shown.items() if heat or not len(rows) else ():
+        shown = {"errors": rows.index[: len(errors)], "correct": rows.index[len(errors) :][: config.gallery_size]}
+        for name, places in shown.items() if saliency or not len(rows) else ():
             what = "one label of each photo" if info.multi_label else "the predicted class"
-            title = f"What speaks for {what}: {name} ({split})"
-            files.append(_draw(rows.loc[places], pixels, heat, folder / f"explained_{name}.png", title))
+            title = f"Saliency for {what}: {name} ({split})"
+            files.append(_draw(rows.loc[places], pixels, saliency, folder / f"explained_{name}.png", title))
         try:
             files += _draw_first_layer_groups(rows[part], pixels[part], classifier, info.preprocessing, folder)
         except NoFeatureMap as reason:
@@ -74,12 +76,12 @@ def explain_decisions(
     return files, sentences + notes, metrics
 
 
-def sample_hits(scored: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+def sample_correct(scored: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """At most `count` rows whose prediction is right, at random, of all classes in turn: explaining why something is
     there and why it is not are different tasks, and the rarer class is mostly the one that matters."""
-    hits = scored[scored["label"] == scored["predicted"]].sample(frac=1, random_state=seed)
-    turns = hits.groupby("predicted").cumcount()
-    return hits.loc[turns.sort_values(kind="stable").index].head(count)
+    correct = scored[scored["label"] == scored["predicted"]].sample(frac=1, random_state=seed)
+    turns = correct.groupby("predicted").cumcount()
+    return correct.loc[turns.sort_values(kind="stable").index].head(count)
 
 
 def explained_classes(rows: pd.DataFrame, info: BundleInfo) -> list[str]:
@@ -106,51 +108,51 @@ def _read(paths: Sequence[str], preprocessing: Preprocessing, config: ErrorAnaly
     return pixels
 
 
-def _heat(
+def _saliency_maps(
     explained: pd.Series, pixels: np.ndarray, classifier: Classifier, info: BundleInfo, methods: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Method -> heat (N, h, w) for the `explained` classes; and a note for each method that this backbone is not made
-    for."""
-    heat, notes = {}, []
+    """Method -> saliency (N, h, w) for the `explained` classes; and a note for each method that does not work with
+    this backbone."""
+    saliency, notes = {}, []
     targets = [info.classes.index(name) for name in explained]
     for method in methods if targets else ():
         try:
-            heat[method] = explain(method, classifier, pixels, targets, info.preprocessing)
+            saliency[method] = explain(method, classifier, pixels, targets, info.preprocessing)
         except NoFeatureMap as reason:
             notes.append(f"no {method} for {info.backbone}: {reason}; {REMEDY} (--explain_with)")
-    return heat, notes
+    return saliency, notes
 
 
-def check_hits(
-    explained: pd.Series, pixels: np.ndarray, heat: np.ndarray, classifier: Classifier, info: BundleInfo, seed: int
+def check_faithfulness(
+    explained: pd.Series, pixels: np.ndarray, saliency: np.ndarray, classifier: Classifier, info: BundleInfo, seed: int
 ) -> dict[str, Any]:
-    """How faithful heat (N, h, w) for the `explained` classes of uint8 pixels (N, S, S, C) is: faithfulness.judge."""
+    """`faithfulness.judge` of the saliency (N, h, w) for the `explained` classes of uint8 pixels (N, S, S, C)."""
     device = next(classifier.parameters()).device
     targets = torch.tensor([info.classes.index(name) for name in explained], device=device)
     images = info.preprocessing.normalize(to_device(pixels, device))
-    drops = faithfulness.probability_drops(classifier, images, targets, heat, info.calibration, seed)
+    drops = faithfulness.probability_drops(classifier, images, targets, saliency, info.calibration, seed)
     return faithfulness.judge(*drops, explained.tolist(), seed)
 
 
-def _draw(rows: pd.DataFrame, pixels: np.ndarray, heat: dict[str, np.ndarray], path: Path, title: str) -> Path:
-    """Each photo as the model sees it, and beside it what speaks for the explained class by each method. The index of
+def _draw(rows: pd.DataFrame, pixels: np.ndarray, saliency: dict[str, np.ndarray], path: Path, title: str) -> Path:
+    """Each photo as the model sees it, and beside it the saliency for the explained class by each method. The index of
     `rows` says which of the `pixels` and of the maps are theirs."""
     pictures, captions = [], []
     for place, row in zip(rows.index, rows.itertuples(), strict=True):
         picture = to_picture(pixels[place])
-        pictures += [picture, *(overlay_saliency(picture, maps[place]) for maps in heat.values())]
+        pictures += [picture, *(overlay_saliency(picture, maps[place]) for maps in saliency.values())]
         captions.append(f"{row.file}\n{row.label} -> {row.predicted}, {row.confidence:.3f}")
-        captions += [f"{method.replace('_', ' ')}: speaks for {row.explained}" for method in heat]
-    group = 1 + len(heat)
+        captions += [f"{method.replace('_', ' ')}: saliency for {row.explained}" for method in saliency]
+    group = 1 + len(saliency)
     columns = group * -(-COLUMNS // group)
-    return image_grid(pictures, captions, path, columns, title if pictures else f"{title}: there are none")
+    return image_grid(pictures, captions, path, columns, title if pictures else f"{title}: none")
 
 
 def _draw_first_layer_groups(
-    hits: pd.DataFrame, pixels: np.ndarray, classifier: Classifier, preprocessing: Preprocessing, folder: Path
+    correct: pd.DataFrame, pixels: np.ndarray, classifier: Classifier, preprocessing: Preprocessing, folder: Path
 ) -> list[Path]:
-    """Of two hits, of two classes where there are: the sample takes the classes in turn."""
-    if not len(hits):
+    """Of two correctly predicted images, of two classes where possible: the sample takes the classes in turn."""
+    if not len(correct):
         return []
-    names = hits["file"].head(2).tolist()
+    names = correct["file"].head(2).tolist()
     return [draw_feature_maps(classifier, pixels[:2], names, preprocessing, folder / "feature_maps.png")]

@@ -14,7 +14,7 @@ from spectacles.metrics.calibration import Calibration
 from spectacles.models.classifier import Classifier
 
 HIGHLIGHTED = 0.1
-"""Share of an image's pixels that counts as highlighted: the hottest."""
+"""Share of an image's pixels that count as highlighted: the most salient."""
 REGIONS = 8
 """Random regions that each image's highlighted one is compared with."""
 IMAGES = 48
@@ -27,14 +27,14 @@ def probability_drops(
     classifier: Classifier,
     images: torch.Tensor,
     targets: torch.Tensor,
-    heat: np.ndarray,
+    saliency: np.ndarray,
     calibration: Calibration = Calibration(),  # noqa: B008 - frozen
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """How much of its class's probability each image loses: drop (B,), drop of each random region (B, REGIONS).
 
-    images (B, C, S, S), class indices (B,), heat (B, h, w). A region is blurred. A random region is the highlighted one
-    moved anywhere, around the edges: same size, same shape. Where a map is cold everywhere nothing is highlighted,
+    images (B, C, S, S), class indices (B,), saliency (B, h, w). A region is blurred. A random region is the highlighted
+    one moved anywhere, around the edges: same size, same shape. Where a map is 0 everywhere nothing is highlighted,
     and all drops are 0. Leaves the classifier in evaluation mode.
     """
     classifier.eval()
@@ -42,7 +42,7 @@ def probability_drops(
     if not len(images):
         return drops, random_drops
     rng, side = np.random.default_rng(seed), images.shape[2]
-    masks = highlighted(heat, side)
+    masks = highlighted(saliency, side)
     for number, (image, target, mask) in enumerate(zip(images, targets.tolist(), masks, strict=True)):
         moves = rng.integers(side, size=(REGIONS, 2)).tolist()
         regions = torch.stack([mask, *(mask.roll(move, (0, 1)) for move in moves)])
@@ -53,11 +53,11 @@ def probability_drops(
     return drops, random_drops
 
 
-def highlighted(heat: np.ndarray, side: int) -> torch.Tensor:
-    """heat (B, h, w) -> bool (B, side, side): the hottest pixels, none of them cold."""
-    maps = functional.interpolate(torch.from_numpy(heat)[:, None], (side, side), mode="bilinear").flatten(1)
-    hottest = maps.topk(max(1, round(HIGHLIGHTED * side**2)), dim=1).indices
-    masks: torch.Tensor = torch.zeros_like(maps).scatter(1, hottest, 1.0) * maps > 0
+def highlighted(saliency: np.ndarray, side: int) -> torch.Tensor:
+    """saliency (B, h, w) -> bool (B, side, side): the most salient pixels, all of them above 0."""
+    maps = functional.interpolate(torch.from_numpy(saliency)[:, None], (side, side), mode="bilinear").flatten(1)
+    highest = maps.topk(max(1, round(HIGHLIGHTED * side**2)), dim=1).indices
+    masks: torch.Tensor = torch.zeros_like(maps).scatter(1, highest, 1.0) * maps > 0
     return masks.reshape(-1, side, side)
 
 

@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al. 2017): which parts of a photo speak for a class.
+"""Grad-CAM (Selvaraju et al. 2017): which parts of a photo support a class.
 
 In the form of HiResCAM (Draelos & Carin 2020): gradients times activations cell by cell, where Grad-CAM averages the
 gradients over the image first. On a last map that is averaged for a linear head the two are the same. And on the map
@@ -23,11 +23,11 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def grad_cam(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
-    """Images (B, C, S, S) and class indices (B,) int64 -> heat (B, h, w) float32, each image's hottest spot 1.
+    """Images (B, C, S, S) and class indices (B,) int64 -> saliency (B, h, w) float32, each image's maximum 1.
 
     h and w are those of the last feature map that is finer than the network's final one; where there is none, of the
     features before pooling or, in a transformer, of the tokens that enter the last block (the tokens after it no longer
-    reach a class token). An image in which nothing speaks for its class is 0 everywhere. Raises NoFeatureMap. Leaves
+    reach a class token). An image in which nothing supports its class is 0 everywhere. Raises NoFeatureMap. Leaves
     the classifier in evaluation mode.
     """
     classifier.eval()
@@ -35,15 +35,15 @@ def grad_cam(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor
     with _through(tap, classifier, images[:1]) as forward:
         inputs = images.detach().requires_grad_()  # a path for gradients, also where the backbone is frozen
         scores = LayerGradientXActivation(forward, tap).attribute(inputs, target=targets)
-    return to_heat(scores.sum(dim=1))
+    return to_saliency(scores.sum(dim=1))
 
 
-def to_heat(scores: torch.Tensor) -> np.ndarray:
-    """What speaks for a class, (B, h, w) on any scale -> float32 heat: what speaks against it is 0, each image's
-    hottest spot 1, and an image in which nothing speaks for it 0 everywhere."""
-    heat = scores.detach().float().cpu().clamp(min=0)
-    hottest = heat.amax(dim=(1, 2), keepdim=True)
-    scaled: np.ndarray = torch.where(hottest > 0, heat / hottest, 0.0).numpy()
+def to_saliency(scores: torch.Tensor) -> np.ndarray:
+    """Attribution scores (B, h, w) on any scale -> saliency (B, h, w) float32: negative scores become 0, each image's
+    maximum 1; an image without positive scores is 0 everywhere."""
+    positive = scores.detach().float().cpu().clamp(min=0)
+    maximum = positive.amax(dim=(1, 2), keepdim=True)
+    scaled: np.ndarray = torch.where(maximum > 0, positive / maximum, 0.0).numpy()
     return scaled
 
 

@@ -38,7 +38,7 @@ def write_overlays(
     outcomes: Iterable[Prediction], names: Sequence[str], predictor: Predictor, methods: Sequence[str], folder: Path
 ) -> Iterator[tuple[Prediction, str]]:
     """Passes the outcome of each of `names` on, with the file in `folder` (its name, '' for a rejected image) that
-    shows what speaks for its label, the methods side by side. Constant memory. Raises UserError."""
+    shows the saliency for its label, the methods side by side. Constant memory. Raises UserError."""
     numbered = zip(range(1, len(names) + 1), names, outcomes, strict=True)
     while chunk := list(islice(numbered, predictor.batch_size)):
         read = {number: found for number, _, outcome in chunk if (found := _reread(outcome, predictor))}
@@ -72,11 +72,11 @@ def _overlays(
         return []
     pixels, info = np.stack([pixels for pixels, _ in read]), predictor.info
     try:
-        heat = [explain(method, predictor.classifier, pixels, guesses, info.preprocessing) for method in methods]
+        saliency = [explain(method, predictor.classifier, pixels, guesses, info.preprocessing) for method in methods]
     except NoFeatureMap as reason:
         raise UserError(f"--explain_with gradcam does not work with {info.backbone}: {reason}; {REMEDY}.") from reason
     return [
-        np.concatenate([overlay_saliency(picture, maps[place]) for maps in heat], axis=1)
+        np.concatenate([overlay_saliency(picture, maps[place]) for maps in saliency], axis=1)
         for place, (_, picture) in enumerate(read)
     ]
 

@@ -77,9 +77,9 @@ def abstention(scored: Json) -> str:
         return ""
     why = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items())
     others = scored.get("answered", {})
-    right = f"; it gets {percent(others['accuracy'])} of the others right ({percents(others['interval'])})"
+    right = f"; it gets {percent(others.get('accuracy'))} of the others right ({percents(others.get('interval'))})"
     images = count_of(scored["images"], "image")
-    return f"The model abstains on {sum(counts.values()):,} of {images} ({why}){right if others else ''}."
+    return f"The model abstains on {sum(counts.values()):,} of {images} ({why}){right if others.get('images') else ''}."
 
 
 def limits(bundle: Json) -> list[str]:

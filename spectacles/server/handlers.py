@@ -86,7 +86,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def explanation(
     service: Service, content: bytes, found: Answer, method: str, label: str
 ) -> tuple[dict[str, Any], bytes]:
-    """(label, probability and heat of what is explained, PNG). Raises Rejected where the method cannot."""
+    """(label, probability and saliency of the explained class, PNG). Raises Rejected where the method cannot."""
     model, batcher = found.model, service.ready_batcher()
     index = model.info.classes.index(label) if label else overlays.explained(found.prediction, model.info)
     preprocessing = model.info.preprocessing
@@ -94,13 +94,17 @@ async def explanation(
         await _pixels(batcher, content, each) for each in (preprocessing, overlays.for_people(preprocessing))
     ]
     try:
-        heat, picture = await batcher.between_batches(partial(_draw, model, method, index, seen, shown))
+        saliency, picture = await batcher.between_batches(partial(_draw, model, method, index, seen, shown))
     except NoFeatureMap as reason:
         detail = f"{method} does not work with {model.info.backbone}: {reason}; {attribution.REMEDY}."
         raise Rejected(422, "bad_request", detail) from reason
     except Overloaded as overload:
         raise busy(overload) from None
-    facts = {"label": model.info.classes[index], "probability": found.prediction.probabilities[index], "heat": heat}
+    facts = {
+        "label": model.info.classes[index],
+        "probability": found.prediction.probabilities[index],
+        "saliency": saliency,
+    }
     return facts, picture
 
 
@@ -114,7 +118,7 @@ async def _pixels(batcher: Batcher, content: bytes, preprocessing: Preprocessing
 def _draw(
     model: Predictor, method: str, index: int, seen: np.ndarray, shown: np.ndarray
 ) -> tuple[list[list[float]], bytes]:
-    heat = attribution.explain(method, model.classifier, seen[None], [index], model.info.preprocessing)[0]
+    saliency = attribution.explain(method, model.classifier, seen[None], [index], model.info.preprocessing)[0]
     buffer = BytesIO()
-    Image.fromarray(overlay_saliency(to_picture(shown), heat)).save(buffer, "PNG")
-    return heat.astype(float).round(3).tolist(), buffer.getvalue()
+    Image.fromarray(overlay_saliency(to_picture(shown), saliency)).save(buffer, "PNG")
+    return saliency.astype(float).round(3).tolist(), buffer.getvalue()

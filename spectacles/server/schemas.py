@@ -84,9 +84,9 @@ class Explanation(Envelope):
     method: str = Field(examples=["gradcam"])
     label: str = Field(description="The class that is explained.", examples=["glasses"])
     probability: float = Field(description="Calibrated probability of that class, 0 to 1.", examples=[0.97])
-    heat: list[list[float]] = Field(
-        description="What speaks for the class, a value a cell, rows from the top, over the square that the model sees "
-        "of the photo: 0 nothing, 1 most. All 0 where nothing speaks for it.",
+    saliency: list[list[float]] = Field(
+        description="How much each cell supports the class, rows from the top, over the square that the model sees "
+        "of the photo: 0 not at all, 1 most. All 0 where nothing supports it.",
         examples=[[[0.0, 0.2], [0.1, 1.0]]],
     )
 

@@ -338,7 +338,7 @@ def test_a_phone_takes_photos_and_nothing_is_wider_than_it(
             waiting.value.set_files(upload("n" * 90 + ".png", encoded(1, 20, 300)))
             opened.counts(".answer", 1)
             opened.page.locator(".more button").tap()
-            opened.counts(".heat", 1)
+            opened.counts(".saliency", 1)
             assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
             boxes = [button.bounding_box() for button in opened.page.locator("#drop button, .more button").all()]
             assert all(box["height"] >= 44 and box["x"] + box["width"] <= 360 for box in boxes)
@@ -349,27 +349,29 @@ def test_where_it_looks_is_shown_over_the_photo_for_any_class(opened: Opened) ->
     button = opened.page.locator(".more button")
     button.click()
     label = answered(opened, encoded(1, 60, 90))["label"]
-    opened.sees("figcaption", f"What speaks for {in_words(label)} (")
-    heat, photo = opened.page.locator(".heat"), opened.page.locator(".view img").first
-    np.testing.assert_array_equal(pixels(heat), explained(opened, encoded(1, 60, 90), label))
-    assert heat.bounding_box() == photo.bounding_box()
+    opened.sees("figcaption", f"Saliency for {in_words(label)} (")
+    saliency, photo = opened.page.locator(".saliency"), opened.page.locator(".view img").first
+    np.testing.assert_array_equal(pixels(saliency), explained(opened, encoded(1, 60, 90), label))
+    assert saliency.bounding_box() == photo.bounding_box()
     assert photo.bounding_box()["height"] == pytest.approx(photo.bounding_box()["width"] * 1.5, abs=1)
-    assert heat.evaluate("image => getComputedStyle(image).objectFit") == "fill"  # the bundle squashes photos
+    assert saliency.evaluate("image => getComputedStyle(image).objectFit") == "fill"  # the bundle squashes photos
     button.click()
-    opened.counts(".heat", 0)
+    opened.counts(".saliency", 0)
     assert opened.page.locator("figcaption").is_hidden()
 
     rows, pressed = opened.page.locator(".bars button"), opened.page.locator("[aria-pressed=true]")
     for place in (3, 0):
         rows.nth(place).click()
         name = rows.nth(place).locator("span").inner_text()
-        opened.sees("figcaption", f"What speaks for {name} (")
+        opened.sees("figcaption", f"Saliency for {name} (")
         assert pressed.count() == 1 and name in pressed.inner_text()
-        np.testing.assert_array_equal(pixels(heat), explained(opened, encoded(1, 60, 90), name.removeprefix("label: ")))
+        np.testing.assert_array_equal(
+            pixels(saliency), explained(opened, encoded(1, 60, 90), name.removeprefix("label: "))
+        )
     assert len(opened.posted("/explain")) == 2  # what is known is not asked again
     rows.nth(0).click()
     opened.counts("[aria-pressed=true]", 0)
-    opened.counts(".heat", 0)
+    opened.counts(".saliency", 0)
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
@@ -387,13 +389,13 @@ def test_the_overlay_lies_on_the_part_of_the_photo_that_the_model_sees(
         opened.ask(upload("spot.png", buffer.getvalue()))
         bare = brightest(opened.page.locator(".view").screenshot())
         opened.page.click(".more button")
-        opened.counts(".heat", 1)
+        opened.counts(".saliency", 1)
         covered = brightest(opened.page.locator(".view").screenshot())
     np.testing.assert_allclose(covered, bare, atol=2)
 
 
 def brightest(picture: bytes) -> np.ndarray:
-    """(row, column) in the middle of what is as bright as no colour of a heat map over black."""
+    """(row, column) in the middle of what is as bright as no colour of a saliency map over black."""
     with Image.open(BytesIO(picture)) as image:
         return np.argwhere(np.asarray(image.convert("L")) > 130).mean(axis=0)
 
@@ -402,7 +404,7 @@ def test_a_network_without_a_map_is_looked_into_by_occlusion(opened: Opened) -> 
     fail_first(opened, "explain", 1, 422, detail={"detail": "gradcam does not work with this"})
     opened.ask(*photos(1))
     opened.page.click(".more button")
-    opened.counts(".heat", 1)
+    opened.counts(".saliency", 1)
     first, second = opened.posted("/explain")
     assert "occlusion" in second and "occlusion" not in first
 
@@ -414,7 +416,7 @@ def test_a_class_that_cannot_be_explained_says_why(opened: Opened) -> None:
     opened.sees("figcaption", "This class cannot be explained.")
     opened.sees(".more button", "Where does it look?")
     opened.page.click(".more button")
-    opened.counts(".heat", 1)
+    opened.counts(".saliency", 1)
 
 
 @pytest.mark.parametrize(
@@ -451,7 +453,7 @@ def test_any_number_of_labels(browser: Any, server: Server, bundles: dict[str, P
         assert marks == {"cat": "0%", "dog": "100%", "hat": "0.1%"}
         opened.page.click(".more button")
         likely = max(("cat", "hat"), key=answer.__getitem__)
-        opened.sees("figcaption", f"What speaks for {likely} (")
+        opened.sees("figcaption", f"Saliency for {likely} (")
     with showing(browser, server, bundles["no labels"]) as opened:
         opened.ask(*photos(1))
         assert opened.texts(".answer") == ["none of the labels"]
@@ -478,7 +480,7 @@ def test_the_rest_of_many_classes_is_folded_away(browser: Any, server: Server, b
         opened.counts(".bars button", 12)
         last = opened.page.locator(".bars button").last
         last.click()
-        opened.sees("figcaption", f"What speaks for {last.locator('span').inner_text()} (")
+        opened.sees("figcaption", f"Saliency for {last.locator('span').inner_text()} (")
         opened.press("Tab")
         assert last.get_attribute("aria-pressed") == "true"
 
@@ -511,12 +513,12 @@ def test_everything_works_with_the_keyboard_alone(opened: Opened) -> None:
     outline = "getComputedStyle(document.activeElement).outline"
     assert "3px" in opened.page.evaluate(outline) and "solid" in opened.page.evaluate(outline)
     opened.press("Space")
-    opened.counts(".heat", 1)
+    opened.counts(".saliency", 1)
     assert opened.focused() == first
     opened.press("Tab", "Tab", "Tab", "Tab")
     assert opened.focused() == "Show the photo alone"
     opened.press("Enter")
-    opened.counts(".heat", 0)
+    opened.counts(".saliency", 0)
     assert opened.focused() == "Where does it look?"
     opened.page.focus("#clear")
     opened.press("Enter")
@@ -527,9 +529,9 @@ def test_everything_works_with_the_keyboard_alone(opened: Opened) -> None:
 def test_every_control_and_picture_has_a_name(opened: Opened) -> None:
     opened.ask(*photos(1))
     opened.page.click(".more button")
-    opened.counts(".heat", 1)
+    opened.counts(".saliency", 1)
     assert all(text.strip() for text in opened.texts("button:visible"))
-    assert opened.page.get_attribute(".heat", "alt").startswith("heat map of what speaks for ")
+    assert opened.page.get_attribute(".saliency", "alt").startswith("saliency map for ")
     assert opened.page.locator("img:not([alt])").count() == 0
     assert opened.page.get_by_role("log").count() == 1
     assert opened.page.get_by_role("list", name="Results, the newest first").get_by_role("listitem").count() > 0
@@ -569,7 +571,7 @@ def test_texts_stand_out_as_wcag_aa_asks(browser: Any, server: Server, bundles: 
         opened.give(*photos(1), upload("broken.png", b""))
         opened.sees("#count", "without an answer")
         opened.page.click(".bars button")
-        opened.counts(".heat", 1)
+        opened.counts(".saliency", 1)
         opened.page.evaluate(
             "document.querySelectorAll('#locked, #notice').forEach((node) => { node.hidden = false; })"
         )
@@ -723,7 +725,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Any, bundles: dict[str,
         assert opened.page.locator("#locked").is_hidden()
         assert opened.focused() == "choose"
         opened.page.click(".more button")
-        opened.counts(".heat", 1)
+        opened.counts(".saliency", 1)
         assert opened.page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [
             [key], 0, ""]  # fmt: skip
         assert all(key not in request.url for request in opened.requests)

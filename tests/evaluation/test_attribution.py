@@ -1,4 +1,4 @@
-"""Every method points at what speaks for a class, and computes what its paper says."""
+"""Every method points at what supports a class, and computes what its paper says."""
 
 import numpy as np
 import pytest
@@ -73,21 +73,21 @@ def test_the_heat_lies_where_the_colour_of_the_class_is(method: str) -> None:
     image[0, 4:8, 20:24] = 1
     image[1, 24:28, 8:12] = 1
     images = torch.stack([image, image])
-    heat = METHODS[method](red_or_green(MeanColours()), images, torch.tensor([0, 1]))
-    assert heat.shape[0] == 2 and heat.dtype == np.float32
-    assert heat.min() == 0 and heat.max(axis=(1, 2)).tolist() == [1, 1]
-    cell = SIZE / heat.shape[1]
-    for spots, (top, left) in zip(heat, ((4, 20), (24, 8)), strict=True):
+    saliency = METHODS[method](red_or_green(MeanColours()), images, torch.tensor([0, 1]))
+    assert saliency.shape[0] == 2 and saliency.dtype == np.float32
+    assert saliency.min() == 0 and saliency.max(axis=(1, 2)).tolist() == [1, 1]
+    cell = SIZE / saliency.shape[1]
+    for spots, (top, left) in zip(saliency, ((4, 20), (24, 8)), strict=True):
         row, column = np.unravel_index(spots.argmax(), spots.shape)
         assert top <= (row + 0.5) * cell <= top + 4
         assert left <= (column + 0.5) * cell <= left + 4
-        assert spots.mean() < 0.2  # the rest of the photo is cold
+        assert spots.mean() < 0.2  # the rest of the photo is near 0
 
 
 @pytest.mark.parametrize("method", EXPLANATIONS)
 def test_an_image_without_any_detail_gives_a_cold_map(method: str) -> None:
-    heat = METHODS[method](red_or_green(MeanColours()), torch.zeros(1, 3, SIZE, SIZE), torch.tensor([0]))
-    assert heat.max() == 0
+    saliency = METHODS[method](red_or_green(MeanColours()), torch.zeros(1, 3, SIZE, SIZE), torch.tensor([0]))
+    assert saliency.max() == 0
 
 
 def test_occlusion_is_what_hiding_each_window_costs() -> None:
@@ -102,8 +102,8 @@ def test_occlusion_is_what_hiding_each_window_costs() -> None:
             times[window] += 1
     cells = [slice(cell * SIZE // 10, -(-(cell + 1) * SIZE // 10)) for cell in range(10)]
     expected = scaled(np.array([[(cost / times)[row, column].mean() for column in cells] for row in cells]))
-    heat = METHODS["occlusion"](classifier, image, torch.tensor([1]))
-    np.testing.assert_allclose(heat[0], expected, atol=1e-4)
+    saliency = METHODS["occlusion"](classifier, image, torch.tensor([1]))
+    np.testing.assert_allclose(saliency[0], expected, atol=1e-4)
 
 
 def test_integrated_gradients_of_a_linear_network_are_its_weights_times_the_detail() -> None:
@@ -119,8 +119,8 @@ def test_integrated_gradients_of_a_linear_network_are_its_weights_times_the_deta
                 rows[cell, 2 * cell + offset] = weight
     rows /= rows.sum(axis=1, keepdims=True)
     padded = rows @ exact @ rows.T
-    heat = METHODS["integrated_gradients"](classifier, image, torch.tensor([1]))
-    np.testing.assert_allclose(heat[0], scaled(padded), atol=1e-4)
+    saliency = METHODS["integrated_gradients"](classifier, image, torch.tensor([1]))
+    np.testing.assert_allclose(saliency[0], scaled(padded), atol=1e-4)
 
 
 def test_log_odds_are_those_of_the_probabilities() -> None:
@@ -167,10 +167,10 @@ def test_architectures_and_nothing_stays_behind(method: str, name: str) -> None:
         parameter.requires_grad_(False)
     images = torch.randn(2, 3, SIZE, SIZE)
     before = images.clone()
-    heat = METHODS[method](classifier, images, torch.tensor([0, 2]))
-    assert heat.shape[1] == heat.shape[2] <= 16
-    assert np.isfinite(heat).all() and heat.min() >= 0
-    assert heat.max() == 1 and set(heat.max(axis=(1, 2)).tolist()) <= {0, 1}
+    saliency = METHODS[method](classifier, images, torch.tensor([0, 2]))
+    assert saliency.shape[1] == saliency.shape[2] <= 16
+    assert np.isfinite(saliency).all() and saliency.min() >= 0
+    assert saliency.max() == 1 and set(saliency.max(axis=(1, 2)).tolist()) <= {0, 1}
     assert all(parameter.grad is None for parameter in classifier.parameters())
     assert not images.requires_grad and torch.equal(images, before)
 

@@ -12,11 +12,11 @@ from PIL import Image
 from spectacles.core.config import ErrorAnalysisConfig
 from spectacles.core.errors import UserError
 from spectacles.evaluation import attribution, error_explanations, faithfulness
-from spectacles.evaluation.error_explanations import explain_decisions, sample_hits
+from spectacles.evaluation.error_explanations import explain_decisions, sample_correct
 from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.models.classifier import load_classifier
 
-PICTURES = ["explained_errors.png", "explained_hits.png", "feature_maps.png"]
+PICTURES = ["explained_errors.png", "explained_correct.png", "feature_maps.png"]
 
 
 @pytest.fixture(scope="module")
@@ -109,19 +109,19 @@ def test_empty_parts(kept: str, scored: pd.DataFrame, bundle_dir: Path, tmp_path
     right = scored["label"] == scored["predicted"]
     rows = {"nothing": scored[:0], "errors": scored[~right], "hits": scored[right]}[kept]
     names, sentences, _ = explain(rows, bundle_dir, tmp_path / "out")
-    assert set(names) >= {"faithfulness.json", "explained_errors.png", "explained_hits.png"}
+    assert set(names) >= {"faithfulness.json", "explained_errors.png", "explained_correct.png"}
     assert ("feature_maps.png" in names) == (kept == "hits")
     assert any("nothing to check" in sentence for sentence in sentences) == (kept == "errors")
 
 
 def test_hits_are_taken_from_all_classes_in_turn(scored: pd.DataFrame) -> None:
-    sample = sample_hits(scored, 5, seed=0)
+    sample = sample_correct(scored, 5, seed=0)
     assert sorted(sample["predicted"]) == ["0", "0", "0", "NA", "NA"]
     assert set(sample["predicted"][:2]) == {"0", "NA"}
     assert sample["file"].is_unique and (sample["label"] == sample["predicted"]).all()
-    assert sample["file"].tolist() == sample_hits(scored, 5, seed=0)["file"].tolist()
-    assert sample["file"].tolist() != sample_hits(scored, 5, seed=1)["file"].tolist()
-    assert len(sample_hits(scored, 99, seed=0)) == 12
+    assert sample["file"].tolist() == sample_correct(scored, 5, seed=0)["file"].tolist()
+    assert sample["file"].tolist() != sample_correct(scored, 5, seed=1)["file"].tolist()
+    assert len(sample_correct(scored, 99, seed=0)) == 12
 
 
 def test_no_more_hits_are_checked_than_said(
@@ -159,4 +159,4 @@ def test_of_several_labels_the_most_probable_decided_one_is_explained(
     checked = json.loads((tmp_path / "out" / "faithfulness.json").read_text(encoding="utf-8"))["methods"]["gradcam"]
     # cat is more probable than the labels that were decided on, and is explained where there are none
     assert {name: of["images"] for name, of in checked["classes"].items()} == {"face": 4, "cat": 13}
-    assert "none -> dog, 0.750" in told[0] and told[1] == "gradcam: speaks for dog"
+    assert "none -> dog, 0.750" in told[0] and told[1] == "gradcam: saliency for dog"

@@ -46,19 +46,19 @@ def images(count: int = 12) -> torch.Tensor:
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
 
-def heat_at(row: int, column: int, count: int = 12) -> np.ndarray:
-    heat = np.zeros((count, GRID, GRID), dtype=np.float32)
-    heat[:, row : row + 3, column : column + 3] = 1
-    return heat
+def saliency_at(row: int, column: int, count: int = 12) -> np.ndarray:
+    saliency = np.zeros((count, GRID, GRID), dtype=np.float32)
+    saliency[:, row : row + 3, column : column + 3] = 1
+    return saliency
 
 
-def verdict(classifier: Classifier, heat: np.ndarray) -> dict[str, object]:
-    drops = probability_drops(classifier, images(), torch.ones(12, dtype=torch.int64), heat)
+def verdict(classifier: Classifier, saliency: np.ndarray) -> dict[str, object]:
+    drops = probability_drops(classifier, images(), torch.ones(12, dtype=torch.int64), saliency)
     return judge(*drops, ["corner"] * 12)
 
 
 def test_maps_of_what_the_network_looks_at_are_faithful(corner: Classifier) -> None:
-    result = verdict(corner, heat_at(0, 0))
+    result = verdict(corner, saliency_at(0, 0))
     assert result["faithful"] is True
     assert result["drop"] > 0.5 > result["random_drop"] + 0.2
     assert result["share"] == 1 and result["interval"] == [1, 1]
@@ -66,7 +66,7 @@ def test_maps_of_what_the_network_looks_at_are_faithful(corner: Classifier) -> N
 
 
 def test_maps_of_anything_else_are_not(corner: Classifier) -> None:
-    result = verdict(corner, heat_at(5, 5))
+    result = verdict(corner, saliency_at(5, 5))
     assert result["faithful"] is False
     assert result["drop"] < result["random_drop"]
     assert sentence("gradcam", result).endswith("the maps cannot be trusted")
@@ -74,8 +74,8 @@ def test_maps_of_anything_else_are_not(corner: Classifier) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_methods_find_the_corner(corner: Classifier, method: str) -> None:
-    heat = METHODS[method](corner, images(), torch.ones(12, dtype=torch.int64))
-    assert verdict(corner, heat)["faithful"] is True
+    saliency = METHODS[method](corner, images(), torch.ones(12, dtype=torch.int64))
+    assert verdict(corner, saliency)["faithful"] is True
 
 
 def test_maps_that_show_nothing_explain_nothing(corner: Classifier) -> None:
@@ -84,9 +84,11 @@ def test_maps_that_show_nothing_explain_nothing(corner: Classifier) -> None:
 
 
 def test_drops_are_what_hiding_the_pixels_costs(corner: Classifier) -> None:
-    photo, heat, temperature = images(1), heat_at(0, 0, 1), 2.5
-    drops, random_drops = probability_drops(corner, photo, torch.tensor([1]), heat, Calibration(temperature), seed=3)
-    mask = highlighted(heat, SIZE)[0].numpy()
+    photo, saliency, temperature = images(1), saliency_at(0, 0, 1), 2.5
+    drops, random_drops = probability_drops(
+        corner, photo, torch.tensor([1]), saliency, Calibration(temperature), seed=3
+    )
+    mask = highlighted(saliency, SIZE)[0].numpy()
 
     def probability(hidden: np.ndarray) -> float:
         changed = np.where(hidden, blurred(photo).numpy(), photo.numpy()).astype(np.float32)
@@ -102,19 +104,19 @@ def test_drops_are_what_hiding_the_pixels_costs(corner: Classifier) -> None:
     for drop in random_drops[0]:
         assert np.abs(np.array(everywhere) - drop).min() < 1e-6
     assert random_drops.std() > 0
-    again = probability_drops(corner, photo, torch.tensor([1]), heat, Calibration(temperature), seed=3)
+    again = probability_drops(corner, photo, torch.tensor([1]), saliency, Calibration(temperature), seed=3)
     np.testing.assert_array_equal(again[1], random_drops)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(16, 40))
 def test_highlighted_pixels_are_the_hottest_tenth(seed: int, cells: int, side: int) -> None:
-    heat = np.random.default_rng(seed).random((2, cells, cells), dtype=np.float32)
-    heat[1][heat[1] < 0.98] = 0
-    masks = highlighted(heat, side)
+    saliency = np.random.default_rng(seed).random((2, cells, cells), dtype=np.float32)
+    saliency[1][saliency[1] < 0.98] = 0
+    masks = highlighted(saliency, side)
     assert masks.shape == (2, side, side) and masks.dtype == torch.bool
     count = round(HIGHLIGHTED * side**2)
     assert masks[0].sum() == count and masks[1].sum() <= count
-    stretched = nn.functional.interpolate(torch.from_numpy(heat)[:, None], (side, side), mode="bilinear")[:, 0]
+    stretched = nn.functional.interpolate(torch.from_numpy(saliency)[:, None], (side, side), mode="bilinear")[:, 0]
     assert stretched[0][masks[0]].min() >= stretched[0][~masks[0]].max()
     assert not masks[1][stretched[1] == 0].any()
 
@@ -134,7 +136,7 @@ def test_judging() -> None:
 
 
 def test_without_images_nothing_is_said(corner: Classifier) -> None:
-    nothing = probability_drops(corner, images(0), torch.ones(0, dtype=torch.int64), heat_at(0, 0, 0))
+    nothing = probability_drops(corner, images(0), torch.ones(0, dtype=torch.int64), saliency_at(0, 0, 0))
     result = judge(*nothing, [])
     assert result == {
         "images": 0, "drop": None, "random_drop": None, "share": None, "interval": None, "faithful": None,
@@ -152,10 +154,10 @@ def test_a_small_gain_in_many_images_is_needed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_of_several_labels_the_drop_is_that_of_the_sigmoid(corner: Classifier) -> None:
-    photo, heat = images(1), heat_at(0, 0, 1)
+    photo, saliency = images(1), saliency_at(0, 0, 1)
     calibration = Calibration(2.0, (0.9, 1.1), (0.3, -0.2), multi_label=True)
-    drops, _ = probability_drops(corner, photo, torch.tensor([1]), heat, calibration)
-    hidden = torch.where(highlighted(heat, SIZE)[:, None], blurred(photo), photo)
+    drops, _ = probability_drops(corner, photo, torch.tensor([1]), saliency, calibration)
+    hidden = torch.where(highlighted(saliency, SIZE)[:, None], blurred(photo), photo)
     logits = corner(torch.cat([photo, hidden])).detach().double().numpy()[:, 1]
     whole, without = 1 / (1 + np.exp(-(1.1 * logits / 2.0 - 0.2)))
     assert drops[0] == pytest.approx(whole - without, abs=1e-6)

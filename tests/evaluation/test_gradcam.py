@@ -1,4 +1,4 @@
-"""Grad-CAM points at what speaks for a class, in every layout that backbones keep their features in."""
+"""Grad-CAM points at what supports a class, in every feature layout of backbones."""
 
 import numpy as np
 import pytest
@@ -78,15 +78,15 @@ def test_the_heat_lies_where_the_colour_of_the_class_is(backbone: type[nn.Module
     image = torch.zeros(3, SIZE, SIZE)
     image[0, 4:8, 20:24] = 1  # red: row 1, column 5 of the map
     image[1, 24:28, 8:12] = 1  # green: row 6, column 2
-    heat = grad_cam(red_or_green(backbone()), torch.stack([image, image]), torch.tensor([0, 1]))
+    saliency = grad_cam(red_or_green(backbone()), torch.stack([image, image]), torch.tensor([0, 1]))
     expected = np.zeros((2, GRID, GRID), dtype=np.float32)
     expected[0, 1, 5] = expected[1, 6, 2] = 1
-    np.testing.assert_allclose(heat, expected, atol=1e-6)
+    np.testing.assert_allclose(saliency, expected, atol=1e-6)
 
 
 def test_nothing_that_speaks_for_a_class_gives_a_cold_map() -> None:
-    heat = grad_cam(red_or_green(ColourMap()), torch.zeros(1, 3, SIZE, SIZE), torch.tensor([0]))
-    np.testing.assert_array_equal(heat, np.zeros((1, GRID, GRID)))
+    saliency = grad_cam(red_or_green(ColourMap()), torch.zeros(1, 3, SIZE, SIZE), torch.tensor([0]))
+    np.testing.assert_array_equal(saliency, np.zeros((1, GRID, GRID)))
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def test_architectures(name: str, side: int) -> None:
         # The map is taken from a pass in two halves, which must be the very pass that predicts.
         halves = backbone.forward_head(backbone.forward_features(images))
         torch.testing.assert_close(halves, backbone(images))
-    heat = grad_cam(classifier, images, torch.tensor([0, 1, 2, 0]))
-    assert heat.shape == (4, side, side)
-    assert heat.dtype == np.float32
-    assert heat.min() >= 0
-    assert set(heat.max(axis=(1, 2)).round(6)) <= {0.0, 1.0}
-    assert heat.max() == 1
+    saliency = grad_cam(classifier, images, torch.tensor([0, 1, 2, 0]))
+    assert saliency.shape == (4, side, side)
+    assert saliency.dtype == np.float32
+    assert saliency.min() >= 0
+    assert set(saliency.max(axis=(1, 2)).round(6)) <= {0.0, 1.0}
+    assert saliency.max() == 1
     with torch.no_grad():  # no hook is left behind
         torch.testing.assert_close(classifier(images), before)
 

@@ -84,9 +84,9 @@ def test_an_overlay_is_of_its_own_row_and_of_the_class_that_was_predicted(
             continue
         pixels, picture = view(Path(row["file"]), info.preprocessing)
         index = info.classes.index(row["label"])
-        heat = explain("gradcam", predictor.classifier, pixels[None], [index], info.preprocessing)[0]
+        saliency = explain("gradcam", predictor.classifier, pixels[None], [index], info.preprocessing)[0]
         with Image.open(output.parent / row["explanation"]) as stored:
-            difference = np.asarray(stored).astype(int) - overlay_saliency(picture, heat)
+            difference = np.asarray(stored).astype(int) - overlay_saliency(picture, saliency)
         assert np.abs(difference).mean() < 0.1  # a batch may round otherwise than a single image
 
 

@@ -1,4 +1,4 @@
-"""POST /explain: a picture or numbers of what speaks for a class, and the same rejections as /predict."""
+"""POST /explain: a picture or numbers of the saliency for a class, and the same rejections as /predict."""
 
 import json
 import re
@@ -73,8 +73,8 @@ def test_numbers_are_those_of_the_model(client: TestClient, bundle_dir: Path, me
         index = CLASSES.index(label or expected.label)
         assert answer["label"] == CLASSES[index] and answer["method"] == method
         assert answer["probability"] == pytest.approx(expected.probabilities[index], abs=1e-9)
-        heat = attribution.explain(method, predictor.classifier, pixels[None], [index], info.preprocessing)[0]
-        np.testing.assert_allclose(answer["heat"], heat, atol=1e-3)
+        saliency = attribution.explain(method, predictor.classifier, pixels[None], [index], info.preprocessing)[0]
+        np.testing.assert_allclose(answer["saliency"], saliency, atol=1e-3)
         assert answer["model_id"] == predictor.model_id
         assert answer["milliseconds"] > 0 and answer["request_id"]
 
@@ -93,7 +93,7 @@ def test_headers_say_what_is_explained(
 @given(st.text())
 def test_any_label_survives_the_header(label: str) -> None:
     explained = Explanation(
-        method="gradcam", label=label, probability=1.0, heat=[], model_id="m", milliseconds=1.0, request_id="r"
+        method="gradcam", label=label, probability=1.0, saliency=[], model_id="m", milliseconds=1.0, request_id="r"
     )
     sent = explanation_headers(explained)["X-Explained-Label"]
     assert re.fullmatch(r"[!-~]*", sent) and unquote(sent) == label
@@ -203,4 +203,4 @@ def test_the_documentation_describes_it(client: TestClient) -> None:
     fields = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert set(fields) == {"file", "method", "label", "format"}
     assert fields["method"]["enum"] == list(attribution.METHODS)
-    assert "heat" in schema["components"]["schemas"]["Explanation"]["properties"]
+    assert "saliency" in schema["components"]["schemas"]["Explanation"]["properties"]

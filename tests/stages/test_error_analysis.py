@@ -138,7 +138,13 @@ def test_without_errors_all_files_are_still_written(prepared: Prepared) -> None:
     assert prepared.read("misclassified.csv").empty
     assert prepared.read("confused_pairs.csv").empty
     assert prepared.read("nearest.csv").empty
-    for name in ("misclassified.png", "nearest.png", "explained_errors.png", "explained_hits.png", "noisy_labels.png"):
+    for name in (
+        "misclassified.png",
+        "nearest.png",
+        "explained_errors.png",
+        "explained_correct.png",
+        "noisy_labels.png",
+    ):
         assert f"error_analysis/{name}" in report.artifacts
         assert prepared.image_size(name)[1] > 50
 
@@ -222,7 +228,7 @@ def test_without_a_feature_map_only_the_overlays_are_missing(prepared: Prepared,
     monkeypatch.setitem(attribution.METHODS, "gradcam", reject)
     report = prepared.run()
     assert any(line.startswith("no gradcam for simple_cnn: it has no map") for line in report.summary)
-    assert "error_analysis/explained_hits.png" not in report.artifacts
+    assert "error_analysis/explained_correct.png" not in report.artifacts
 
 
 def test_user_errors_are_clear(prepared: Prepared) -> None:
