@@ -47,12 +47,12 @@ log = logging.getLogger("spectacles")
 Row = dict[str, Any]
 """A row of benchmark.csv: backbone, and either its results or a problem."""
 DATA = "data"
-"""The run below the benchmark's that holds the data set, indexed and split once for all backbones."""
+"""Name of the run, inside the benchmark's, with the data set: indexed and split once for all backbones."""
 NO_DATA_CLASSES = 2
 
 
 def run(config: BenchmarkConfig) -> RunDir:
-    """Measures each backbone, and leaves benchmark.csv and benchmark.png. Raises UserError where none could be."""
+    """Measures each backbone, and writes benchmark.csv and benchmark.png. Raises UserError where all of them fail."""
     names = backbone_names(config)
     cli.check_device(config)
     benchmark = _open(config)
@@ -69,16 +69,16 @@ def run(config: BenchmarkConfig) -> RunDir:
             rows.append(measure(name, config, benchmark, data))
         publish(rows, benchmark)
     if all(row["problem"] for row in rows):
-        raise UserError("none of the backbones could be measured: the reasons stand above.")
+        raise UserError("none of the backbones could be measured: see the reasons above.")
     return benchmark
 
 
 def backbone_names(config: BenchmarkConfig) -> list[str]:
-    """In the order given, each once. Raises UserError where there is none."""
+    """In the order given, without duplicates. Raises UserError where there is none."""
     given = config.backbone if config.backbones is None else config.backbones
     names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
     if not names:
-        raise UserError(f"--backbones {given!r} names no backbone: write some with commas between.")
+        raise UserError(f"--backbones {given!r} names no backbone: separate several with commas.")
     return names
 
 
@@ -96,8 +96,8 @@ def _open(config: BenchmarkConfig) -> RunDir:
 
 
 def prepare_data(config: BenchmarkConfig, benchmark: RunDir) -> RunDir | None:
-    """The run with the data set, where data were given. A mistake in the data ends the benchmark: it is every
-    backbone's."""
+    """The run with the data set, where data were given. An error in the data ends the benchmark, because it affects
+    every backbone."""
     if not any((config.train_csv, config.image_dir, config.test_csv, config.test_dir)):
         return None
     data = create_run(benchmark.path, DATA)
@@ -107,7 +107,7 @@ def prepare_data(config: BenchmarkConfig, benchmark: RunDir) -> RunDir | None:
 
 
 def measure(name: str, config: BenchmarkConfig, benchmark: RunDir, data: RunDir | None) -> Row:
-    """The backbone's row, from an earlier call where the benchmark goes on; what fails stops no other backbone."""
+    """The backbone's row, from an earlier call where the benchmark is resumed. A failure does not stop the others."""
     try:
         with tracking.stage_run(benchmark, name, {"backbone": name}):
             return {"backbone": name, **_results(replace(config, backbone=name), benchmark, data), "problem": ""}
@@ -121,49 +121,49 @@ def measure(name: str, config: BenchmarkConfig, benchmark: RunDir, data: RunDir 
 
 
 def _results(config: BenchmarkConfig, benchmark: RunDir, data: RunDir | None) -> Row:
-    settings = recipes.resolve(select(config, TrainConfig))  # an unknown name is told before anything is begun
-    own = create_run(benchmark.path, safe_name(settings.backbone))
-    kept = own.path / "benchmark.json"
-    if kept.is_file():
+    settings = recipes.resolve(select(config, TrainConfig))  # rejects an unknown name before anything is started
+    run_dir = create_run(benchmark.path, safe_name(settings.backbone))
+    results_file = run_dir.path / "benchmark.json"
+    if results_file.is_file():
         log.info("  already measured")
-        known: Row = json.loads(kept.read_text(encoding="utf-8"))
+        known: Row = json.loads(results_file.read_text(encoding="utf-8"))
         return known
     trained: Row = {}
     num_classes = NO_DATA_CLASSES
     if data is not None:
         num_classes = len(data.load_result("dataset", DatasetReport).classes)
-        trained = train_and_score(config, own, data)
-        settings = _as_trained(settings, own)
+        trained = train_and_score(config, run_dir, data)
+        settings = _as_trained(settings, run_dir)
     tracking.log_params(to_plain(settings))
     log.info("  measuring speed and memory")
-    costs = profiling.apart(profiling.profile, settings, model.build, num_classes, own.path / "engine.json")
+    costs = profiling.run_isolated(profiling.profile, settings, model.build, num_classes, run_dir.path / "engine.json")
     results = {**asdict(costs), **trained}
-    write_json(kept, results)
+    write_json(results_file, results)
     tracking.log_params({"engine_used": costs.engine})
     tracking.log_metrics({key: float(value) for key, value in results.items() if isinstance(value, int | float)})
     return results
 
 
-def train_and_score(config: BenchmarkConfig, own: RunDir, data: RunDir) -> Row:
-    """Trains on the data set of `data` in a run of the backbone's own, and scores it on validation data."""
-    shutil.copytree(data.path / "dataset", own.path / "dataset", dirs_exist_ok=True)
-    # Backbones are compared in order to choose one, so the test split stays closed.
-    schemas.SPLIT_ROWS.write(own.splits, schemas.load_split(data, "train", "val"))
-    own.write_config({**data.load_config(), **own.load_config()})
+def train_and_score(config: BenchmarkConfig, run_dir: RunDir, data: RunDir) -> Row:
+    """Trains on the data set of the run `data` in the backbone's run `run_dir`, and scores it on validation data."""
+    shutil.copytree(data.path / "dataset", run_dir.path / "dataset", dirs_exist_ok=True)
+    # Comparing backbones is a choice between them, so the test split stays closed.
+    schemas.SPLIT_ROWS.write(run_dir.splits, schemas.load_split(data, "train", "val"))
+    run_dir.write_config({**data.load_config(), **run_dir.load_config()})
     for stage, action, part in (("train", train.run, TrainConfig), ("evaluate", evaluate.run, EvaluateConfig)):
-        if not own.done(stage):
-            cli.execute(stage, action, select(config, part), own)
-    shutil.rmtree(own.cache, ignore_errors=True)  # the next one starts as cold as this one did
-    torch.cuda.empty_cache()  # what measures next is another process
-    scored, trained = own.load_result("evaluate", EvaluateReport), own.load_result("train", TrainReport)
+        if not run_dir.done(stage):
+            cli.execute(stage, action, select(config, part), run_dir)
+    shutil.rmtree(run_dir.cache, ignore_errors=True)  # the next one starts with an empty cache, as this one did
+    torch.cuda.empty_cache()  # speed is measured in another process
+    scored, trained = run_dir.load_result("evaluate", EvaluateReport), run_dir.load_result("train", TrainReport)
     low, high = scored.accuracy_interval
     return {"accuracy": scored.metrics["val_accuracy"], "accuracy_low": low, "accuracy_high": high,
             "val_images": int(scored.metrics["val_images"] or 0), "train_seconds": trained.train_seconds}  # fmt: skip
 
 
-def _as_trained(settings: TrainConfig, own: RunDir) -> TrainConfig:
-    """With what --time_budget chose, so that speed is told of the network whose accuracy is."""
-    plan = json.loads((own.folder("train") / "plan.json").read_text(encoding="utf-8"))
+def _as_trained(settings: TrainConfig, run_dir: RunDir) -> TrainConfig:
+    """With the choices of --time_budget, so that speed is measured of the network whose accuracy is."""
+    plan = json.loads((run_dir.folder("train") / "plan.json").read_text(encoding="utf-8"))
     return replace(settings, **{name: plan[name] for name in time_budget.CHOSEN})
 
 

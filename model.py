@@ -17,7 +17,7 @@ DROPOUT = {"simple_cnn": 0.5}
 
 
 def build(config: ModelConfig, num_classes: int) -> tuple[Classifier, Preprocessing]:
-    """A classifier with pretrained (or, when asked for, random) backbone and a fresh head, and its preprocessing."""
+    """A classifier with a new head on a pretrained (or, by --no_pretrained, random) backbone, and its preprocessing."""
     if config.no_pretrained:
         backbone = backbones.build(config.backbone, config.in_chans, config.image_size)
     else:

@@ -120,7 +120,7 @@ def count_layer_groups(name: str) -> int:
 
 @cache
 def native_size(name: str) -> int:
-    """Side in pixels that the pretrained weights were made for."""
+    """Side in pixels of the images that the weights were pretrained on."""
     if name == "simple_cnn":
         return 64
     with torch.device("meta"):
@@ -129,7 +129,7 @@ def native_size(name: str) -> int:
 
 
 def feature_dim(backbone: nn.Module, in_chans: int, image_size: int) -> int:
-    """D of the features (B, D), by asking: attribute names differ between families."""
+    """D of the features (B, D), found by a forward pass: attribute names differ between families."""
     was_training = backbone.training
     with torch.no_grad():
         features = backbone.eval()(torch.zeros(1, in_chans, image_size, image_size))
@@ -138,8 +138,8 @@ def feature_dim(backbone: nn.Module, in_chans: int, image_size: int) -> int:
 
 
 def fitting_feature_dim(name: str, backbone: nn.Module, in_chans: int, image_size: int) -> int:
-    """`feature_dim`; UserError where the backbone cannot take pictures of this size."""
+    """`feature_dim`; UserError where the backbone cannot take images of this size."""
     try:
         return feature_dim(backbone, in_chans, image_size)
-    except (AssertionError, RuntimeError) as error:  # patches that do not fit, or a picture smaller than a kernel
+    except (AssertionError, RuntimeError) as error:  # patches that do not fit, or an image smaller than a kernel
         raise UserError(f"--backbone {name} cannot take --image_size {image_size}: {error}") from error

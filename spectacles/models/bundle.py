@@ -23,7 +23,7 @@ from spectacles.metrics.calibration import Calibration
 FORMAT = 3
 MANIFEST = "bundle.json"
 ENGINE_FILE = "engine.json"
-"""Which engine was the fastest for this model on this machine; no part of the bundle, may be deleted at any time."""
+"""Which engine was the fastest for this model on this machine; not part of the bundle, may be deleted at any time."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +33,29 @@ class BundleInfo:
     backbone: str
     classes: tuple[str, ...]
     label_column: str
-    """What the labels were called in the training table; submissions name their column so. Several with commas."""
+    """Name of the label column in the training table, which submissions use too; several are separated by commas."""
     preprocessing: Preprocessing
     feature_dim: int
     dropout: float
     threshold: float | None
     """Two classes: probability from which an image is called the second class. None: the most probable class wins."""
     temperature: float
-    """Logits are divided by it before softmax or sigmoid (Guo et al. 2017); fitted on validation data, as what
-    follows."""
+    """Logits are divided by it before softmax or sigmoid (Guo et al. 2017); fitted on validation data, as are
+    the following."""
     data_fingerprint: str
     training_profile: dict[str, Any]
-    """What training data looked like: images a class, and mean and spread of brightness, contrast and blur."""
+    """Of the training data: images per class, mean and standard deviation of brightness, contrast and sharpness."""
     metric: str
     metric_value: float
-    """Of the validation data, at the epoch that was kept."""
+    """On the validation data, in the best epoch."""
     epoch: int
     phase: str
     multi_label: bool = False
-    """Whether an image has any number of labels: `classes` are labels then, each with a probability of its own."""
+    """Whether an image may have several labels: then `classes` are labels, each with its own probability."""
     label_thresholds: tuple[float, ...] = ()
-    """Any number of labels: probability from which an image has the label, one each."""
+    """With several labels per image: for each label, the probability from which an image has it."""
     class_scales: tuple[float, ...] = ()
-    """More than two classes: logits are multiplied by them after the temperature; none where that is not better."""
+    """More than two classes: factors of the logits, after the temperature; empty where they do not help."""
     class_biases: tuple[float, ...] = ()
     """Added to the scaled logits."""
     confidence_threshold: float | None = None
@@ -68,7 +68,7 @@ class BundleInfo:
         return Calibration(self.temperature, self.class_scales, self.class_biases, self.multi_label)
 
     def labels_of(self, text: str) -> list[str]:
-        """A decision's text as a list: one class, or any number of labels."""
+        """The text of a decision as a list: one class, or any number of labels."""
         return label_sets.parts(text) if self.multi_label else [text]
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ class BundleInfo:
         return decisions.decide(probabilities, self.threshold)
 
     def certainty(self, probabilities: np.ndarray) -> np.ndarray:
-        """(N, K) -> (N,): how probably the decision is right; of any number of labels, the least certain one's."""
+        """(N, K) -> (N,): the probability that the decision is right; of several labels, of the least certain one."""
         return thresholds.certainty(probabilities, self.decide(probabilities))
 
 
@@ -104,7 +104,7 @@ def save_bundle(folder: Path, info: BundleInfo, state: dict[str, torch.Tensor]) 
 
 
 def load_bundle(folder: Path) -> tuple[BundleInfo, dict[str, torch.Tensor], str]:
-    """(info, weights, model id). Raises UserError when the folder holds no bundle, or one that was changed."""
+    """(info, weights, model id). Raises UserError where the folder is not a bundle, or one that was changed."""
     manifest = _read_manifest(folder)
     path = folder / Path(manifest["weights"]).name
     try:
@@ -116,7 +116,7 @@ def load_bundle(folder: Path) -> tuple[BundleInfo, dict[str, torch.Tensor], str]
     try:
         state = from_bytes(content)
     except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file ({error}).") from error
+        raise UserError(f"{path} is not a safetensors file ({error}).") from error
     return _from_json(manifest), state, str(manifest["model_id"])
 
 
@@ -130,7 +130,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(
-            f"{folder} is no bundle (no {MANIFEST} in it): train first, or point --bundle at a bundle folder."
+            f"{folder} is not a bundle (it holds no {MANIFEST}): train first, or point --bundle at a bundle folder."
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

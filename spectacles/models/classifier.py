@@ -11,8 +11,8 @@ from spectacles.models.bundle import BundleInfo, load_bundle
 
 
 class Classifier(nn.Module):
-    """images (B, C, S, S) -> features (B, D) -> dropout -> logits (B, K): of one class among all, or with `multi_label`
-    each of a label by itself."""
+    """images (B, C, S, S) -> features (B, D) -> dropout -> logits (B, K): of exclusive classes, or with `multi_label`
+    of independent labels."""
 
     def __init__(
         self, backbone: nn.Module, feature_dim: int, num_classes: int, dropout: float, multi_label: bool = False
@@ -41,7 +41,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, BundleInfo, str]:
 
 
 def build_classifier(info: BundleInfo, state: dict[str, torch.Tensor], folder: Path) -> Classifier:
-    """The classifier of what `bundle.load` read in `folder`. Raises UserError where they do not fit each other."""
+    """The classifier of a bundle that was read from `folder`. Raises UserError where the weights do not fit."""
     backbone = backbones.build(info.backbone, info.preprocessing.in_chans, info.preprocessing.image_size)
     classifier = Classifier(backbone, info.feature_dim, len(info.classes), info.dropout, info.multi_label)
     try:

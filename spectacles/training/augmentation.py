@@ -1,8 +1,8 @@
-"""Random changes to training pictures, on whole batches and on the device that trains.
+"""Random changes to training images, in whole batches and on the device that trains.
 
-What happens to a picture is decided by one row of uniform numbers, which is a function of (seed, epoch, index): neither
-batch, device nor timing has a say. Chosen so that a model holds on photos from elsewhere: other frames and sizes
-(crop, zoom out, turn), other cameras (light, colour, grey, blur, JPEG), and things in the way (erasing).
+The change of an image is determined by one row of uniform numbers, a function of (seed, epoch, index), independent
+of batch, device and timing. The changes were chosen to make a model robust to photos from elsewhere: other frames and
+sizes (crop, zoom out, turn), other cameras (light, colour, grey, blur, JPEG), and occlusions (erasing).
 """
 
 import hashlib
@@ -26,13 +26,13 @@ COLUMNS = (
     "brightness", "contrast", "saturation", "is_grey", "is_blurred", "blur", "is_jpeg", "jpeg",
     "is_erased", "erase_area", "erase_x", "erase_y", "erase_colour",
 )  # fmt: skip
-"""What each uniform number of a row decides. New ones go to the end: a row's first numbers then stay what they were."""
+"""What each uniform number of a row decides. New ones are added at the end, so that the earlier ones do not change."""
 
 ASPECT = 1.18
 ZOOM_OUT = 2.5
-"""A zoomed-out picture fills at least 1/2.5 of the frame's side; around it the picture is mirrored."""
+"""A zoomed-out image fills at least 1/2.5 of the frame's side; the area around it is filled by reflection."""
 BLUR_SIGMA = (0.4, 2.0)
-"""Pixels at 224 px; smaller pictures in proportion."""
+"""In pixels at 224 px; smaller images in proportion."""
 JPEG_QUALITY = (15, 85)
 ERASED_AREA = (0.02, 0.2)
 LUMA = (0.299, 0.587, 0.114)
@@ -62,7 +62,7 @@ class Augmentation:
         return self.preprocessing.normalize(images.permute(0, 2, 3, 1)).contiguous(memory_format=torch.channels_last)
 
     def view(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The changed pictures as pixels again, uint8 (B, S, S, C)."""
+        """The changed images as pixels again, uint8 (B, S, S, C)."""
         changed = self._change(pixels, rows, pixels.shape[1], torch.device("cpu"))
         return changed.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
 
@@ -88,7 +88,7 @@ class Augmentation:
         return np.stack(changed)
 
     def _compress(self, pixels: np.ndarray, drawn: dict[str, np.ndarray]) -> np.ndarray:
-        """JPEG at a random quality. On the CPU even beside a GPU: nvjpeg would make every step wait for it."""
+        """JPEG at a random quality. On the CPU even if there is a GPU: every step would wait for nvjpeg."""
         chosen = np.flatnonzero(drawn["is_jpeg"] < self.config.jpeg)
         if not len(chosen):
             return pixels
@@ -99,8 +99,8 @@ class Augmentation:
         return pixels
 
     def _frame(self, images: torch.Tensor, drawn: dict[str, np.ndarray], size: int) -> torch.Tensor:
-        """Crop or zoom out, mirror and turn, in one resampling; strong reductions from a halved copy, so that they do
-        not alias."""
+        """Crops or zooms out, mirrors and rotates, in one resampling; strong reductions start from a halved copy, to
+        avoid aliasing."""
         theta, reduction = affine(self.config, drawn)
         grid = affine_grid(
             to_device(theta, images.device), [len(images), images.shape[1], size, size], align_corners=False
@@ -115,7 +115,7 @@ class Augmentation:
         return framed
 
     def _recolour(self, images: torch.Tensor, drawn: dict[str, np.ndarray]) -> torch.Tensor:
-        """Brightness, contrast (around the picture's mean grey) and saturation, as torchvision's ColorJitter."""
+        """Brightness, contrast (around the image's mean grey) and saturation, as torchvision's ColorJitter."""
         strength = self.config.color_jitter
         grey_channels = images.shape[1] == 1
         if not strength and (grey_channels or not self.config.grayscale):
@@ -150,7 +150,7 @@ class Augmentation:
         return images
 
     def _erase(self, images: torch.Tensor, drawn: dict[str, np.ndarray]) -> torch.Tensor:
-        """A square of one grey covers a part (Zhong et al. 2017). Slices of known places: nothing waits for a GPU."""
+        """Covers a part with a grey square (Zhong et al. 2017). Slices with known bounds: nothing waits for a GPU."""
         size = images.shape[-1]
         for place in np.flatnonzero(drawn["is_erased"] < self.config.random_erasing):
             row = {name: float(values[place]) for name, values in drawn.items()}
@@ -188,20 +188,20 @@ def _between(bounds: tuple[float, float], share: Any) -> Any:
 
 
 class View:
-    """A fixed change of every picture, known by its number: 1 is the mirror image, from 2 on they are augmented."""
+    """A fixed change of every image, identified by its number: 1 is the mirror image, from 2 on augmented ones."""
 
     def __init__(self, number: int, augmentation: Augmentation) -> None:
         self.number, self.augmentation = number, augmentation
 
     def name(self, digest: str) -> str:
-        """What the table calls the view of a file: augmented ones depend on the settings as well."""
+        """The name in the table of features; that of an augmented view depends on the settings as well."""
         if self.number == 1:
             return f"{digest}/mirror"
         settings = hashlib.sha256(repr(self.augmentation.config).encode()).hexdigest()[:8]
         return f"{digest}/{self.number}/{settings}"
 
     def __call__(self, pixels: np.ndarray, digests: list[str]) -> np.ndarray:
-        """uint8 (B, S, S, C) -> the same; what is drawn depends on (number, file content)."""
+        """uint8 (B, S, S, C) -> the same; the draws depend on (number, file content)."""
         if self.number == 1:
             return np.ascontiguousarray(pixels[:, :, ::-1])
         return self.augmentation.view(pixels, np.stack([row_for(self.number, digest) for digest in digests]))

@@ -25,13 +25,13 @@ from spectacles.training.history import Epoch, best_epoch
 from spectacles.training.trainer import Trainer
 from spectacles.training.validation import validation_scores
 
-NAMED = 10
-"""Labels that a sentence names."""
+LABELS_NAMED = 10
+"""In a sentence, at most."""
 
 
 @dataclass(frozen=True)
 class Decided:
-    """What a bundle says besides its weights, in sentences and in numbers too."""
+    """The final content of the bundle besides its weights, and the same in sentences and in numbers."""
 
     info: BundleInfo
     sentences: list[str]
@@ -39,10 +39,10 @@ class Decided:
 
 
 def threshold_goal(config: TrainConfig, labels: np.ndarray, num_classes: int) -> Goal | None:
-    """What --threshold_for asks for, before anything is trained; `labels` are those of the validation images,
-    (N,) of classes, or (N, K) where an image has any number: these have thresholds in any case, for f1 by default.
+    """What --threshold_for optimises; `labels` are those of the validation images: (N,) class indices, or (N, K) with
+    several labels per image, which always have thresholds, for f1 by default.
 
-    Raises UserError for a threshold or a --target_accuracy that cannot be found on these data.
+    Raises UserError where these data do not allow for a threshold, or for --target_accuracy.
     """
     if config.target_accuracy is not None and len(labels) < (
         needed := thresholds.images_needed(config.target_accuracy)
@@ -70,16 +70,16 @@ def images_of_final_pass(trainer: Trainer) -> int:
 
 
 def run(trainer: Trainer) -> TrainReport:
-    """Loads the kept bundle afresh, scores it once more, decides on validation data, and writes the final bundle."""
+    """Reloads the bundle of the best epoch, scores it, decides on validation data, and writes the final bundle."""
     best, labels = best_epoch(trainer.history), trainer.val.labels
     classifier, _, _ = load_classifier(trainer.bundle)
-    features, seen, seen_in_training = _final_pass(trainer, classifier)
+    features, val_maps, train_maps = _final_pass(trainer, classifier)
     logits = linear(classifier.head)(features)
     if not np.isfinite(logits).all():
         raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
-    ood_scorer = ood.fit(seen_in_training, seen)
+    ood_scorer = ood.fit(train_maps, val_maps)
     info = replace(trainer.info, metric_value=best.value, epoch=best.epoch, phase=best.phase)
-    decided = decide(trainer.config, info, logits, labels, ood_scorer(seen) if ood_scorer else None)
+    decided = decide(trainer.config, info, logits, labels, ood_scorer(val_maps) if ood_scorer else None)
     state = classifier.state_dict() | (ood_scorer.tensors() if ood_scorer else {})
     model_id = save_bundle(trainer.bundle, decided.info, state)
     if _engine_choice_file(trainer).is_file():  # evaluate, predict and the server need not measure again
@@ -118,7 +118,7 @@ def _with_threshold(decided: Decided, goal: Goal, labels: np.ndarray, probabilit
     choice = decision_threshold.choose(goal, labels, probabilities[:, 1])
     called = decided.info.classes[1]
     sentence = (
-        f"called {called!r} from a probability of {choice.threshold:.4g} on, for {goal}: on validation data precision "
+        f"called {called!r} from a probability of {choice.threshold:.4g}, for {goal}: on validation data precision "
         f"{choice.precision:.4f}, recall {choice.recall:.4f}, false positive rate {choice.false_positive_rate:.4f}"
     )
     if not choice.reached:
@@ -133,18 +133,20 @@ def _with_label_thresholds(decided: Decided, goal: Goal, labels: np.ndarray, pro
     choices = decision_threshold.choose_each(goal, labels, probabilities)
     chosen = tuple(0.5 if choice is None else choice.threshold for choice in choices)
     classes = decided.info.classes
-    own = [f"{name} {choice.threshold:.3g}" for name, choice in zip(classes, choices, strict=True) if choice]
-    sentence = f"labels have thresholds of their own, for {goal} on validation data: {', '.join(own[:NAMED]) or 'none'}"
-    sentence += f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
+    texts = [f"{name} {choice.threshold:.3g}" for name, choice in zip(classes, choices, strict=True) if choice]
+    sentence = (
+        f"each label has its threshold, for {goal} on validation data: {', '.join(texts[:LABELS_NAMED]) or 'none'}"
+    )
+    sentence += f" and {len(texts) - LABELS_NAMED} more" if len(texts) > LABELS_NAMED else ""
     few = [name for name, choice in zip(classes, choices, strict=True) if choice is None]
     if few:
         sentence += (
-            f"; 0.5 for {', '.join(few[:NAMED])}{' and others' if len(few) > NAMED else ''}, which fewer than "
-            f"{decision_threshold.ENOUGH_EACH} validation images have or lack"
+            f"; 0.5 for {', '.join(few[:LABELS_NAMED])}{' and others' if len(few) > LABELS_NAMED else ''}, which fewer "
+            f"than {decision_threshold.ENOUGH_EACH} validation images have or lack"
         )
     missed = [name for name, choice in zip(classes, choices, strict=True) if choice and not choice.reached]
     if missed:
-        sentence += f"; no threshold reaches the precision of {goal.least:g} for {', '.join(missed[:NAMED])}"
+        sentence += f"; no threshold reaches the precision of {goal.least:g} for {', '.join(missed[:LABELS_NAMED])}"
     info = replace(decided.info, label_thresholds=chosen)
     return replace(decided, info=info, sentences=[*decided.sentences, sentence])
 
@@ -153,8 +155,9 @@ def _with_confidence(decided: Decided, target: float, labels: np.ndarray, probab
     correct = is_correct(decided.info.decide(probabilities), labels)
     confidences = decided.info.certainty(probabilities)
     confidence_threshold = thresholds.choose_confidence(correct, confidences, target)
-    kept = confidences >= confidence_threshold
-    coverage, accuracy = float(kept.mean()), float(correct[kept].mean()) if kept.any() else None
+    answered = confidences >= confidence_threshold
+    coverage = float(answered.mean())
+    accuracy = float(correct[answered].mean()) if answered.any() else None
     if accuracy is None:
         sentence = (
             f"--target_accuracy {target:g} is out of reach: not even the most confident labels are right that often, "
@@ -193,17 +196,17 @@ def _final_pass(trainer: Trainer, classifier: Classifier) -> tuple[np.ndarray, n
     (R, E) of at most REFERENCES training images, evenly spaced."""
     config, preprocessing, count = trainer.config, trainer.info.preprocessing, images_of_final_pass(trainer)
     spaced = np.linspace(0, len(trainer.train.labels) - 1, count - len(trainer.val.labels)).round().astype(np.int64)
-    places = np.concatenate([trainer.val.positions, trainer.train.positions[spaced]])
-    # Later stages look at about as many images again. A time budget has no room for measuring.
+    positions = np.concatenate([trainer.val.positions, trainer.train.positions[spaced]])
+    # Later stages compute about as many images again. A time budget leaves no time for measuring.
     expected = count if config.time_budget else 2 * count
     network = PixelNetwork(FeaturesAndLastMap(classifier.backbone), preprocessing, trainer.settings.device)
     _, run = engine_choice.choose(network, _engine_choice_file(trainer), config.engine, images=expected)
-    batches = in_batches(places, config.batch_size)
-    pictures = progress(trainer.pixels.batches(batches), "last look", len(batches), unit="batch")
-    outputs = np.concatenate([run(pixels) for pixels in pictures])
+    batches = in_batches(positions, config.batch_size)
+    pixel_batches = progress(trainer.pixels.batches(batches), "final pass", len(batches), unit="batch")
+    outputs = np.concatenate([run(pixels) for pixels in pixel_batches])
     features, maps = np.split(outputs, [trainer.info.feature_dim], axis=1)
-    validation = len(trainer.val.labels)
-    return np.ascontiguousarray(features[:validation]), maps[:validation], maps[validation:]
+    split = len(trainer.val.labels)
+    return np.ascontiguousarray(features[:split]), maps[:split], maps[split:]
 
 
 def _engine_choice_file(trainer: Trainer) -> Path:
@@ -215,7 +218,8 @@ def _engine_choice_file(trainer: Trainer) -> Path:
 
 def _report(trainer: Trainer, best: Epoch, rescored: float, decided: Decided, model_id: str) -> TrainReport:
     config, run_dir = trainer.config, trainer.run_dir
-    elapsed, folder = time.monotonic() - trainer.started, run_dir.folder("train")
+    elapsed = time.monotonic() - trainer.started
+    folder = run_dir.folder("train")
     summary = [
         f"best {config.metric} {best.value:.4f} on validation data, epoch {best.epoch} ({best.phase}); "
         f"read back from the bundle: {rescored:.4f}",

@@ -1,4 +1,4 @@
-"""What a backbone costs on this machine, and how several compare: measured, tabulated and drawn."""
+"""Cost of backbones on this machine: measured, tabulated and plotted."""
 
 import logging
 import multiprocessing
@@ -47,60 +47,60 @@ Build = Callable[[ModelConfig, int], tuple[Classifier, Preprocessing]]
 """(settings, number of classes) -> the network and its preprocessing: model.build."""
 
 LATENCY_CALLS, THROUGHPUT_CALLS = 200, 10
-LEAST_CALLS, LONG_ENOUGH = 20, 5.0
-"""Calls of a batch that are timed at most; slow ones are ended after so many seconds, but not before the least."""
+MIN_CALLS, MAX_SECONDS = 20, 5.0
+"""At most so many calls are timed; after MAX_SECONDS no more, but at least MIN_CALLS."""
 BATCH = 32
-"""Images a call, where throughput is measured."""
+"""Images per call in the measurement of throughput."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """All of it holds for pictures of `image_size`; times are of the network and its normalisation, not of decoding."""
+    """For images of `image_size`; times include the network and its normalisation, but not decoding."""
 
     image_size: int
     unfreeze: str
-    """What learns in fine-tuning, which decides how fast that is."""
+    """Layer groups that fine-tuning trains, which determine its speed."""
     parameters: int
-    """With a head of as many classes as the data have."""
+    """Including a head for as many classes as the data have."""
     macs: int
     """Multiply-accumulates of one image, in convolutions, linear layers and attention."""
     weights_mb: float
-    """10^6 bytes of a bundle's weights file."""
+    """Size of the weights file, in 10^6 bytes."""
     engine: str
     embedding_images_per_second: float
     """In batches of --batch_size."""
     training_images_per_second: float
-    """Forward and backward at this depth and size; augmentation and the optimiser take some more."""
+    """Forward and backward pass; augmentation and the optimiser are not included."""
     latency_p50_ms: float
-    """Of one image alone."""
+    """Of a single image."""
     latency_p95_ms: float
     latency_p99_ms: float
     batch32_images_per_second: float
     peak_memory_mb: float | None
-    """Largest memory of the process that measured (all engines, and training on 16 images at most), Python and its
-    libraries included; on a GPU, what was allocated there. None where the system does not tell."""
+    """Largest memory of the measuring process (all engines, and training on at most 16 images), including Python and
+    its libraries; on a GPU, the memory allocated there. None where the system does not provide it."""
 
 
 RESULTS = ("accuracy", "accuracy_low", "accuracy_high", "val_images", "train_seconds")
-"""What is known of a backbone besides its profile where it was trained: validation accuracy, its 95 % interval, ..."""
+"""Columns of a backbone that was trained: validation accuracy, its 95 % interval, ..."""
 COLUMNS = ("backbone", *(field.name for field in fields(Profile)), *RESULTS, "problem")
-"""Of benchmark.csv, one row a backbone; `problem` says why the others are empty."""
+"""Of benchmark.csv, one row per backbone; `problem` is the reason where the others are empty."""
 
 
-def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """`function` in a process of its own: its memory and its threads' state are nobody else's. Raises what it raises,
-    and UserError where the process was killed. Function and arguments must be picklable."""
+def run_isolated(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Calls `function` in a new process, with memory and threads of its own. Raises what it raises, and UserError where
+    the process was killed. Function and arguments must be picklable."""
     spawn = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(1, spawn, _speak) as pool:
+        with ProcessPoolExecutor(1, spawn, _log_to_stdout) as pool:
             return pool.submit(function, *args, **kwargs).result()
     except BrokenProcessPool as error:
         raise UserError("its process was killed, most likely because memory ran out: try a smaller --image_size or "
                         "--batch_size.") from error  # fmt: skip
 
 
-def _speak() -> None:
+def _log_to_stdout() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
     log.setLevel(logging.INFO)
 
@@ -118,9 +118,9 @@ def profile(config: TrainConfig, build: Build, num_classes: int, choice_file: Pa
     network = PixelNetwork(classifier, preprocessing, device)
     engine, run = engine_choice.choose(network, choice_file, config.engine, engine_choice.probability_difference)
     pixels = engine_choice.photographs(preprocessing, max(BATCH, config.batch_size))
-    alone = 1000 * seconds_a_call(run, pixels[:1], LATENCY_CALLS)
+    alone = 1000 * seconds_per_call(run, pixels[:1], LATENCY_CALLS)
     rates = {
-        size: round(size / float(np.median(seconds_a_call(run, pixels[:size], THROUGHPUT_CALLS))), 2)
+        size: round(size / float(np.median(seconds_per_call(run, pixels[:size], THROUGHPUT_CALLS))), 2)
         for size in {BATCH, config.batch_size}
     }
     p50, p95, p99 = np.percentile(alone, [50, 95, 99]).round(3).tolist()
@@ -153,12 +153,12 @@ def count_macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def seconds_a_call(run: Engine, pixels: np.ndarray, calls: int) -> np.ndarray:
-    """(N,) seconds of each call. The first ones allocate memory and choose kernels, and do not count."""
+def seconds_per_call(run: Engine, pixels: np.ndarray, calls: int) -> np.ndarray:
+    """(N,) seconds of each call, without the first ones, which allocate memory and choose kernels."""
     for _ in range(3):
         run(pixels)
     times: list[float] = []
-    while len(times) < calls and (len(times) < min(calls, LEAST_CALLS) or sum(times) < LONG_ENOUGH):
+    while len(times) < calls and (len(times) < min(calls, MIN_CALLS) or sum(times) < MAX_SECONDS):
         started = time.perf_counter()
         run(pixels)
         times.append(time.perf_counter() - started)
@@ -166,11 +166,11 @@ def seconds_a_call(run: Engine, pixels: np.ndarray, calls: int) -> np.ndarray:
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """10^6 bytes: the largest that were allocated on a CUDA device, else the largest that this process has held."""
+    """In 10^6 bytes: the largest memory allocated on the CUDA device, or else held by this process."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage counts what the process that started this one held, too: exec keeps it
+    if status.is_file():  # getrusage also counts the memory of the process that started this one: exec keeps it
         for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return round(int(line.split()[1]) * 1024 / 1e6, 1)
@@ -189,7 +189,7 @@ def to_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def readable(table: pd.DataFrame) -> list[str]:
-    """The table as lines for the screen; below it, why some rows are empty."""
+    """The table as lines for the screen, followed by the reasons why some rows are empty."""
     measured = table[table["problem"] == ""]
     shown: dict[str, list[str]] = {
         "backbone": measured["backbone"].tolist(),
@@ -219,7 +219,7 @@ def _text(values: "pd.Series[Any]", digits: int = 0) -> list[str]:
 
 
 def plot(table: pd.DataFrame, path: Path) -> Path:
-    """Accuracy against latency; where nothing was trained, throughput against parameters. A point a backbone."""
+    """Accuracy against latency; where nothing was trained, throughput against parameters. One point per backbone."""
     trained = table["accuracy"].notna().any()
     x, y = ("latency_p50_ms", "accuracy") if trained else ("parameters", "batch32_images_per_second")
     drawn = table[table[x].notna() & table[y].notna()]
@@ -231,9 +231,9 @@ def plot(table: pd.DataFrame, path: Path) -> Path:
     for number, row in enumerate(drawn.to_dict("records")):
         _point(axes, number, row, x, y)
     if trained:
-        best = frontier(drawn[x].to_numpy(dtype=np.float64), drawn[y].to_numpy(dtype=np.float64))
+        best = pareto_front(drawn[x].to_numpy(dtype=np.float64), drawn[y].to_numpy(dtype=np.float64))
         axes.step(drawn[x].iloc[best], drawn[y].iloc[best], where="post", color=MUTED, linewidth=1, linestyle="--",
-                  zorder=1, label="none is faster and better")  # fmt: skip
+                  zorder=1, label="Pareto front")  # fmt: skip
         axes.set(xlabel="latency of one image, median (ms)", ylabel="accuracy (bars: 95 % interval)")
     else:
         axes.set(xlabel="parameters (millions)", ylabel="images/s", yscale="log")
@@ -257,8 +257,8 @@ def _point(axes: Panel, number: int, row: dict[Any, Any], x: str, y: str) -> Non
                   zorder=3)  # fmt: skip
 
 
-def frontier(costs: np.ndarray, gains: np.ndarray) -> list[int]:
-    """Positions, by cost, of those that nothing at most as costly equals or beats."""
+def pareto_front(costs: np.ndarray, gains: np.ndarray) -> list[int]:
+    """Positions on the Pareto front, by rising cost."""
     best: list[int] = []
     for place in np.lexsort((-gains, costs)).tolist():
         if not best or gains[place] > gains[best[-1]]:

@@ -1,4 +1,4 @@
-"""What training will take on this machine, and what to spend where a time budget must be kept."""
+"""How long training will take on this machine, and which settings fit into a time budget."""
 
 import copy
 import time
@@ -20,30 +20,30 @@ from spectacles.training.batches import StepSettings
 from spectacles.training.train_loop import autocast
 
 CHOSEN = ("image_size", "unfreeze", "epochs", "fine_tune")
-"""What a time budget decides where the person did not."""
-SHARE = 0.9
-"""Of the budget that a plan may fill by the estimate: machines slow down."""
+"""Settings that a time budget decides where they were left open."""
+PLANNED_SHARE = 0.9
+"""Of the budget that the estimate of a plan may use: machines slow down."""
 OVERRUN = 1.1
-"""Times the budget that training may reach; an epoch that would go beyond is not begun."""
-PROBE_ONLY = Recipe(0.57, 0.4, 1)
-"""The head on features, whatever --fine_tune auto would say."""
+"""Multiple of the budget that training may take; an epoch that would exceed it is not started."""
+HEAD_ONLY = Recipe(0.57, 0.4, 1)
+"""Without fine-tuning where --fine_tune is auto."""
 LADDER = (
-    PROBE_ONLY, Recipe(0.57, 0.4, 2), Recipe(0.57, 0.4, 3), Recipe(0.71, 0.4, 3), Recipe(0.71, 0.4, 4),
+    HEAD_ONLY, Recipe(0.57, 0.4, 2), Recipe(0.57, 0.4, 3), Recipe(0.71, 0.4, 3), Recipe(0.71, 0.4, 4),
     Recipe(0.71, 0.5, 5), Recipe(0.71, 0.5, 8), Recipe(0.86, 0.5, 8), Recipe(1.0, 0.5, 10), Recipe(1.0, 1.0, 10),
     Recipe(1.0, 1.0, 20),
 )  # fmt: skip
-"""From the cheapest to the best: size of the pictures, depth, epochs."""
+"""From the cheapest to the best: image size, share of the layer groups, epochs."""
 OVERHEAD = 4.0
-"""Seconds that training takes whatever the data: building, fitting the head, saving."""
-DECODED = 48
-"""Files that are decoded to see how long one takes."""
-AUGMENTING = 1.15
-"""Times the arithmetic of a step that a step with augmentation takes."""
+"""Seconds that training takes regardless of the data: building, fitting the head, saving."""
+FILES_TIMED = 48
+"""Files that are decoded to measure how long one takes."""
+AUGMENTATION_FACTOR = 1.15
+"""Time of a training step with augmentation, relative to one without."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds an image."""
+    """Seconds per image."""
 
     training: float
     inference: float
@@ -53,22 +53,25 @@ def choose(
     config: TrainConfig, train_images: int, val_images: int, build: Callable[[TrainConfig], Classifier],
     decoding: float, device: torch.device,
 ) -> tuple[TrainConfig, list[str]]:  # fmt: skip
-    """(the resolved config that makes the most of --time_budget, why in plain sentences).
+    """(the best resolved config that fits --time_budget, the reasons as sentences).
 
-    `build` makes the network of a resolved config, which is measured here for some seconds; `decoding` is seconds a
-    file. Settings that the person gave stay; where even the cheapest plan does not fit, it is taken all the same, and
-    the reasons say so.
+    `build` makes the network of a resolved config, which is timed here for some seconds; `decoding` is in seconds per
+    file. Given settings stay as they are; where even the cheapest plan does not fit, it is taken anyway, and the
+    reasons say so.
     """
     assert config.time_budget is not None
     allowed, started = seconds(config.time_budget), time.monotonic()
-    plan, needed, reasons, known = None, 0.0, [], {}
-    for rung in LADDER:
-        candidate = _on(config, rung)
+    plan = None
+    needed = 0.0
+    reasons = []
+    rates: dict[tuple[int | None, str | None], Rates] = {}
+    for recipe in LADDER:
+        candidate = with_recipe(config, recipe)
         key = (candidate.image_size, candidate.unfreeze)
-        if key not in known:
-            known[key] = measure(candidate, build(candidate), device)
-        estimated = estimate(candidate, known[key], decoding, train_images, val_images) + time.monotonic() - started
-        fits = estimated <= SHARE * allowed
+        if key not in rates:
+            rates[key] = measure(candidate, build(candidate), device)
+        estimated = estimate(candidate, rates[key], decoding, train_images, val_images) + time.monotonic() - started
+        fits = estimated <= PLANNED_SHARE * allowed
         reasons.append(f"{_describe(candidate)}: about {duration(estimated)}{'' if fits else ', too long'}")
         if plan is not None and not fits:
             break
@@ -76,16 +79,16 @@ def choose(
         if not fits:
             break
     assert plan is not None
-    verdict = f"time budget {config.time_budget}: {_describe(plan)}, about {duration(needed)}"
-    if needed > SHARE * allowed:
-        verdict += "; that may be more than the budget, but nothing cheaper is worth having"
-    return plan, [*reasons, verdict]
+    decision = f"time budget {config.time_budget}: {_describe(plan)}, about {duration(needed)}"
+    if needed > PLANNED_SHARE * allowed:
+        decision += "; that may be more than the budget, but there is no cheaper plan"
+    return plan, [*reasons, decision]
 
 
-def _on(config: TrainConfig, rung: Recipe) -> TrainConfig:
-    """The config with the rung's choices wherever the person left one open."""
-    base = recipes.resolve(config, rung)
-    if rung is PROBE_ONLY and config.fine_tune == "auto" and base.head == "linear_probe" and not base.no_pretrained:
+def with_recipe(config: TrainConfig, recipe: Recipe) -> TrainConfig:
+    """The config with the recipe's choices where settings were left open."""
+    base = recipes.resolve(config, recipe)
+    if recipe is HEAD_ONLY and config.fine_tune == "auto" and base.head == "linear_probe" and not base.no_pretrained:
         return replace(base, fine_tune="never")
     return base
 
@@ -97,24 +100,24 @@ def _describe(config: TrainConfig) -> str:
 
 
 def estimate(config: TrainConfig, rates: Rates, decoding: float, train_images: int, val_images: int) -> float:
-    """Seconds that training will take, at `decoding` seconds a file."""
+    """Seconds that training will take, at `decoding` seconds per file."""
     assert config.epochs is not None
     images = train_images + val_images
     total = OVERHEAD + images * (decoding + rates.inference)
     if config.fine_tune != "never":
-        total += config.epochs * (train_images * rates.training * AUGMENTING + val_images * rates.inference)
+        total += config.epochs * (train_images * rates.training * AUGMENTATION_FACTOR + val_images * rates.inference)
     return total + (val_images + min(REFERENCES, train_images)) * rates.inference
 
 
 def decoding_seconds(paths: Sequence[str], config: TrainConfig) -> float:
-    """A file, measured on some of them."""
+    """Per file, measured on some of them."""
     size = config.image_size or backbones.native_size(config.backbone)
     preprocessing = Preprocessing(size, config.resize, "bicubic", (0.5,), (0.5,), config.in_chans)
-    some = [Path(path) for path in paths[:: -(-len(paths) // DECODED)]]
+    timed = [Path(path) for path in paths[:: -(-len(paths) // FILES_TIMED)]]
     started = time.perf_counter()
-    for _ in decoded_batches(some, preprocessing, len(some), config.num_workers):
+    for _ in decoded_batches(timed, preprocessing, len(timed), config.num_workers):
         pass
-    return (time.perf_counter() - started) / len(some)
+    return (time.perf_counter() - started) / len(timed)
 
 
 def measure(config: TrainConfig, classifier: Classifier, device: torch.device) -> Rates:
@@ -125,7 +128,7 @@ def measure(config: TrainConfig, classifier: Classifier, device: torch.device) -
     shape = (min(16, config.batch_size), config.in_chans, config.image_size, config.image_size)
     inputs = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
     if config.batch_norm == "fold":
-        with suppress(ValueError):  # whether it is exact does not matter here
+        with suppress(ValueError):  # whether it is exact does not matter for timing
             bn_folding.fold_batchnorm(trial.backbone, inputs[:1])
     unfrozen = freezing.unfrozen_groups(config.unfreeze, len(groups), config.epochs // 2, config.epochs)
     freezing.freeze_below(trial, groups, unfrozen)
@@ -133,7 +136,7 @@ def measure(config: TrainConfig, classifier: Classifier, device: torch.device) -
     settings = StepSettings(config, device, trial.head.out_features, None)
     return Rates(
         training=_fastest(lambda: _step(trial, inputs, settings)) / len(inputs),
-        inference=_fastest(lambda: _look(trial, inputs)) / len(inputs),
+        inference=_fastest(lambda: _infer(trial, inputs)) / len(inputs),
     )
 
 
@@ -145,7 +148,7 @@ def _step(classifier: Classifier, inputs: torch.Tensor, settings: StepSettings) 
 
 
 @torch.inference_mode()
-def _look(classifier: Classifier, inputs: torch.Tensor) -> None:
+def _infer(classifier: Classifier, inputs: torch.Tensor) -> None:
     classifier(inputs).sum().item()
 
 

@@ -130,7 +130,7 @@ def test_where_only_hashes_are_compared_one_line_says_so(tmp_path, flags, reason
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ({"backbone": "no_such_net"}, "no_such_net is no model"),
+        ({"backbone": "no_such_net"}, "no_such_net is not a model"),
         ({"weights": Path("gone.safetensors")}, "--weights gone.safetensors does not exist"),
     ],
 )

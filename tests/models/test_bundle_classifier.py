@@ -176,7 +176,7 @@ def test_a_missing_file_is_named(folder, name):
 
 
 def test_a_folder_that_does_not_exist_is_no_bundle(tmp_path):
-    with pytest.raises(UserError, match="is no bundle"):
+    with pytest.raises(UserError, match="is not a bundle"):
         load_classifier(tmp_path / "missing")
 
 
@@ -233,7 +233,7 @@ def test_a_pickle_in_the_place_of_the_weights_is_rejected_and_not_run(folder, tm
     content = pickle.dumps(Bomb(tmp_path / "exploded"))
     weights_of(folder).write_bytes(content)
     sign(folder, weights_sha256=hashlib.sha256(content).hexdigest())
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         load_classifier(folder)
     assert not (tmp_path / "exploded").exists()
 

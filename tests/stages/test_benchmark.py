@@ -39,7 +39,7 @@ MACS = sum(9 * i * o * side**2 for i, o, side in CONVS) + FLAT * 128 + 128 * CLA
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process and without MLflow, which take seconds each; the end-to-end test has both."""
-    monkeypatch.setattr(profiling, "apart", lambda function, *args: function(*args))
+    monkeypatch.setattr(profiling, "run_isolated", lambda function, *args: function(*args))
     monkeypatch.setattr(profiling, "LATENCY_CALLS", 5)
     monkeypatch.setattr(benchmark.tracking, "_start_sender", lambda _: None)
 
@@ -90,7 +90,7 @@ def test_attention_is_counted() -> None:
 
 @pytest.mark.parametrize(("pause", "limit", "expected"), [(0, 5.0, 100), (0.0005, 0.001, 20)])
 def test_slow_calls_are_timed_less_often(pause: float, limit: float, expected: int, monkeypatch) -> None:
-    monkeypatch.setattr(profiling, "LONG_ENOUGH", limit)
+    monkeypatch.setattr(profiling, "MAX_SECONDS", limit)
     calls: list[int] = []
 
     def run(pixels: np.ndarray) -> np.ndarray:
@@ -98,7 +98,7 @@ def test_slow_calls_are_timed_less_often(pause: float, limit: float, expected: i
         torch.ones(10).sum() if not pause else profiling.time.sleep(pause)
         return pixels
 
-    times = profiling.seconds_a_call(run, np.zeros((2, 1)), 100)
+    times = profiling.seconds_per_call(run, np.zeros((2, 1)), 100)
     assert len(times) == expected == len(calls) - 3
     assert (times > 0).all()
 
@@ -167,7 +167,7 @@ def test_given_data_each_backbone_is_trained_and_scored_on_validation_data_only(
     assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
     assert row["val_images"] == len(predictions)
     assert row["parameters"] == PARAMETERS
-    assert row["train_seconds"] == json.loads((own / "train" / "result.json").read_text())["seconds"]
+    assert row["train_seconds"] == json.loads((own / "train" / "result.json").read_text())["train_seconds"]
     assert "test" in set(pd.read_csv(done.path / "data" / "dataset" / "splits.csv")["split"])
     assert not (tmp_path / "latest").exists(), "a benchmark is no run that other commands go on with"
 
@@ -193,7 +193,7 @@ def test_going_on_measures_only_what_is_missing(tmp_path: Path, monkeypatch) -> 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=12))
 def test_the_frontier_holds_what_nothing_beats(points: list[tuple[int, int]]) -> None:
     costs, gains = np.array(points, dtype=float).T
-    best = profiling.frontier(costs, gains)
+    best = profiling.pareto_front(costs, gains)
     on = {points[place] for place in best}
     beaten = {p for p in points for q in points if q != p and q[0] <= p[0] and q[1] >= p[1]}
     assert on == set(points) - beaten

@@ -252,7 +252,7 @@ def _interrupt() -> None:
 def test_precision_asked_for_is_kept_for_every_label(table: Path, tmp_path: Path) -> None:
     made = make_run(table, tmp_path).for_stage("train")
     report = train.run(replace(TINY, epochs=1, threshold_for="recall:0.9", target_accuracy=0.6), made)
-    assert any("labels have thresholds of their own, for recall:0.9" in line for line in report.summary)
+    assert any("each label has its threshold, for recall:0.9" in line for line in report.summary)
     info, _ = read_bundle_info(made.bundle)
     rows = load_split(made, "val")
     predictor = Predictor(made.bundle, CPU, engine="torch")

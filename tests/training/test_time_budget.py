@@ -39,12 +39,12 @@ def cost(config: TrainConfig) -> float:
 @given(st.integers(20, 20_000))
 def test_the_plan_fits_and_the_next_better_one_would_not(allowed: int) -> None:
     plan, reasons = choose(TrainConfig(time_budget=f"{allowed}s"))
-    assert cost(plan) <= time_budget.SHARE * allowed + 0.5
-    rungs = [time_budget._on(TrainConfig(), rung) for rung in time_budget.LADDER]
+    assert cost(plan) <= time_budget.PLANNED_SHARE * allowed + 0.5
+    rungs = [time_budget.with_recipe(TrainConfig(), rung) for rung in time_budget.LADDER]
     place = [(r.image_size, r.epochs, r.unfreeze, r.fine_tune) for r in rungs].index(
         (plan.image_size, plan.epochs, plan.unfreeze, plan.fine_tune)
     )
-    assert place + 1 == len(rungs) or cost(rungs[place + 1]) > time_budget.SHARE * allowed - 0.5
+    assert place + 1 == len(rungs) or cost(rungs[place + 1]) > time_budget.PLANNED_SHARE * allowed - 0.5
     assert f"{plan.image_size} px" in reasons[-1]
 
 
@@ -93,4 +93,4 @@ def test_decoding_is_measured_on_some_of_the_files(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(preprocessing, "decode_one", lambda path, *rest: looked_at.append(path) or real(path, *rest))
     seconds_a_file = time_budget.decoding_seconds([str(tmp_path / "photo.png")] * 1000, TrainConfig(image_size=32))
     assert seconds_a_file > 0
-    assert 1 <= len(looked_at) <= time_budget.DECODED
+    assert 1 <= len(looked_at) <= time_budget.FILES_TIMED

@@ -33,7 +33,7 @@ class AugmentConfig(Settings):
     random_erasing: Share = 0.15
     """Share of training images with a square blanked (Zhong et al. 2017)."""
     randaugment: Annotated[int, Field(ge=0, le=30)] = 0
-    """RandAugment magnitude (0 to 30) of two operations an image (Cubuk et al. 2019); 0 switches it off."""
+    """RandAugment magnitude (0 to 30) of two operations per image (Cubuk et al. 2019); 0 switches it off."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Mixup alpha (Zhang et al. 2017); 0 switches it off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
@@ -53,12 +53,12 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     views: Annotated[int, Field(ge=1, le=64)] = 1
     """Views of each training image to fit the linear probe to: 1 the image, 2 its mirror image too, more: augmented."""
     fine_tune: Literal["auto", "always", "never"] = "auto"
-    """auto: not where the head alone makes so few errors on validation data that nothing better could be told."""
+    """auto: skipped where the head alone makes too few validation errors to tell an improvement from chance."""
     unfreeze: str | None = None
     """Layer groups that fine-tuning trains: all, last:N, or progressive (more each epoch). Default: by --recipe."""
     batch_norm: Literal["auto", "fold", "eval", "train"] = "auto"
-    """BatchNorm in fine-tuning: folded into the convolutions, kept as it is, or learning. auto: fold, or train from
-    random weights."""
+    """BatchNorm in fine-tuning: folded into the convolutions, kept as it is, or trained. auto: fold, but train when
+    starting from random weights."""
     progressive_size: bool = False
     """Fine-tune on smaller pictures first: from 70 % of --image_size up."""
     lr: Annotated[float | None, Field(ge=1e-12, le=1e30)] = None
@@ -66,7 +66,7 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     head_lr: Annotated[float, Field(ge=1e-12, le=1e30)] = 3e-3
     """Learning rate of --head sgd."""
     layer_decay: Annotated[float, Field(ge=0.001, le=1)] = 1.0
-    """In fine-tuning, each layer group learns at this times the rate of the one above it."""
+    """In fine-tuning, the learning rate of each layer group is this times the rate of the one above it."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd uses Nesterov momentum 0.9."""
     weight_decay: Annotated[float, Field(ge=0, le=1e30)] = 0.01
@@ -78,19 +78,19 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     label_smoothing: Share = 0.0
     """Share of the target spread over all classes (Szegedy et al. 2015)."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: weight classes inversely to their frequency; having one of several labels, by how rare it is."""
+    """balanced: classes weigh inversely to their frequency, and with --multi_label rare labels weigh more."""
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest gradient norm; 0 switches clipping off."""
     grad_accum_steps: Annotated[int, Field(ge=1)] = 1
-    """Pieces that each batch is computed in, for a small memory; the network learns from the whole batch at once. More
-    are taken by themselves where the first batch does not fit."""
+    """Micro-batches that each batch is split into, for a small memory; their gradients are accumulated into one step.
+    The number grows automatically where the first batch does not fit."""
     ema: Annotated[float, Field(ge=0, le=0.999999)] = 0.0
-    """Validate and keep a moving average of the weights: the most that one step leaves of it, such as 0.99; 0: none."""
+    """Decay, such as 0.99, of a moving average of the weights, which is then what is validated and saved; 0: none."""
     mixed_precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """auto: bf16 (or fp16 on older cards) on CUDA, off elsewhere."""
     threshold_for: str | None = None
-    """What the decision threshold is chosen for on validation data: f1, hter, balanced_accuracy, precision:0.95,
-    recall:0.99 or cost:FP=1,FN=5. Of two classes (default: the most probable), or of each of several labels (f1)."""
+    """What the decision threshold is optimised for on validation data: f1, hter, balanced_accuracy, precision:0.95,
+    recall:0.99 or cost:FP=1,FN=5. Default: the most probable of two classes; with --multi_label, f1 of each label."""
     target_accuracy: Annotated[float | None, Field(ge=0.5, le=1)] = None
     """Accuracy that predictions must have, such as 0.99: the model abstains where its confidence is lower than that
     takes on validation data. Default: it does not abstain for low confidence."""
@@ -98,16 +98,16 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
     """Photos less like the training photos than this share of the validation photos are out of distribution: the model
     abstains. 1 switches this off."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"] = "log_loss"
-    """Validation metric, after calibration, that picks the best epoch and stops early. log_loss hears every image,
-    where those that count errors hear a few."""
+    """Validation metric, after calibration, that picks the best epoch and stops early. log_loss depends on every
+    image, those that count errors on a few."""
     patience: Annotated[int, Field(ge=1)] = 5
     """Epochs without improvement after which a phase ends."""
     pixel_cache_gb: Annotated[float, Field(ge=0)] = 8.0
-    """Disk space for decoded training images; those beyond it are decoded in each epoch."""
+    """Disk space for decoded training images; those beyond it are decoded again in each epoch."""
     checkpoint_every: Annotated[float, Field(ge=0)] = 60.0
     """Seconds between two checkpoints inside an epoch; 0: after each step."""
     resume: bool = False
-    """Continue a run: finished stages are kept, training goes on after its last checkpoint as if nothing had been."""
+    """Continue a run: finished stages are kept, training resumes from its last checkpoint as if never interrupted."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
@@ -119,8 +119,8 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
             raise UserError(f"--unfreeze {self.unfreeze!r} is unknown: use all, progressive or last:N, such as last:3.")
         if self.batch_norm == "train" and 2 * self.grad_accum_steps > self.batch_size:
             raise UserError(
-                f"--grad_accum_steps {self.grad_accum_steps} leaves BatchNorm less than two images of --batch_size "
-                f"{self.batch_size}: use fewer pieces."
+                f"--grad_accum_steps {self.grad_accum_steps} leaves BatchNorm fewer than two images of --batch_size "
+                f"{self.batch_size}: lower it."
             )
         if self.time_budget is not None:
             seconds(self.time_budget)
