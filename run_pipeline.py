@@ -143,14 +143,13 @@ def _announce(run_dir: RunDir) -> None:
     """What to type next, from any folder."""
     here, python = Path(__file__).resolve().parent, shlex.quote(sys.executable)
     output_dir, bundle = shlex.quote(str(run_dir.output_dir)), shlex.quote(str(run_dir.bundle))
-    database = shlex.quote(tracking.uri(run_dir.output_dir))
     script, folder = shlex.quote(str(here / "predict.py")), shlex.quote(str(here))
     log.info("")
     log.info("report      %s", run_dir.report)
     review = run_dir.path / "error_analysis" / "review.html"
     if review.is_file():
         log.info("review      %s", review)
-    log.info("runs        %s -m mlflow ui --backend-store-uri %s   then http://127.0.0.1:5000", python, database)
+    log.info("runs        %s", tracking.where_to_look(run_dir))
     if run_dir.bundle.is_dir():
         name = shlex.quote(run_dir.name)
         log.info("predict     %s %s photo.jpg --output_dir %s --run_name %s", python, script, output_dir, name)

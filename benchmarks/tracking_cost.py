@@ -80,8 +80,9 @@ def command(output_dir: Path, pairs: int, tracked: bool) -> None:
         print(json.dumps([train(pairs, None), 0.0]))
         return
     run_dir = create_run(output_dir, "run")
-    with tracking.parent_run(run_dir):
-        found, ended = train(pairs, tracking._senders[-1].pid), time.perf_counter()
+    with tracking.parent_run(run_dir) as sender:
+        found = train(pairs, sender.pid if sender else None)
+        ended = time.perf_counter()
     print(json.dumps([found, time.perf_counter() - ended]))
 
 

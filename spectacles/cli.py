@@ -80,6 +80,7 @@ def run_alone(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> None:
     with tracking.parent_run(run_dir):
         execute(stage, run, config, run_dir)
         publish(run_dir)
+    log.info("runs   %s", tracking.where_to_look(run_dir))
 
 
 def publish(run_dir: RunDir) -> None:

@@ -106,7 +106,7 @@ def _start(store: Store, events: list[Event], run_dir: RunDir) -> None:
         store.client.update_run(run_id, status="RUNNING")
     store.ids[event["run"]] = run_id
     if event["parent"] is None:
-        write_json(run_dir.tracking, {"uri": store.address, "run_id": run_id})
+        write_json(run_dir.tracking, {"uri": store.address, "experiment_id": store.experiment, "run_id": run_id})
 
 
 def _find(store: Store, key: str) -> str | None:

@@ -1,22 +1,27 @@
-"""What a run tells MLflow: written into the run folder's journal here, delivered by a process of its own (`delivery`).
+"""What a run reports to MLflow: written to the run folder's event log here, delivered by another process (`delivery`).
 
     python -m spectacles.tracking sync --output_dir outputs
 
-delivers what an unreachable MLflow server did not get; so does the next command that works in the folder.
+delivers what an unreachable MLflow server has not received; so does the next command that works in the folder.
 """
 
 import argparse
+import atexit
 import getpass
 import hashlib
+import json
 import logging
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,23 +38,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("spectacles")
 
 MAX_PARAM = 500
-PATIENCE = 10.0
-"""Seconds without any progress that the end of a command waits for the delivery."""
+DELIVERY_TIMEOUT = 10.0
+"""Seconds without progress after which the end of a command stops waiting for the delivery."""
+LOCAL_UI = "http://127.0.0.1:5000"
+"""Where `mlflow ui` listens unless it is given another port."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
 class _Session:
-    """An open parent run: where its events are written, for whom, and which runs are open, the innermost last."""
+    """An open parent run: what writes its events, the store they are for, and the open runs, the innermost last."""
 
     write: Callable[[Event], None]
     to: str
     runs: list[str] = field(default_factory=list)
 
 
-_session: _Session | None = None
-_senders: list["subprocess.Popen[bytes]"] = []
-"""They outlive the run, and Python would warn of each that it forgets."""
+_active: ContextVar[_Session | None] = ContextVar("tracking_session", default=None)
 
 
 def uri(output_dir: Path) -> str:
@@ -57,23 +62,24 @@ def uri(output_dir: Path) -> str:
 
 
 @contextmanager
-def parent_run(run_dir: RunDir, before: RunDir | None = None) -> Iterator[None]:
+def parent_run(run_dir: RunDir, before: RunDir | None = None) -> Iterator["subprocess.Popen[bytes] | None"]:
     """The run of the whole folder: begun once, reopened by every later stage. Inside another parent: does nothing.
+    Yields the process that delivers what is tracked.
 
     `before`: the run that this one is made from again. Where that is tracked in the same store, this one is shown below
     it; elsewhere a tag names it.
     """
-    if _session is not None:
-        yield
+    if _active.get() is not None:
+        yield None
         return
-    with _open_session(run_dir):
+    with _open_session(run_dir) as session:
         key = event_log.folder_run(run_dir.path) or uuid.uuid4().hex
         tags = {"git_commit": git_commit(), "run_folder": str(run_dir.path)}
         facts = {} if before is None else {"before": str(before.path)}
         with _run(key, run_dir.name, tags | ({} if before is None else {"run_before": before.name}), **facts):
-            sender = None if _session is None else _start_sender(run_dir)
+            sender = None if session is None else _start_sender(run_dir)
             try:
-                yield
+                yield sender
             finally:
                 if sender is not None:
                     delivery.share(sender.pid, 0)
@@ -82,26 +88,29 @@ def parent_run(run_dir: RunDir, before: RunDir | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _open_session(run_dir: RunDir) -> Iterator[None]:
-    global _session
+def _open_session(run_dir: RunDir) -> Iterator[_Session | None]:
+    """None, after a warning, where the run folder's event log cannot be written."""
     with ExitStack() as stack:
+        session = None
         try:
-            _session = _Session(stack.enter_context(event_log.writing(run_dir.path)), event_log.destination())
+            session = _Session(stack.enter_context(event_log.writing(run_dir.path)), event_log.destination())
         except OSError as error:
             log.warning("warning: this run is not tracked: %s", error)
+        token = _active.set(session)
         try:
-            yield
+            yield session
         finally:
-            _session = None
+            _active.reset(token)
 
 
 @contextmanager
 def _run(key: str, name: str, tags: dict[str, str], **facts: str) -> Iterator[None]:
     """A run below the innermost open one; nothing where no parent run is open."""
-    if _session is None:
+    session = _active.get()
+    if session is None:
         yield
         return
-    runs = _session.runs
+    runs = session.runs
     parent = runs[-1] if runs else None
     runs.append(key)
     _note("start", name=name, parent=parent, tags=tags, origin=_origin(), **facts)
@@ -118,11 +127,12 @@ def _run(key: str, name: str, tags: dict[str, str], **facts: str) -> Iterator[No
 
 
 def _note(do: str, **facts: Any) -> None:
-    """An event of the innermost open run, in the journal."""
-    if _session is None or not _session.runs:
+    """An event of the innermost open run, in the event log."""
+    session = _active.get()
+    if session is None or not session.runs:
         return
     try:
-        _session.write({"do": do, "run": _session.runs[-1], "to": _session.to, "ts": event_log.now()} | facts)
+        session.write({"do": do, "run": session.runs[-1], "to": session.to, "ts": event_log.now()} | facts)
     except OSError as error:
         log.warning("warning: not tracked (%s): %s", do, error)
 
@@ -170,7 +180,7 @@ def log_artifact(path: Path, folder: str | None = None) -> None:
 
 def log_dataset(frame: "pd.DataFrame", source: str, name: str, context: str) -> None:
     """Registers a split as an MLflow data set input of the active run."""
-    if _session is not None:
+    if _active.get() is not None:
         digest = hashlib.sha256(frame.to_csv(index=False).encode("utf-8", "surrogateescape")).hexdigest()[:8]
         columns = {str(column): str(kind) for column, kind in frame.dtypes.items()}
         _note("dataset", name=name, source=source, context=context, digest=digest, columns=columns, rows=len(frame))
@@ -184,7 +194,7 @@ def log_report(report: Report, run_dir: RunDir) -> None:
 
 
 def _start_sender(run_dir: RunDir) -> "subprocess.Popen[bytes] | None":
-    """The process that delivers the journal. It is no part of the terminal's group, so Ctrl-C does not reach it."""
+    """The process that delivers the event log, in a process group of its own: Ctrl-C does not reach it."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     command = [
         sys.executable,
@@ -200,26 +210,50 @@ def _start_sender(run_dir: RunDir) -> "subprocess.Popen[bytes] | None":
             sender = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                                       env=os.environ | {"PYTHONPATH": path}, start_new_session=True)  # fmt: skip
     except OSError as error:
-        log.warning("warning: MLflow is told later: %s", error)
+        log.warning("warning: nothing is delivered to MLflow yet: %s", error)
         return None
     delivery.share(sender.pid, 15)
-    _senders.append(sender)
+    atexit.register(sender.poll)  # Python warns of a running process that nothing refers to any more
     return sender
 
 
 def _await_delivery(run_dir: RunDir, sender: "subprocess.Popen[bytes]") -> None:
-    """Waits until everything has arrived, or for PATIENCE without progress; says what is left, and where."""
+    """Waits until everything has arrived, or for DELIVERY_TIMEOUT without progress; then logs what is left."""
     to = event_log.destination()
     seen, deadline = -1, 0.0
     while left := event_log.waiting(run_dir.path)[to]:
         progress = event_log.progress(run_dir.path)
         if progress != seen:
-            seen, deadline = progress, time.monotonic() + PATIENCE
+            seen, deadline = progress, time.monotonic() + DELIVERY_TIMEOUT
         if time.monotonic() > deadline or sender.poll() is not None:
-            log.info("MLflow at %s has not got %d of this run's entries yet: they are kept in %s, and the next command "
-                     "delivers them", uri(run_dir.output_dir), left, run_dir.path / event_log.JOURNAL)  # fmt: skip
+            log.info("MLflow at %s has not received %d of this run's entries yet: they are kept in %s, and the next "
+                     "command delivers them", uri(run_dir.output_dir), left, run_dir.path / event_log.JOURNAL,
+                     )  # fmt: skip
             return
         time.sleep(0.05)
+
+
+def run_address(run_dir: RunDir) -> str | None:
+    """Of the run's page in MLflow, on its side for model training; None until the run has arrived in the store."""
+    known = json.loads(run_dir.tracking.read_text(encoding="utf-8")) if run_dir.tracking.is_file() else {}
+    store = uri(run_dir.output_dir)
+    if known.get("uri") != store:
+        return None
+    server = re.sub(r"//[^/@]*@", "//", store).rstrip("/") if store.startswith("http") else LOCAL_UI
+    page = f"#/experiments/{known['experiment_id']}/runs/{known['run_id']}"
+    return f"{server}/{page}?workflowType=machine_learning"
+
+
+def where_to_look(run_dir: RunDir) -> str:
+    """The command that serves MLflow's pages, where no server does, and the address of the run."""
+    store, address = uri(run_dir.output_dir), run_address(run_dir)
+    python = shlex.quote(sys.executable)
+    if address is None:
+        output_dir = shlex.quote(str(run_dir.output_dir))
+        return f"not in MLflow yet: deliver with {python} -m spectacles.tracking sync --output_dir {output_dir}"
+    if store.startswith("http"):
+        return address
+    return f"{python} -m mlflow ui --backend-store-uri {shlex.quote(store)}   then {address}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from spectacles.tracking import tracking
 
 def main(output_dir: str, name: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    tracking.PATIENCE = 2.0  # most of these commands wait in vain
+    tracking.DELIVERY_TIMEOUT = 2.0  # most of these commands wait in vain
     run_dir = create_run(Path(output_dir), name)
     history = run_dir.folder("train") / "history.csv"
     with tracking.parent_run(run_dir), tracking.stage_run(run_dir, "train", {"epochs": 3}):
