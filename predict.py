@@ -59,7 +59,7 @@ from spectacles.inference import prediction_rows
 from spectacles.inference.inputs import Inputs, collect, parse_shard
 from spectacles.inference.prediction_rows import OVERLAY_FOLDER
 from spectacles.inference.predictor import Prediction, Predictor
-from spectacles.metrics.thresholds import AbstainReason
+from spectacles.metrics.abstention import AbstainReason
 from spectacles.models.bundle import BundleInfo
 
 log = logging.getLogger("spectacles")

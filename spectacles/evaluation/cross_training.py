@@ -1,4 +1,4 @@
-"""Probabilities from fine-tuned networks that have not seen the image: a training a fold, each a run of its own."""
+"""Probabilities from fine-tuned networks that have not seen the image: one training per fold, each a separate run."""
 
 import hashlib
 import json
@@ -79,7 +79,7 @@ def _fold(
     probabilities = np.array([outcome.probabilities or missing for outcome in outcomes], dtype=np.float64)
     with atomic_path(kept) as temporary:
         np.save(temporary, probabilities)
-    for weights in (part.bundle, part.output_dir / "mlartifacts"):  # the probabilities are all that is asked of them
+    for weights in (part.bundle, part.output_dir / "mlartifacts"):  # only the probabilities are needed
         shutil.rmtree(weights, ignore_errors=True)
     log.info("  %s: %s", part.name, duration(time.monotonic() - started))
     return probabilities
@@ -90,7 +90,7 @@ def _read(kept: Path) -> np.ndarray:
         return np.asarray(np.load(kept, allow_pickle=False))
     except (ValueError, EOFError) as error:
         raise UserError(
-            f"{kept} holds no probabilities ({error}): remove the folder {kept.parent}, and the fold is trained again."
+            f"{kept} cannot be read ({error}): remove the folder {kept.parent}, and the fold is trained again."
         ) from error
 
 
@@ -114,8 +114,8 @@ def _train(part: RunDir) -> None:
     if done.returncode in (130, 143):
         raise KeyboardInterrupt
     if done.returncode != 0:
-        last = (printed.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"--fine_tuned_folds: the training of {part.name} failed ({last}); all it said: {printed}.")
+        last = (printed.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"--fine_tuned_folds: the training of {part.name} failed ({last}); its output: {printed}.")
 
 
 def _environment() -> dict[str, str]:
@@ -159,5 +159,5 @@ def _announce(run_dir: RunDir, folds: int, images: int) -> None:
         trained = run_dir.load_result("train", TrainReport)
         data = run_dir.load_result("dataset", DatasetReport)
         seconds = trained.train_seconds * (folds - 1) * images / max(1, data.images["train"])
-        cost = f": about {duration(seconds)} by the time that the run's own training took"
-    log.info("  %d folds are fine-tuned to judge labels, each a training%s", folds, cost)
+        cost = f": about {duration(seconds)} judging by the time that the run's training took"
+    log.info("  %d folds are fine-tuned to check labels, one training each%s", folds, cost)

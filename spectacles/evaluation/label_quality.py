@@ -8,7 +8,7 @@ from spectacles.data.splits import stratified_split
 from spectacles.models.linear_probe import cross_fit
 
 REPEATS = 3
-"""Divisions into folds whose probabilities are averaged: chance puts a label with few that contradict it."""
+"""Divisions into folds whose probabilities are averaged, so that no prediction depends on a single one."""
 
 
 def out_of_fold_probabilities(
@@ -19,13 +19,13 @@ def out_of_fold_probabilities(
 
     Standardised logistic regression in stratified folds; rows of one group (near duplicates, a person) are left out
     together. The regularisation is the strongest whose weaker neighbour does not lower the out-of-fold log loss. A row
-    whose label occurs in no other fold cannot be judged: its probabilities are NaN, of several labels this one's is.
+    whose label occurs in no other fold has no prediction: its probabilities are NaN, of several labels only this one's.
     """
     groups = np.arange(len(labels)) if groups is None else groups
     divisions = [
         stratified_split(labels, groups, [1 / folds] * folds, seed * REPEATS + number) for number in range(REPEATS)
     ]
-    features = evened(features)
+    features = power_normalized(features)
     if labels.ndim == 1:
         return cross_fit(features, labels, divisions)
     return np.column_stack([_label_probabilities(features, has, divisions) for has in labels.T])
@@ -41,22 +41,22 @@ def _label_probabilities(features: np.ndarray, has: np.ndarray, divisions: list[
     return np.where(np.isnan(probability) & (has == usual), has, probability)
 
 
-def evened(features: np.ndarray) -> np.ndarray:
-    """Square roots of features that are never negative, as behind a ReLU: a few large values do not rule then (power
-    normalisation, Perronnin et al. 2010). Others stay as they are."""
+def power_normalized(features: np.ndarray) -> np.ndarray:
+    """Square roots of features that are never negative, as behind a ReLU, so that a few large values do not dominate
+    (power normalisation, Perronnin et al. 2010). Others stay as they are."""
     return features if features.min(initial=0) < 0 else np.asarray(np.sqrt(features))
 
 
 def average(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of two judges' probabilities (N, K); where one could not judge (NaN), the other's stand."""
+    """Of two sources of probabilities (N, K); where one has none (NaN), those of the other."""
     mean = (one + other) / 2
     return np.where(np.isnan(mean), np.where(np.isnan(one), other, one), mean)
 
 
 def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """(N,) in 0..1, 0 for the least credible label: the margin (p_given - p_other + 1) / 2 to the most probable other
-    class, each probability taken against what its class usually gets for its own images (Northcutt et al. 2021): a rare
-    class usually gets less, and should not be all doubt."""
+    class, each probability taken against what its class usually gets for its images (Northcutt et al. 2021): a rare
+    class usually gets less, and should not be suspected altogether."""
     scores = get_label_quality_scores(labels, probabilities, method="normalized_margin", adjust_pred_probs=True)
     return np.asarray(scores, dtype=np.float64)
 
@@ -100,7 +100,7 @@ def _rank_label_sets(labels: np.ndarray, probabilities: np.ndarray) -> dict[str,
     """The same columns, a row for each image with a label for which the other answer, had or not had, is more probable:
 
     - `suggested`: (M, K) of 0 and 1, `labels` with the other answer for all of those.
-    - `doubtful`: index of the least credible of them, which `score`, `p_given` and `p_suggested` are about.
+    - `doubtful`: index of the least credible of these labels, which `score`, `p_given` and `p_suggested` are about.
     - `suspected`: whether any of them is.
     """
     suggested, suspected = labels.copy(), np.zeros(len(labels), dtype=bool)

@@ -1,4 +1,4 @@
-"""Groups of images, given or found, and whether the model is worse on one of them than on all."""
+"""Slices of the images, from columns or found automatically, and whether the model is worse on one than on all."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from spectacles.metrics.basics import Float64s
 from spectacles.metrics.decisions import Scored
 
 ENOUGH_IMAGES, ENOUGH_CLUSTERS = 30, 5
-"""Below either nothing is claimed of a slice."""
+"""With fewer images or clusters a slice is not compared."""
 LOOKS = 6
-"""Clusters of images that look alike, where there are at least ENOUGH_IMAGES for each."""
+"""Clusters of similar images, where there are at least ENOUGH_IMAGES for each."""
 MOST_VALUES = 50
 """Values of a column that are slices of their own, the most frequent ones."""
 UNKNOWN = "unknown"
@@ -100,7 +100,7 @@ def _looks(files: pd.Series[str], features: np.ndarray, seed: int) -> Iterator[S
 
 def score(slices: list[Slice], scored: Scored, seed: int, resamples: int) -> dict[str, Any]:
     """What slices.json holds: of each slice its images, accuracy and (of two classes) error rates with 95 % intervals,
-    and the `worst_gap` between all images and a slice. Without enough images (`sufficient` false) a slice says nothing.
+    and the `worst_gap` between all images and a slice. One without enough images (`sufficient` false) is not compared.
     """
     if not slices:
         return {"slices": [], "worst_gap": None}

@@ -12,7 +12,7 @@ import pandas as pd
 
 from spectacles.core.config import EvaluateConfig
 from spectacles.data import label_sets, schemas
-from spectacles.metrics import classification, multilabel, scoring, selective, thresholds
+from spectacles.metrics import abstention, classification, multilabel, scoring, selective
 from spectacles.metrics.calibration import Calibration
 from spectacles.metrics.decisions import Scored
 from spectacles.models.bundle import BundleInfo
@@ -70,7 +70,7 @@ def score(split: ScoredSplit, config: EvaluateConfig) -> dict[str, Any]:
         "accuracy_interval": intervals["accuracy"],
         "intervals": intervals,
         "per_class": dict(zip(classes, scoring.per_class(scored), strict=True)),
-        "selective": selective.selective(scored.correct, thresholds.certainty(scored.probabilities, scored.predicted)),
+        "selective": selective.selective(scored.correct, abstention.certainty(scored.probabilities, scored.predicted)),
     }
     if not split.info.multi_label and len(classes) <= MATRIX_CLASSES:
         matrix = classification.confusion_matrix(scored.labels, scored.predicted, len(classes))

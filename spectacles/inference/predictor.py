@@ -11,8 +11,8 @@ import torch
 from spectacles.data import label_sets
 from spectacles.data.images import MAX_PIXELS, Source
 from spectacles.data.preprocessing import Decoded, decoded_batches
-from spectacles.metrics import thresholds
-from spectacles.metrics.thresholds import AbstainReason
+from spectacles.metrics import abstention
+from spectacles.metrics.abstention import AbstainReason
 from spectacles.models import engine_choice, engines, ood
 from spectacles.models.bundle import ENGINE_FILE, load_bundle
 from spectacles.models.classifier import build_classifier
@@ -120,7 +120,7 @@ class Predictor:
                 reason="",
                 logits=tuple(logits[row].tolist()),
                 ood_score=ood_scores[row],
-                abstain_reason=thresholds.abstain_reason(
+                abstain_reason=abstention.abstain_reason(
                     confidence[row], self.info.confidence_threshold, ood_scores[row], self.info.ood_threshold
                 ),
             )

@@ -16,7 +16,7 @@ ENOUGH_EACH = 10
 
 @dataclass(frozen=True)
 class Choice:
-    """A threshold, and what it gives on the data that chose it."""
+    """A threshold, and its rates on the data that chose it."""
 
     threshold: float
     precision: float
@@ -24,24 +24,25 @@ class Choice:
     recall: float
     false_positive_rate: float
     reached: bool
-    """False where the precision asked for cannot be had, and this is the nearest."""
+    """False where the requested precision is out of reach, and this is the nearest."""
 
 
 def choose(goal: Goal, labels: Ints, probabilities: Floats) -> Choice:
     """The best threshold for `goal` on labels `(N,)` of 0 and 1 and probabilities `(N,)` of class 1.
 
     It lies in the middle between two neighbouring probabilities, so on none of them. Of equally good ones the one
-    nearest to what calibrated probabilities alone would say: 0.5, and for costs FP / (FP + FN) (Elkan 2001). A
-    precision that cannot be reached gives the highest there is. Raises ValueError unless both classes occur.
+    nearest to the best one for calibrated probabilities: 0.5, and for costs FP / (FP + FN) (Elkan 2001). A precision
+    that is out of reach gives the highest there is. Raises ValueError unless both classes occur.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     fall_out, recall, starts = roc_curve(labels == 1, probabilities)
     positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
     hits, false_alarms = np.rint(recall * positives), np.rint(fall_out * negatives)
     precision = np.divide(hits, hits + false_alarms, out=np.ones(len(hits)), where=hits + false_alarms > 0)
-    misses, reached = positives - hits, True
+    misses = positives - hits
+    reached = True
     if goal.name == "precision":
-        # Calling nothing positive is never wrong, and of no use.
+        # Calling nothing positive has a precision of 1 and is of no use.
         enough = (precision >= goal.least - 1e-12) & (hits > 0)
         reached = bool(enough.any())
         ranks = [np.where(enough, recall, -1.0), precision] if reached else [precision * (hits > 0), recall]
@@ -61,12 +62,12 @@ def choose(goal: Goal, labels: Ints, probabilities: Floats) -> Choice:
 
 
 def _middles(starts: Float64s) -> Float64s:
-    """For falling `starts`, the first infinite: thresholds that let in all from each start on, and nothing below it."""
+    """For falling `starts`, the first infinite: thresholds that all scores from each start on reach, and none below."""
     upper, lower = starts.copy(), np.append(starts[1:], 0.0)
     upper[0] = 1.0 if lower[0] < 1.0 else np.nextafter(lower[0], 2.0)
     middle: Float64s = (upper + lower) / 2
     middle[-1] = upper[-1] / 2
-    # Between neighbouring floats there is no middle; a threshold lets in what equals it.
+    # Between neighbouring floats there is no middle; a score that equals a threshold reaches it.
     return np.where((middle > lower) | (np.arange(len(starts)) == len(starts) - 1), middle, upper)
 
 
@@ -85,10 +86,10 @@ def choose_each(goal: Goal, labels: Ints, probabilities: Floats) -> list[Choice 
     the height of a peak is known from fewer images than its place.
     """
     choices: list[Choice | None] = []
-    for has, own in zip(np.asarray(labels).T, np.asarray(probabilities, dtype=np.float64).T, strict=True):
+    for has, scores in zip(np.asarray(labels).T, np.asarray(probabilities, dtype=np.float64).T, strict=True):
         enough = min(has.sum(), (1 - has).sum()) >= ENOUGH_EACH
-        choice = choose(goal, has, own) if enough else None
-        choices.append(_at(_f1(choice) / 2, has == 1, own) if choice and goal.name == "f1" else choice)
+        choice = choose(goal, has, scores) if enough else None
+        choices.append(_at(_f1(choice) / 2, has == 1, scores) if choice and goal.name == "f1" else choice)
     return choices
 
 
@@ -96,7 +97,7 @@ def _f1(choice: Choice) -> float:
     return 2 * choice.precision * choice.recall / max(choice.precision + choice.recall, 1e-12)
 
 
-def _at(threshold: float, has: Bools, own: Float64s) -> Choice:
-    said = own >= threshold
-    precision = float(has[said].mean()) if said.any() else 1.0
-    return Choice(threshold, precision, float(said[has].mean()), float(said[~has].mean()), reached=True)
+def _at(threshold: float, has: Bools, scores: Float64s) -> Choice:
+    claimed = scores >= threshold
+    precision = float(has[claimed].mean()) if claimed.any() else 1.0
+    return Choice(threshold, precision, float(claimed[has].mean()), float(claimed[~has].mean()), reached=True)

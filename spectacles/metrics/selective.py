@@ -8,8 +8,8 @@ import numpy as np
 
 from spectacles.core.wording import count_of, percent, percents
 from spectacles.metrics import bootstrap
+from spectacles.metrics.abstention import AbstainReason
 from spectacles.metrics.basics import Bools, Floats, Ints
-from spectacles.metrics.thresholds import AbstainReason
 
 POINTS = 200
 """Of a coverage curve at most."""

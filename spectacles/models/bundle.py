@@ -17,7 +17,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path, write_json
 from spectacles.data import label_sets
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.metrics import decisions, thresholds
+from spectacles.metrics import abstention, decisions
 from spectacles.metrics.calibration import Calibration
 
 FORMAT = 3
@@ -79,7 +79,7 @@ class BundleInfo:
 
     def certainty(self, probabilities: np.ndarray) -> np.ndarray:
         """(N, K) -> (N,): the probability that the decision is right; of several labels, of the least certain one."""
-        return thresholds.certainty(probabilities, self.decide(probabilities))
+        return abstention.certainty(probabilities, self.decide(probabilities))
 
 
 def save_bundle(folder: Path, info: BundleInfo, state: dict[str, torch.Tensor]) -> str:

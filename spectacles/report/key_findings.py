@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import get_args
 
 from spectacles.core.wording import count_of, percent, percents
-from spectacles.metrics.thresholds import AbstainReason
+from spectacles.metrics.abstention import AbstainReason
 from spectacles.report.run_summary import Json, RunSummary
 
 FEW = 100

@@ -12,7 +12,7 @@ from spectacles.core.config import EXPLANATIONS
 from spectacles.core.environment import package_versions
 from spectacles.data.images import UNKNOWN_FORMAT
 from spectacles.inference.predictor import Prediction, Predictor
-from spectacles.metrics.thresholds import AbstainReason
+from spectacles.metrics.abstention import AbstainReason
 from spectacles.models.bundle import BundleInfo
 from spectacles.report.csp import inline_hash
 from spectacles.server import middleware, telemetry

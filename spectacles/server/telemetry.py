@@ -10,7 +10,7 @@ from typing import Any, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from spectacles.metrics.thresholds import AbstainReason
+from spectacles.metrics.abstention import AbstainReason
 from spectacles.server.batching import Answer
 
 

@@ -13,7 +13,7 @@ from spectacles.core.fileio import safe_name
 from spectacles.core.progress import progress
 from spectacles.core.results import TrainReport
 from spectacles.data.pixel_cache import in_batches
-from spectacles.metrics import calibration_fit, decision_threshold, thresholds
+from spectacles.metrics import abstention, calibration_fit, decision_threshold
 from spectacles.metrics.calibration import Calibration
 from spectacles.metrics.decisions import is_correct
 from spectacles.models import engine_choice, ood
@@ -45,7 +45,7 @@ def threshold_goal(config: TrainConfig, labels: np.ndarray, num_classes: int) ->
     Raises UserError where these data do not allow for a threshold, or for --target_accuracy.
     """
     if config.target_accuracy is not None and len(labels) < (
-        needed := thresholds.images_needed(config.target_accuracy)
+        needed := abstention.images_needed(config.target_accuracy)
     ):
         raise UserError(
             f"--target_accuracy {config.target_accuracy:g} needs at least {needed} validation images, and there are "
@@ -154,7 +154,7 @@ def _with_label_thresholds(decided: Decided, goal: Goal, labels: np.ndarray, pro
 def _with_confidence(decided: Decided, target: float, labels: np.ndarray, probabilities: np.ndarray) -> Decided:
     correct = is_correct(decided.info.decide(probabilities), labels)
     confidences = decided.info.certainty(probabilities)
-    confidence_threshold = thresholds.choose_confidence(correct, confidences, target)
+    confidence_threshold = abstention.choose_confidence(correct, confidences, target)
     answered = confidences >= confidence_threshold
     coverage = float(answered.mean())
     accuracy = float(correct[answered].mean()) if answered.any() else None

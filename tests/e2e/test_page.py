@@ -23,7 +23,7 @@ from PIL import Image
 
 import api
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.metrics.thresholds import NEVER
+from spectacles.metrics.abstention import NEVER
 from spectacles.models import ood
 from spectacles.server import auth
 from spectacles.server.service import LOADING, Service

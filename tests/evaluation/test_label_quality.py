@@ -1,4 +1,4 @@
-"""Wrong labels are found where features tell the classes apart, and no image judges itself or its twin."""
+"""Wrong labels are found where features separate the classes, and no image is predicted from itself or its twin."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from spectacles.evaluation.label_quality import (
     average,
-    evened,
     label_quality,
     out_of_fold_probabilities,
+    power_normalized,
     rank_label_issues,
 )
 
@@ -66,22 +66,22 @@ def test_the_score_is_the_margin_against_what_each_class_usually_gets(seed: int,
     np.testing.assert_allclose(label_quality(labels, probabilities), expected, atol=1e-9)
 
 
-def test_a_few_large_values_do_not_rule_features_that_are_never_negative() -> None:
+def test_a_few_large_values_do_not_dominate_features_that_are_never_negative() -> None:
     features, labels = gaussians(200, 2)
     positive = np.exp(3 * features)
-    assert (evened(positive) == np.sqrt(positive)).all()
-    assert (evened(features) == features).all()
+    assert (power_normalized(positive) == np.sqrt(positive)).all()
+    assert (power_normalized(features) == features).all()
     assert accuracy(out_of_fold_probabilities(positive, labels, 5, 0), labels) > 0.9
 
 
-def test_two_judges_are_averaged_and_one_alone_stands() -> None:
+def test_two_sources_are_averaged_and_one_alone_is_used_as_it_is() -> None:
     nan = [np.nan, np.nan]
     one, other = np.array([[0.2, 0.8], nan, [1.0, 0.0], nan]), np.array([[0.4, 0.6], [0.5, 0.5], nan, nan])
     np.testing.assert_allclose(average(one, other), [[0.3, 0.7], [0.5, 0.5], [1.0, 0.0], nan])
 
 
 def memorable(pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of twins: nothing tells a label except having seen the twin. (features, labels, groups)."""
+    """Pairs of twins: only the twin gives the label away. (features, labels, groups)."""
     groups = np.repeat(np.arange(pairs), 2)
     labels = np.random.default_rng(0).permutation(np.arange(pairs) % 2)[groups]
     return np.eye(pairs, dtype=np.float32)[groups], labels, groups
@@ -91,7 +91,7 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float((probabilities.argmax(axis=1) == labels).mean())
 
 
-def test_a_group_is_never_both_fitted_and_judged() -> None:
+def test_a_group_is_never_both_fitted_and_predicted() -> None:
     features, labels, groups = memorable(60)
     assert accuracy(out_of_fold_probabilities(features, labels, 5, 0), labels) > 0.7  # twins do give labels away
     grouped = out_of_fold_probabilities(features, labels, 5, 0, groups)
@@ -112,12 +112,12 @@ def test_classes_with_fewer_images_than_folds() -> None:
     probabilities = out_of_fold_probabilities(features, labels, folds=5, seed=0)
     assert probabilities.shape == (63, 5)
     unjudged = np.isnan(probabilities).any(axis=1)
-    np.testing.assert_array_equal(np.flatnonzero(unjudged), [62])  # the only image of its class has no witness
+    np.testing.assert_array_equal(np.flatnonzero(unjudged), [62])  # the only image of its class: no fit knows the class
     assert 62 not in rank_label_issues(labels, probabilities)["row"]
 
 
 @pytest.mark.parametrize("labels", [[], [0], [0, 0, 0], [0, 1], [0, 1, 1]])
-def test_too_little_to_judge_gives_an_empty_list(labels: list[int]) -> None:
+def test_too_little_data_gives_an_empty_list(labels: list[int]) -> None:
     given = np.array(labels, dtype=np.int64)
     probabilities = out_of_fold_probabilities(np.ones((len(given), 2), dtype=np.float32), given, folds=5, seed=0)
     assert len(probabilities) == len(given)
@@ -170,7 +170,7 @@ def test_an_image_is_listed_once_with_every_label_whose_other_answer_is_more_pro
         assert suspected == any(one["suspected"][one["row"] == row].any() for one in alone)
 
 
-def test_a_label_that_one_image_has_cannot_be_judged_there_and_nothing_speaks_for_it_elsewhere() -> None:
+def test_a_label_of_a_single_image_cannot_be_predicted_there_and_is_ruled_out_elsewhere() -> None:
     features, labels = several_labels(60)
     only, always = np.eye(60, dtype=np.int64)[7], np.ones(60, dtype=np.int64)
     labels = np.column_stack([labels, only, 1 - only, always, 0 * always])
@@ -183,7 +183,7 @@ def test_a_label_that_one_image_has_cannot_be_judged_there_and_nothing_speaks_fo
     np.testing.assert_array_equal(ranked["suggested"][:, 3:], labels[ranked["row"], 3:])
 
 
-def test_with_several_labels_a_group_is_never_both_fitted_and_judged() -> None:
+def test_with_several_labels_a_group_is_never_both_fitted_and_predicted() -> None:
     features, labels, groups = memorable(60)
     both = np.column_stack([labels, labels[::-1]])
     grouped = out_of_fold_probabilities(features, both, 5, 0, groups)

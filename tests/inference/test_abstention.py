@@ -19,7 +19,7 @@ from spectacles.data.preprocessing import decode_one
 from spectacles.inference import prediction_rows
 from spectacles.inference.inputs import Inputs
 from spectacles.inference.predictor import Predictor
-from spectacles.metrics.thresholds import NEVER
+from spectacles.metrics.abstention import NEVER
 from spectacles.models import ood
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.ood import OODScorer

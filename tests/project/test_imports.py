@@ -27,7 +27,7 @@ ONLY_IMPORTERS = {
     "fsspec": {"spectacles.data.remote_files"},
 }
 LIGHT = ("spectacles.cli", "spectacles.core.config", "spectacles.core.results", "spectacles.core.run_dir")
-NO_TORCH = ("spectacles.metrics.basics", "spectacles.metrics.decisions", "spectacles.metrics.thresholds")
+NO_TORCH = ("spectacles.metrics.basics", "spectacles.metrics.decisions", "spectacles.metrics.abstention")
 
 
 def imported(path: Path) -> set[str]:

@@ -171,7 +171,7 @@ def test_a_pickle_in_the_place_of_a_folds_probabilities_is_rejected(tmp_path: Pa
     array = np.array([Bomb(tmp_path / "exploded")], dtype=object)
     for write in (lambda: path.write_bytes(bomb), lambda: np.save(path, array), lambda: path.write_bytes(b"")):
         write()
-        with pytest.raises(UserError, match=r"probabilities\.npy holds no probabilities .* remove the folder"):
+        with pytest.raises(UserError, match=r"probabilities\.npy cannot be read .* remove the folder"):
             cross_training._read(path)
 
 

@@ -18,7 +18,7 @@ from served import serve
 import api
 from spectacles.core.config import EXPLANATIONS
 from spectacles.inference.predictor import Predictor
-from spectacles.metrics.thresholds import NEVER
+from spectacles.metrics.abstention import NEVER
 from spectacles.models import ood
 from spectacles.models.bundle import read_bundle_info
 from spectacles.server.limits import MAX_BODY_BYTES, MAX_FILES

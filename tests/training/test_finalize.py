@@ -21,7 +21,7 @@ from spectacles.data import label_sets
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.data.schemas import load_split
 from spectacles.inference.predictor import Prediction, Predictor
-from spectacles.metrics import calibration_fit, decision_threshold, decisions, thresholds
+from spectacles.metrics import abstention, calibration_fit, decision_threshold, decisions
 from spectacles.models.bundle import BundleInfo, read_bundle_info
 from spectacles.training import epoch_log, finalize
 from spectacles.training.finalize import decide
@@ -221,7 +221,7 @@ def test_each_decision_stands_on_the_one_before_it() -> None:
     assert decided.info.threshold == choice.threshold
     predicted = decisions.decide(probabilities, choice.threshold)
     confidence = probabilities[np.arange(400), predicted]
-    assert decided.info.confidence_threshold == thresholds.choose_confidence(predicted == labels, confidence, 0.95)
+    assert decided.info.confidence_threshold == abstention.choose_confidence(predicted == labels, confidence, 0.95)
     assert (predicted == labels)[confidence >= decided.info.confidence_threshold].mean() >= 0.95
     assert len(decided.sentences) == 4
 
@@ -240,7 +240,7 @@ def test_a_model_that_knows_nothing_abstains_on_every_image() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(300, 2)), rng.integers(2, size=300)
     decided = decide(replace(TINY, target_accuracy=0.95), INFO, logits, labels, None)
-    assert decided.info.confidence_threshold == thresholds.NEVER
+    assert decided.info.confidence_threshold == abstention.NEVER
     assert decided.numbers["selective_coverage"] == 0 and decided.numbers["selective_accuracy"] is None
     assert "abstains on every image" in decided.sentences[1]
 

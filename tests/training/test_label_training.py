@@ -27,7 +27,7 @@ from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
 from spectacles.data.schemas import load_split
 from spectacles.inference.predictor import Predictor
-from spectacles.metrics import calibration, calibration_fit, decision_threshold, thresholds
+from spectacles.metrics import abstention, calibration, calibration_fit, decision_threshold
 from spectacles.metrics.decisions import is_correct
 from spectacles.models import linear_probe
 from spectacles.models.bundle import load_bundle, read_bundle_info
@@ -150,7 +150,7 @@ def test_for_f1_it_is_where_calibrated_probabilities_have_their_best() -> None:
 
 def test_confidence_is_that_of_the_least_certain_label() -> None:
     decided = np.array([[1, 0, 0], [1, 1, 0]])
-    found = thresholds.certainty(np.array([[0.9, 0.2, 0.01], [0.3, 0.99, 0.4]]), decided)
+    found = abstention.certainty(np.array([[0.9, 0.2, 0.01], [0.3, 0.99, 0.4]]), decided)
     np.testing.assert_allclose(found, [0.8, 0.3])
 
 

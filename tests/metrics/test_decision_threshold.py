@@ -1,4 +1,4 @@
-"""Every choice against trying all of them out, one by one."""
+"""Every chosen threshold against trying all of them, one by one."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spectacles.core.config import Goal, parse_goal
 from spectacles.core.errors import UserError
-from spectacles.metrics import decision_threshold, thresholds
+from spectacles.metrics import decision_threshold
 from spectacles.metrics.decision_threshold import Choice
 from spectacles.metrics.decisions import decide
 
@@ -93,7 +93,7 @@ def test_a_threshold_lies_on_no_image_and_in_the_middle(text, data):
     assert threshold == pytest.approx((low + high) / 2)
 
 
-def test_of_equal_thresholds_the_one_nearest_to_what_the_costs_say_is_taken():
+def test_of_equal_thresholds_the_one_nearest_to_the_cost_ratio_is_chosen():
     labels, probabilities = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.6, 0.9])
     assert decision_threshold.choose(Goal("hter"), labels, probabilities).threshold == pytest.approx(0.75)
     costs = Goal("cost", costs=(1.0, 1.0)), Goal("cost", costs=(1.0, 1.000001)), Goal("cost", costs=(1.0, 9.0))
@@ -102,19 +102,19 @@ def test_of_equal_thresholds_the_one_nearest_to_what_the_costs_say_is_taken():
     )
 
 
-def test_what_is_parted_cleanly_is_parted_in_the_middle():
+def test_separable_classes_are_separated_in_the_middle():
     labels, probabilities = np.array([0, 0, 1, 1]), np.array([0.1, 0.3, 0.7, 0.8])
     for text in GOALS:
         assert decision_threshold.choose(parse_goal(text), labels, probabilities) == Choice(0.5, 1.0, 1.0, 0.0, True)
 
 
-def test_a_precision_that_cannot_be_reached_gives_the_nearest_and_says_so():
+def test_a_precision_that_cannot_be_reached_gives_the_nearest_and_is_marked():
     labels, probabilities = np.array([1, 0, 1, 0]), np.array([0.2, 0.9, 0.8, 0.1])
     choice = decision_threshold.choose(Goal("precision", least=0.95), labels, probabilities)
     assert not choice.reached and choice.precision == pytest.approx(2 / 3) and choice.recall == 1
 
 
-def test_neighbouring_floats_have_no_middle_and_are_parted_all_the_same():
+def test_neighbouring_floats_have_no_middle_and_are_separated_all_the_same():
     low = 0.3
     high = np.nextafter(low, 1)
     labels, probabilities = np.array([0, 1]), np.array([low, high])
@@ -122,7 +122,7 @@ def test_neighbouring_floats_have_no_middle_and_are_parted_all_the_same():
     assert rates(labels, probabilities, threshold)["f1"] == 1
 
 
-def test_one_class_alone_has_no_threshold():
+def test_a_single_class_has_no_threshold():
     with pytest.raises(ValueError, match="positive and negative"):
         decision_threshold.choose(Goal("f1"), np.array([1, 1]), np.array([0.2, 0.4]))
 
@@ -137,66 +137,6 @@ def test_a_goal_reads_as_it_was_written(text):
     ["", "accuracy", "f1:0.9", "precision", "precision:", "precision:0", "precision:1.01", "precision:-1", "recall:95%",
      "recall:nan", "cost", "cost:FP=1", "cost:FP=0,FN=1", "cost:FP=1,FN=-1", "cost:FN=1,FP=2", "precision:0,95"],
 )  # fmt: skip
-def test_what_is_no_goal_is_rejected_with_the_choices(text):
+def test_an_invalid_goal_is_rejected_with_the_choices(text):
     with pytest.raises(UserError, match=r"--threshold_for .* use f1, hter, balanced_accuracy, precision:0.95"):
         parse_goal(text)
-
-
-# confidence
-
-
-@given(scored(), st.one_of(st.none(), st.floats(0, 1)))
-def test_certainty_is_the_probability_of_the_label(data, threshold):
-    _, probabilities = data
-    both = np.stack([1 - probabilities, probabilities], axis=1)
-    expected = [row[label] for row, label in zip(both, decide(both, threshold), strict=True)]
-    np.testing.assert_array_equal(thresholds.certainty(both, decide(both, threshold)), expected)
-
-
-def test_labels_near_a_low_threshold_are_the_least_certain():
-    both = np.array([[0.99, 0.01], [0.85, 0.15], [0.5, 0.5], [0.1, 0.9]])
-    np.testing.assert_allclose(thresholds.certainty(both, decide(both, 0.1)), [0.99, 0.15, 0.5, 0.9])
-    np.testing.assert_allclose(thresholds.certainty(np.array([[0.2, 0.3, 0.5]]), np.array([2])), [0.5])
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 80), st.sampled_from([0.5, 0.8, 0.95]), st.sampled_from([5, 10**6]))
-def test_no_larger_share_of_the_images_reaches_the_accuracy(seed, size, accuracy, steps):
-    rng = np.random.default_rng(seed)
-    confident = rng.integers(0, steps, size=size) / steps
-    correct = rng.random(size) < confident
-    found = thresholds.choose_confidence(correct, confident, accuracy)
-
-    def holds(kept: np.ndarray) -> bool:
-        return bool(kept.any()) and (1 + (~correct[kept]).sum()) / (1 + kept.sum()) <= 1 - accuracy + 1e-12
-
-    kept = confident >= found
-    largest = max((int((confident >= each).sum()) for each in confident if holds(confident >= each)), default=0)
-    assert kept.sum() == largest
-    assert (found == thresholds.NEVER) == (largest == 0)
-    assert found == 0 or found not in confident or found == thresholds.NEVER
-
-
-def test_an_accuracy_takes_enough_images_to_be_shown():
-    for accuracy in (0.5, 0.9, 0.95, 0.99, 0.999):
-        needed = thresholds.images_needed(accuracy)
-        confident = np.linspace(0.9, 1, needed)
-        assert thresholds.choose_confidence(np.ones(needed, bool), confident, accuracy) == 0
-        assert thresholds.choose_confidence(np.ones(needed - 1, bool), confident[1:], accuracy) == thresholds.NEVER
-    assert thresholds.images_needed(0.99) == 99
-    with pytest.raises(UserError, match="--target_accuracy 1"):
-        thresholds.images_needed(1.0)
-
-
-@pytest.mark.parametrize(
-    ("confidence", "ood_score", "expected"),
-    [
-        (0.9, 0.5, None), (0.7, 0.5, "low_confidence"), (0.8, 0.5, None), (0.9, 0.999, "out_of_distribution"),
-        (0.7, 0.999, "out_of_distribution"), (0.9, None, None), (0.7, None, "low_confidence"), (0.9, 0.995, None),
-    ],
-)  # fmt: skip
-def test_the_reason_to_abstain(confidence, ood_score, expected):
-    assert thresholds.abstain_reason(confidence, 0.8, ood_score, 0.995) == expected
-
-
-def test_without_limits_the_model_never_abstains():
-    assert thresholds.abstain_reason(0.5, None, 1.0, 1.0) is None
