@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks import crash
 
-KILLS = 5
+KILLS = 3
 
 
 def test_a_run_that_is_killed_again_and_again_is_the_run_that_it_would_have_been(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from command_line import ROOT, run_script
+from command_line import PATIENCE, ROOT, run_script
 
 from spectacles.core.run_dir import RunDir
 from spectacles.models.bundle import load_bundle
@@ -38,7 +38,7 @@ def torchrun(run_dir: RunDir, *flags: str) -> subprocess.Popen[str]:
 
 
 def finish(started: subprocess.Popen[str]) -> str:
-    output, _ = started.communicate(timeout=240)
+    output, _ = started.communicate(timeout=PATIENCE)
     assert started.returncode == 0, output
     return output
 
@@ -66,18 +66,18 @@ def test_where_one_is_killed_all_stop_and_the_run_goes_on(indexed: RunDir, tmp_p
     heard = next(line for line in started.stdout if "epoch 2/401" in line)
     followers = [process for process in children(started.pid) if "train.py" in command_of(process)]
     os.kill(followers[-1], signal.SIGKILL)
-    output, _ = started.communicate(timeout=30)
+    output, _ = started.communicate(timeout=PATIENCE)
     assert started.returncode != 0
     assert re.search("another process of this training has ended|SIGKILL", output), heard + output
     kept = checkpoint.load_newest(run_dir.folder("train"))
     assert kept is not None and len(kept.values["history"]) >= 2
-    rejected = torchrun(run_dir, "--resume")
-    assert "--epochs was 400 and is 2" in rejected.communicate(timeout=120)[0]
+    rejected = run_script("train.py", "--output_dir", run_dir.output_dir, *FLAGS, "--resume")
+    assert rejected.returncode == 2 and "--epochs was 400 and is 2" in rejected.stderr
     resumed = torchrun(run_dir, "--resume", "--checkpoint_every", "0", "--epochs", "400", "--patience", "400")
     assert resumed.stdout is not None
     next(line for line in resumed.stdout if re.search(r"epoch \d+/401", line))
     resumed.send_signal(signal.SIGTERM)
-    resumed.communicate(timeout=30)
+    resumed.communicate(timeout=PATIENCE)
     after = checkpoint.load_newest(run_dir.folder("train"))
     assert after is not None and len(after.values["history"]) > len(kept.values["history"])
 
@@ -92,10 +92,7 @@ def command_of(process: int) -> str:
 
 
 def test_other_stages_run_in_one_process(tmp_path: Path) -> None:
-    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for script in ("run_pipeline.py", "evaluate.py"):
-        command = [sys.executable, script, "--output_dir", str(tmp_path)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
+        done = run_script(script, "--output_dir", tmp_path, environment=environment)
         assert done.returncode == 2 and f"{script} runs in one process" in done.stderr

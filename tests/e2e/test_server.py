@@ -15,14 +15,14 @@ from threading import Timer
 from typing import Any
 
 import pytest
+from command_line import ROOT, run_script
 from PIL import Image
 
 from spectacles.models.bundle import load_bundle, save_bundle
 from spectacles.server import auth
 from spectacles.server.service import LOADING
 
-ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 120
+START_SECONDS = 600
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -92,17 +92,11 @@ def test_uvicorn_serves_predictions(bundle_dir: Path, tmp_path: Path) -> None:
     assert events[1]["request_id"] == "e2e-1"
 
 
-def test_the_script_starts_a_server_too(bundle_dir: Path, tmp_path: Path) -> None:
-    with running(["api.py", "--bundle", str(bundle_dir)], tmp_path / "log") as address:
-        status, card = curl(f"{address}/model")
-    assert (status, card["classes"]) == (200, ["no", "yes"])
-
-
 SLOW_APP = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from spectacles.server.run import serve
+from spectacles.server.serve import serve
 
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -137,20 +131,22 @@ def test_an_address_that_is_said_takes_connections_while_the_app_starts(tmp_path
 
 
 def test_other_machines_are_let_in_with_keys_only(bundle_dir: Path) -> None:
-    command = [sys.executable, "api.py", "--bundle", str(bundle_dir), "--host", "0.0.0.0", "--port", "0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS, check=False)
+    done = run_script("api.py", "--bundle", bundle_dir, "--host", "0.0.0.0", "--port", "0")
     assert done.returncode == 2
     assert "--host 0.0.0.0 lets other machines in" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_key_is_made_and_opens_the_server(bundle_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "api.py", "--make_key", "alice"]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS, check=True).stdout
-    key, entry = (line.split()[-1] for line in made.splitlines())
+def test_the_script_starts_a_server_too_and_makes_a_key_that_opens_it(bundle_dir: Path, tmp_path: Path) -> None:
+    made = run_script("api.py", "--make_key", "alice")
+    key, entry = (line.split()[-1] for line in made.stdout.splitlines())
     assert entry == f"alice:{auth.digest(key)}"
     with running(["api.py", "--bundle", str(bundle_dir)], tmp_path / "log", SPECTACLES_API_KEYS=entry) as address:
         assert curl(f"{address}/model")[0] == 401
-        assert curl("-H", f"Authorization: Bearer {key}", f"{address}/model")[0] == 200
+        with_key = ("-H", f"Authorization: Bearer {key}")
+        while curl(*with_key, f"{address}/health/ready")[0] != 200:
+            pass
+        status, card = curl(*with_key, f"{address}/model")
+    assert (status, card["classes"]) == (200, ["no", "yes"])
     assert key not in (tmp_path / "log").read_text(encoding="utf-8")
 
 

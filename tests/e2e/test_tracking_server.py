@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from command_line import ROOT
+from command_line import PATIENCE, ROOT
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from tracking_servers import Proxy, Server, postgres, until
@@ -41,7 +41,7 @@ class Command:
             assert line, "the command has died"
 
     def finish(self) -> str:
-        output, _ = self.process.communicate(timeout=120)
+        output, _ = self.process.communicate(timeout=PATIENCE)
         assert self.process.returncode == 0, output
         assert "not imported" in output
         return output
@@ -66,21 +66,21 @@ def command(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """What the server keeps its runs in makes no difference to us: each test has another database."""
     folder = tmp_path_factory.mktemp("server")
     with ExitStack() as stack:
         database = f"sqlite:///{folder}/server.db" if request.param == "sqlite" else stack.enter_context(postgres())
         made = Server(database, folder)
         stack.callback(made.kill)
-        made.start()
         yield made
 
 
 def sync(output_dir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "spectacles.tracking", "sync", "--output_dir", str(output_dir)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
 
 
@@ -116,8 +116,8 @@ def assert_complete(address: str, run_dir: RunDir, *steps: list[int]) -> None:
     assert {run.data.tags["status"] for found in runs.values() for run in found} == {"FINISHED"}
 
 
+@pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 def test_a_server_that_is_dead_or_dies_costs_nothing_but_time(server: Server, command: Start) -> None:
-    server.kill()
     first = command(to=server.url)
     first.step(1)
     told = first.finish()
@@ -137,7 +137,9 @@ def test_a_server_that_is_dead_or_dies_costs_nothing_but_time(server: Server, co
     assert_complete(server.url, second.run_dir, [1], [1, 2])
 
 
+@pytest.mark.parametrize("server", ["postgresql"], indirect=True)
 def test_a_server_that_dawdles_or_loses_its_answers_gets_everything_once(server: Server, command: Start) -> None:
+    server.start()
     proxy = Proxy(server.port)
     slow = command(to=proxy.url)
     try:

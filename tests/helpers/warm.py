@@ -1,6 +1,7 @@
 """Runs root scripts in forks of a process that has imported the large libraries already: real processes with streams,
 signals and exit codes of their own, without the seconds that every start costs."""
 
+import atexit
 import gc
 import importlib
 import json
@@ -26,7 +27,7 @@ def run(
     command: list[str], folder: Path, environment: dict[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
     """Like subprocess.run(capture_output=True, text=True) of a Python script."""
-    _, server = _server()
+    server = _server()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, open(os.devnull, "rb") as nothing:
         request = {"command": command, "folder": str(folder), "environment": environment}
         streams = [nothing.fileno(), output.fileno(), errors.fileno()]
@@ -50,14 +51,24 @@ def _text(file: "tempfile._TemporaryFileWrapper[bytes]") -> str:
 
 
 @cache
-def _server() -> "tuple[subprocess.Popen[bytes], socket.socket]":
-    """The warm process of this test worker; it ends when its socket is closed."""
+def _server() -> socket.socket:
+    """To the warm process of this test worker, which ends when this is closed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "ORT_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, __file__, str(theirs.fileno())]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
     theirs.close()
-    return process, ours
+    atexit.register(_end, process, ours)
+    return ours
+
+
+def _end(process: "subprocess.Popen[bytes]", client: socket.socket) -> None:
+    client.close()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def serve(client: socket.socket) -> dict[str, object] | None:
@@ -70,6 +81,7 @@ def serve(client: socket.socket) -> dict[str, object] | None:
         if process == 0:
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
+                os.close(stream)
             client.close()
             return dict(json.loads(message))
         for stream in streams:
