@@ -39,7 +39,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _torch_engine() -> Iterator[None]:
-    """Building and measuring other engines takes seconds; whoever tests them asks for them."""
+    """Building and measuring other engines takes seconds: tests of engines select theirs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTACLES_ENGINE", "torch")
         yield
@@ -65,7 +65,7 @@ def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes the bundle of a tiny net with random weights for these classes, 32 px, and returns its folder. `facts`
-    are what its BundleInfo says otherwise."""
+    replace values of its BundleInfo."""
     import torch
 
     from spectacles.data.preprocessing import Preprocessing

@@ -115,7 +115,7 @@ def test_a_row_without_an_answer_is_rejected_and_named(tmp_path: Path) -> None:
         (COLUMNS, "0.png,1,1,0", {}, "no usable training image has the label 'hat'"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, header: str, row: str, flags: dict[str, object], said: str) -> None:
+def test_mistakes_are_reported(tmp_path: Path, header: str, row: str, flags: dict[str, object], said: str) -> None:
     write_noise(tmp_path, ["0.png"])
     with pytest.raises(UserError) as caught:
         run_columns(tmp_path, row, header=header, **flags)

@@ -1,4 +1,4 @@
-"""predict.py on a Ray cluster of this machine and in shards: whatever dies, every row is there exactly once."""
+"""predict.py on a local Ray cluster and in shards: every row is written exactly once, whichever process dies."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,000 rows that name the same photos again and again, one of them none."""
+    """1,000 rows that name 20 photos over and over; one names a file that does not exist."""
     files = [path.name for path in sorted(photos.iterdir())]
     names = ["gone.jpg" if number == 500 else files[number % len(files)] for number in range(ROWS)]
     place = tmp_path_factory.mktemp("table") / "list.parquet"
@@ -52,7 +52,7 @@ def table(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    """What a command must know to use a Ray cluster of this machine that outlives it."""
+    """The variables through which commands share one Ray cluster on this machine."""
     folder, port = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp")), free_port()  # a socket's path must be short
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port", str(port),
                "--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats",
@@ -71,7 +71,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 @contextmanager
 def predicting(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """predict.py in a session of its own, all of which ends with the test."""
+    """predict.py in a process group of its own, killed at the end of the test."""
     command = [sys.executable, str(ROOT / "predict.py"), *map(str, (*arguments, *FLAGS))]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SPECTACLES_")}
     with subprocess.Popen(
@@ -84,7 +84,7 @@ def predicting(*arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def workers(of: subprocess.Popen[str]) -> list[int]:
-    """Processes of the cluster that `of` has started which predict now."""
+    """Process ids of the workers in the cluster that `of` started."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
@@ -114,9 +114,7 @@ def every_row_once(found: pd.DataFrame) -> bool:
     return found["id"].tolist() == [f"{number:04}" for number in range(ROWS)] and rejected == ["0500"]
 
 
-def test_a_worker_that_is_killed_half_way_costs_no_row(
-    bundle_dir: Path, table: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_killing_a_worker_halfway_loses_no_row(bundle_dir: Path, table: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = (table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out)
     with predicting(*arguments) as process:
@@ -142,7 +140,9 @@ def test_a_worker_that_is_killed_half_way_costs_no_row(
     pd.testing.assert_frame_equal(read(out), expected, check_dtype=False, atol=1e-4, rtol=0)
 
 
-def test_a_cluster_that_dies_is_gone_on_with(bundle_dir: Path, table: Path, photos: Path, tmp_path: Path) -> None:
+def test_the_same_command_continues_after_the_cluster_died(
+    bundle_dir: Path, table: Path, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     arguments = (table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out)
     with predicting(*arguments) as process:
@@ -163,10 +163,10 @@ def test_a_cluster_that_dies_is_gone_on_with(bundle_dir: Path, table: Path, phot
     assert other.returncode == 2 and "use the same files, model and --top_k as before" in other.stderr
 
 
-def test_a_part_that_kills_its_workers_does_not_keep_the_others(
+def test_a_part_that_kills_its_workers_does_not_hold_up_the_others(
     bundle_dir: Path, table: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """One worker; each time that it begins with part 2, it dies."""
+    """One worker, killed each time it starts on part 2."""
     out = tmp_path / "out"
     bad = out / "part-00002-of-00010.parquet.tries"
     with predicting(table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out, "--worker_cpus",
@@ -182,7 +182,7 @@ def test_a_part_that_kills_its_workers_does_not_keep_the_others(
 
 
 @pytest.mark.parametrize("kind", ["web", "s3"])
-def test_photos_lists_and_parts_may_lie_elsewhere(
+def test_photos_lists_and_parts_may_be_remote(
     kind: str, cluster: dict[str, str], bundle_dir: Path, photos: Path, table: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
@@ -216,7 +216,7 @@ def test_photos_lists_and_parts_may_lie_elsewhere(
      (("--top_k", 3), "--top_k 3 is out of range"), (("--device", "mps"), "use auto, cpu or cuda"),
      (("--output", "nonsense://x"), "cannot be reached")],
 )  # fmt: skip
-def test_what_does_not_go_with_a_cluster_is_told(
+def test_flags_that_do_not_apply_to_a_cluster_are_rejected(
     flags: tuple[object, ...], said: str, cluster: dict[str, str], bundle_dir: Path, photos: Path, tmp_path: Path
 ) -> None:
     output = () if "--output" in flags else ("--output", tmp_path / "out")
@@ -224,7 +224,7 @@ def test_what_does_not_go_with_a_cluster_is_told(
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_a_full_disk_is_told_and_what_is_written_stays(
+def test_a_full_disk_is_reported_and_finished_parts_stay(
     cluster: dict[str, str], bundle_dir: Path, table: Path, photos: Path, mount_disk: Callable[[str], Path]
 ) -> None:
     out = mount_disk("40k") / "out"  # room for the plan and a few parts
@@ -236,7 +236,7 @@ def test_a_full_disk_is_told_and_what_is_written_stays(
     assert 0 < len(parts) < 10 and all(len(pd.read_parquet(part)) == 100 for part in parts)
 
 
-def test_a_place_that_is_no_folder_is_told(bundle_dir: Path, photos: Path) -> None:
+def test_an_output_that_cannot_be_a_folder_is_reported(bundle_dir: Path, photos: Path) -> None:
     done = run_script("predict.py", photos, "--bundle", bundle_dir, *FLAGS, "--output", "/dev/full/out")
     assert done.returncode == 2 and "/dev/full/out cannot be" in done.stderr and "Traceback" not in done.stderr
 
@@ -248,7 +248,7 @@ def test_ray_needs_files_to_predict() -> None:
     assert done.returncode == 2 and "--shard and --worker_cpus go with files to predict" in done.stderr
 
 
-def test_shards_together_are_the_whole(bundle_dir: Path, photos: Path, table: Path, tmp_path: Path) -> None:
+def test_shards_add_up_to_the_whole(bundle_dir: Path, photos: Path, table: Path, tmp_path: Path) -> None:
     flags = ("--image_dir", photos, "--bundle", bundle_dir, "--device", "cpu", "--output", tmp_path / "out.csv")
     environment = {"SPECTACLES_ENGINE": "torch"}
     for number in (1, 2, 3):
@@ -267,7 +267,7 @@ def test_an_empty_folder_has_no_rows(bundle_dir: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and "0 rows = 0 predicted + 0 rejected" in done.stdout, done.stderr
 
 
-def test_sigterm_ends_a_cluster_as_it_ends_all(bundle_dir: Path, table: Path, photos: Path, tmp_path: Path) -> None:
+def test_sigterm_ends_a_cluster_like_any_command(bundle_dir: Path, table: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with predicting(table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out) as process:
         until(lambda: list(out.glob("part-*.parquet")) or process.poll() is not None, "a first part is written")
@@ -276,7 +276,7 @@ def test_sigterm_ends_a_cluster_as_it_ends_all(bundle_dir: Path, table: Path, ph
     assert (process.returncode, errors.splitlines()[-1]) == (143, "stopped.")
 
 
-def test_what_the_runs_own_predictions_look_like_does_not_matter(
+def test_the_prediction_settings_of_the_run_do_not_matter(
     finished: Finished, cluster: dict[str, str], photos: Path, tmp_path: Path
 ) -> None:
     settings = finished.run_dir.output_dir / "explaining"

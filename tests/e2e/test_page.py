@@ -1,4 +1,4 @@
-"""The server's page in a real browser: photos come in every way, and whatever the server says reaches the person."""
+"""The server's page in a real browser: every way to add photos, and every answer of the server."""
 
 import asyncio
 import base64
@@ -164,7 +164,7 @@ class Opened:
         self.page.set_input_files("#chooser", list(files))
 
     def ask(self, *files: dict[str, Any]) -> None:
-        """Gives them, and waits for their answers."""
+        """Adds the files and waits for their answers."""
         self.give(*files)
         self.expect(self.page.locator(".answer")).to_have_count(len(files))
 
@@ -242,7 +242,7 @@ def percent(probability: float) -> str:
 
 
 def transfer(opened: Opened, files: Sequence[dict[str, Any]]) -> Any:
-    """What the clipboard and a dragged file come in."""
+    """A DataTransfer object with these files, as drag and drop and the clipboard deliver them."""
     packed = [[file["name"], base64.b64encode(file["buffer"]).decode()] for file in files]
     return opened.page.evaluate_handle(
         """(files) => {
@@ -260,7 +260,7 @@ def transfer(opened: Opened, files: Sequence[dict[str, Any]]) -> Any:
 def fail_first(
     opened: Opened, path: str, times: int, status: int, retry_after: str = "", detail: object = None
 ) -> None:
-    """The first requests fail with this answer, later ones reach the server; status 0: the connection does."""
+    """The first `times` requests get this answer, later ones reach the server; status 0: the connection fails."""
     left = [times]
 
     def handle(route: Any) -> None:
@@ -368,7 +368,7 @@ def test_where_it_looks_is_shown_over_the_photo_for_any_class(opened: Opened) ->
         np.testing.assert_array_equal(
             pixels(saliency), explained(opened, encoded(1, 60, 90), name.removeprefix("label: "))
         )
-    assert len(opened.posted("/explain")) == 2  # what is known is not asked again
+    assert len(opened.posted("/explain")) == 2  # answers are kept
     rows.nth(0).click()
     opened.counts("[aria-pressed=true]", 0)
     opened.counts(".saliency", 0)
@@ -400,7 +400,7 @@ def brightest(picture: bytes) -> np.ndarray:
         return np.argwhere(np.asarray(image.convert("L")) > 130).mean(axis=0)
 
 
-def test_a_network_without_a_map_is_looked_into_by_occlusion(opened: Opened) -> None:
+def test_a_network_without_a_feature_map_is_explained_by_occlusion(opened: Opened) -> None:
     fail_first(opened, "explain", 1, 422, detail={"detail": "gradcam does not work with this"})
     opened.ask(*photos(1))
     opened.page.click(".more button")
@@ -409,7 +409,7 @@ def test_a_network_without_a_map_is_looked_into_by_occlusion(opened: Opened) -> 
     assert "occlusion" in second and "occlusion" not in first
 
 
-def test_a_class_that_cannot_be_explained_says_why(opened: Opened) -> None:
+def test_the_page_shows_why_a_class_cannot_be_explained(opened: Opened) -> None:
     fail_first(opened, "explain", 2, 422, detail={"detail": "This class cannot be explained."})
     opened.ask(*photos(1))
     opened.page.click(".more button")
@@ -566,7 +566,9 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_stand_out_as_wcag_aa_asks(browser: Any, server: Server, bundles: dict[str, Path], scheme: str) -> None:
+def test_the_contrast_of_all_texts_meets_wcag_aa(
+    browser: Any, server: Server, bundles: dict[str, Path], scheme: str
+) -> None:
     with showing(browser, server, bundles["out of distribution"], color_scheme=scheme) as opened:
         opened.give(*photos(1), upload("broken.png", b""))
         opened.sees("#count", "without an answer")
@@ -582,7 +584,7 @@ def test_texts_stand_out_as_wcag_aa_asks(browser: Any, server: Server, bundles: 
 
 
 @pytest.mark.parametrize(("wanted", "animation"), [("reduce", "none"), ("no-preference", "slide")])
-def test_less_motion_where_a_person_wants_less(browser: Any, server: Server, wanted: str, animation: str) -> None:
+def test_motion_is_reduced_on_request(browser: Any, server: Server, wanted: str, animation: str) -> None:
     with opening(browser, server.address, reduced_motion=wanted) as opened:
         held: list[Any] = []
         opened.page.route("**/predict", lambda route: held.append(route))
@@ -594,7 +596,7 @@ def test_less_motion_where_a_person_wants_less(browser: Any, server: Server, wan
         opened.counts(".answer", 1)
 
 
-def test_four_photos_are_on_their_way_at_once(opened: Opened) -> None:
+def test_four_photos_are_sent_at_once(opened: Opened) -> None:
     held: list[Any] = []
     opened.page.route("**/predict", lambda route: held.append(route))
     opened.give(*photos(6))
@@ -611,7 +613,7 @@ def test_four_photos_are_on_their_way_at_once(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("status", [503, 429])
-def test_a_busy_server_is_asked_again_when_it_says(opened: Opened, status: int) -> None:
+def test_a_busy_server_is_retried_after_the_time_it_names(opened: Opened, status: int) -> None:
     opened.page.clock.install()
     fail_first(opened, "predict", 2, status, retry_after="3")
     opened.give(*photos(1))
@@ -625,7 +627,7 @@ def test_a_busy_server_is_asked_again_when_it_says(opened: Opened, status: int) 
     opened.counts(".answer", 1)
 
 
-def test_a_server_that_stays_busy_is_left_to_the_person(opened: Opened) -> None:
+def test_after_many_retries_the_page_leaves_it_to_the_person(opened: Opened) -> None:
     fail_first(opened, "predict", 1, 503, retry_after="300")
     opened.give(*photos(1))
     opened.sees(".error", BUSY["detail"])
@@ -673,7 +675,7 @@ def test_a_server_that_is_away_for_a_while_answers_when_it_is_back(opened: Opene
     assert opened.page.locator("#notice").is_hidden()
 
 
-def test_an_answer_that_is_no_json_is_told(opened: Opened) -> None:
+def test_an_answer_that_is_not_json_is_reported(opened: Opened) -> None:
     opened.page.route("**/predict", lambda route: route.fulfill(status=502, body="<h1>Bad gateway</h1>"))
     opened.give(*photos(1))
     opened.sees(".error", "The server failed (HTTP 502): its log says why.")
@@ -682,7 +684,7 @@ def test_an_answer_that_is_no_json_is_told(opened: Opened) -> None:
     opened.counts(".answer", 1)
 
 
-def test_what_is_too_large_does_not_travel(opened: Opened, tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_not_sent(opened: Opened, tmp_path: Path) -> None:
     large = tmp_path / "large.png"
     with large.open("wb") as file:
         file.truncate(33 * 2**20)
@@ -707,7 +709,7 @@ def test_another_model_changes_the_header_and_looks_again(
     assert opened.posted("/explain") == []
 
 
-def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Any, bundles: dict[str, Path]) -> None:
+def test_the_page_asks_for_a_key_and_keeps_it_in_the_tab(browser: Any, bundles: dict[str, Path]) -> None:
     key, digest = auth.make_key()
     with serving(bundles["classes"], SPECTACLES_API_KEYS=f"me:{digest}") as server:
         opened = Opened(browser, server.address, open_at_once=False)

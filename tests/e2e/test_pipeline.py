@@ -1,4 +1,4 @@
-"""The whole pipeline as a person uses it: what it leaves behind, and what its parts promise each other."""
+"""The whole pipeline from the command line: what it writes, and what the stages guarantee one another."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def test_metrics_follow_from_the_predictions_on_disk(finished: Finished) -> None
         assert scores[split]["accuracy"] == pytest.approx((part["label"] == part["predicted"]).mean())
 
 
-def test_the_kept_bundle_scores_what_was_logged(finished: Finished) -> None:
+def test_the_bundle_scores_what_was_logged(finished: Finished) -> None:
     trained = read_json(finished.run_dir.result("train"))
     assert trained["metrics"]["rescored"] == pytest.approx(trained["best_value"], abs=1e-6)  # BatchNorm unfolded
     history = pd.read_csv(finished.run_dir.path / "train" / "history.csv")
@@ -114,7 +114,7 @@ def test_runs_are_nested_with_parameters_metrics_and_artefacts(finished: Finishe
     assert list((finished.run_dir.output_dir / "mlartifacts").rglob("report.html"))
 
 
-def test_the_report_is_one_file_that_tells_of_every_stage(finished: Finished) -> None:
+def test_the_report_is_one_file_with_a_section_for_every_stage(finished: Finished) -> None:
     page = finished.run_dir.report.read_text(encoding="utf-8")
     for stage in STAGES:
         assert f'<section id="{stage}">' in page
@@ -125,7 +125,7 @@ def test_the_report_is_one_file_that_tells_of_every_stage(finished: Finished) ->
 
 @pytest.fixture(scope="module")
 def one_by_one(indexed: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The same run, stage by stage. While it trains, every test file is destroyed and every test label turned round."""
+    """The same run, stage by stage. During training every test file is destroyed and every test label flipped."""
     outputs = tmp_path_factory.mktemp("one_by_one") / "outputs"
     shutil.copytree(indexed.output_dir, outputs)
     run_dir = find_run(outputs, "latest")
@@ -154,7 +154,7 @@ def test_stages_run_one_by_one_give_the_same_metrics(finished: Finished, one_by_
 
 
 def test_training_never_sees_the_test_split(finished: Finished, one_by_one: RunDir) -> None:
-    """With every test file destroyed and every test label turned round, training gives the very same weights."""
+    """With every test file destroyed and every test label flipped, training gives the same weights."""
     assert_same_weights(one_by_one, finished.run_dir)
 
 
@@ -212,7 +212,7 @@ def test_a_dead_tracking_server_does_not_stop_the_run(finished: Finished, tmp_pa
     done = run_command("run_pipeline.py", *flags, environment=dead)
     assert done.returncode == 0, done.stderr
     run_dir = find_run(tmp_path, "latest")
-    assert done.stdout.count(str(run_dir.path / event_log.JOURNAL)) == 1  # said once, where it is kept
+    assert done.stdout.count(str(run_dir.path / event_log.JOURNAL)) == 1  # named once
     assert run_dir.done("dataset") and event_log.waiting(run_dir.path)["http://127.0.0.1:9"] > 10
 
 
@@ -226,8 +226,8 @@ def test_the_demo_command_on_few_images(tmp_path: Path) -> None:
     assert str(run_dir.report) in done.stdout
 
 
-def test_planted_wrong_labels_are_high_in_the_list(tmp_path: Path) -> None:
-    """Of N labels planted wrong, at least 70 % stand in the first 2N lines."""
+def test_planted_label_errors_rank_high(tmp_path: Path) -> None:
+    """At least 70 % of N planted label errors are among the first 2N rows."""
     sample = generate.draw(tmp_path / "faces", images=300)
     done = run_script(
         "run_pipeline.py", *data_flags(sample), "--stages", "dataset,train,evaluate,error_analysis", "--image_size", 96,

@@ -1,4 +1,4 @@
-"""predict.py on what people give it, and Ctrl-C in the middle of training."""
+"""predict.py on files as people have them, and Ctrl-C in the middle of training."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_a_single_image_is_answered_on_one_line(finished: Finished, photos: Path
     assert re.fullmatch(rf"{re.escape(str(photos))}/a, b\.jpg: [01] \(\d+\.\d%\)\n", done.stdout)
 
 
-def test_a_single_unreadable_image_is_a_mistake_with_a_reason(finished: Finished, photos: Path) -> None:
+def test_a_single_unreadable_image_is_rejected_with_its_reason(finished: Finished, photos: Path) -> None:
     done = predict(finished, photos / "ünï 10.jpg")
     assert done.returncode == 2
     assert "truncated" in done.stderr
@@ -68,7 +68,7 @@ def test_a_folder_of_one_file_is_a_folder(finished: Finished, photos: Path, tmp_
     assert "1 rows = 0 predicted + 1 rejected" in done.stdout
 
 
-def test_text_output_has_one_line_a_file_in_input_order(finished: Finished, photos: Path, tmp_path: Path) -> None:
+def test_text_output_has_one_line_per_file_in_input_order(finished: Finished, photos: Path, tmp_path: Path) -> None:
     files = [photos / "ünï 2.jpg", photos / "ünï 10.jpg", photos / "a, b.jpg"]
     predict(finished, *files, "--format", "txt", "--output", tmp_path / "out.txt")
     lines = (tmp_path / "out.txt").read_text(encoding="utf-8").split("\n")
@@ -103,14 +103,14 @@ def test_a_table_with_ids_gives_a_submission_too(finished: Finished, tmp_path: P
         ([".", "--output", "."], "is a folder"),
     ],
 )
-def test_mistakes_are_named(finished: Finished, arguments: list[str], words: str) -> None:
+def test_mistakes_are_reported(finished: Finished, arguments: list[str], words: str) -> None:
     done = predict(finished, *arguments)
     assert done.returncode == 2
     assert words in done.stderr
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_the_best_so_far_usable_and_a_checkpoint(
+def test_a_signal_leaves_a_usable_bundle_and_a_checkpoint(
     finished: Finished, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     assert run_script("dataset.py", *data_flags(finished.sample), "--output_dir", tmp_path).returncode == 0

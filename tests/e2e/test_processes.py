@@ -1,4 +1,4 @@
-"""Two processes on this machine, as torchrun starts them, against one with the same batches."""
+"""Training in two processes, started by torchrun, compared with one process on the same batches."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def test_two_processes_end_like_one(indexed: RunDir, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(one, two, rtol=1e-3)
 
 
-def test_where_one_is_killed_all_stop_and_the_run_goes_on(indexed: RunDir, tmp_path: Path) -> None:
+def test_when_one_process_is_killed_all_stop_and_the_run_can_be_resumed(indexed: RunDir, tmp_path: Path) -> None:
     run_dir = copied(indexed, tmp_path / "killed")
     started = torchrun(run_dir, "--checkpoint_every", "0", "--epochs", "400", "--patience", "400")
     assert started.stdout is not None

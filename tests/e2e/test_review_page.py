@@ -1,4 +1,4 @@
-"""The review page in a real browser, driven by keys, clicks and touch; and the loop that its file closes."""
+"""The review page in a real browser, by keyboard, mouse and touch; and the run that applies its corrections."""
 
 import csv
 import io
@@ -282,7 +282,7 @@ def test_the_page_works_by_touch_on_a_phone(browser: Any, tmp_path: Path) -> Non
     assert opened.problems == []
 
 
-def test_a_page_without_doubtful_labels_says_so(browser: Any, tmp_path: Path) -> None:
+def test_a_page_without_doubtful_labels_has_a_notice(browser: Any, tmp_path: Path) -> None:
     opened = Opened(browser, write_page(tmp_path, names=()))
     assert "No label looks wrong" in opened.text("#notice")
     opened.press("k", "c", "r", "1", "n", "l", "u", "ArrowRight", "d")

@@ -1,4 +1,4 @@
-"""A real server process on loopback, spoken to with curl."""
+"""A real server process on loopback, queried with curl."""
 
 import json
 import os
@@ -115,7 +115,7 @@ serve(app, "127.0.0.1", 0, 0)
 """
 
 
-def test_an_address_that_is_said_takes_connections_while_the_app_starts(tmp_path: Path) -> None:
+def test_the_printed_address_takes_connections_while_the_app_starts(tmp_path: Path) -> None:
     go = tmp_path / "go"
     command = [sys.executable, "-c", SLOW_APP, str(go)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
@@ -130,13 +130,13 @@ def test_an_address_that_is_said_takes_connections_while_the_app_starts(tmp_path
             process.kill()
 
 
-def test_other_machines_are_let_in_with_keys_only(bundle_dir: Path) -> None:
+def test_other_machines_need_keys(bundle_dir: Path) -> None:
     done = run_script("api.py", "--bundle", bundle_dir, "--host", "0.0.0.0", "--port", "0")
     assert done.returncode == 2
     assert "--host 0.0.0.0 lets other machines in" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_script_starts_a_server_too_and_makes_a_key_that_opens_it(bundle_dir: Path, tmp_path: Path) -> None:
+def test_the_script_makes_a_key_and_starts_a_server_that_accepts_it(bundle_dir: Path, tmp_path: Path) -> None:
     made = run_script("api.py", "--make_key", "alice")
     key, entry = (line.split()[-1] for line in made.stdout.splitlines())
     assert entry == f"alice:{auth.digest(key)}"
@@ -150,7 +150,7 @@ def test_the_script_starts_a_server_too_and_makes_a_key_that_opens_it(bundle_dir
     assert key not in (tmp_path / "log").read_text(encoding="utf-8")
 
 
-def test_a_signal_brings_another_model_and_one_ends_the_server(bundle_dir: Path, tmp_path: Path) -> None:
+def test_sighup_loads_another_model_and_sigterm_ends_the_server(bundle_dir: Path, tmp_path: Path) -> None:
     own, log = tmp_path / "bundle", tmp_path / "log"
     shutil.copytree(bundle_dir, own)
     command = [sys.executable, "api.py", "--bundle", str(own), "--port", "0"]

@@ -1,4 +1,4 @@
-"""Commands whose tracking server is dead, dies, dawdles or is locked end as ever, and everything arrives once after."""
+"""Commands finish normally whether the tracking server is dead, dies, is slow or locked; everything arrives once."""
 
 import os
 import signal
@@ -68,7 +68,7 @@ def command(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """What the server keeps its runs in makes no difference to us: each test has another database."""
+    """Our side does not see the server's database, so each test uses a different one."""
     folder = tmp_path_factory.mktemp("server")
     with ExitStack() as stack:
         database = f"sqlite:///{folder}/server.db" if request.param == "sqlite" else stack.enter_context(postgres())
@@ -117,7 +117,7 @@ def assert_complete(address: str, run_dir: RunDir, *steps: list[int]) -> None:
 
 
 @pytest.mark.parametrize("server", ["sqlite"], indirect=True)
-def test_a_server_that_is_dead_or_dies_costs_nothing_but_time(server: Server, command: Start) -> None:
+def test_a_dead_or_dying_server_only_delays_delivery(server: Server, command: Start) -> None:
     first = command(to=server.url)
     first.step(1)
     told = first.finish()
@@ -138,7 +138,7 @@ def test_a_server_that_is_dead_or_dies_costs_nothing_but_time(server: Server, co
 
 
 @pytest.mark.parametrize("server", ["postgresql"], indirect=True)
-def test_a_server_that_dawdles_or_loses_its_answers_gets_everything_once(server: Server, command: Start) -> None:
+def test_a_slow_server_that_loses_answers_gets_everything_once(server: Server, command: Start) -> None:
     server.start()
     proxy = Proxy(server.port)
     slow = command(to=proxy.url)
@@ -161,7 +161,7 @@ def test_a_server_that_dawdles_or_loses_its_answers_gets_everything_once(server:
     assert_complete(server.url, slow.run_dir, [1, 2], [1])
 
 
-def test_a_database_that_another_has_locked_gets_everything_later(command: Start) -> None:
+def test_a_locked_database_gets_everything_later(command: Start) -> None:
     first = command()
     first.step(1)
     first.finish()
@@ -178,7 +178,7 @@ def test_a_database_that_another_has_locked_gets_everything_later(command: Start
     assert_complete(tracking.uri(second.run_dir.output_dir), second.run_dir, [1], [1, 2])
 
 
-def test_a_killed_command_s_runs_are_closed_and_the_next_one_goes_on(command: Start) -> None:
+def test_runs_of_a_killed_command_are_closed_and_the_next_command_continues(command: Start) -> None:
     first = command()
     first.step(1)
     first.kill()  # its sender notices
@@ -198,7 +198,7 @@ def test_a_killed_command_s_runs_are_closed_and_the_next_one_goes_on(command: St
     }  # fmt: skip
 
 
-def test_where_the_sender_is_killed_as_well_another_command_closes_and_delivers(command: Start) -> None:
+def test_another_command_closes_and_delivers_for_a_killed_sender(command: Start) -> None:
     first = command("first")
     first.step(1)
     for process in senders(first.run_dir):
@@ -208,7 +208,8 @@ def test_where_the_sender_is_killed_as_well_another_command_closes_and_delivers(
     second = command("second")
     second.finish()
     until(
-        lambda: not event_log.open_runs(first.run_dir.path) and first.arrived(), "a command of the same output folder"
+        lambda: not event_log.open_runs(first.run_dir.path) and first.arrived(),
+        "another command delivers for the same output folder",
     )
     runs = runs_of(tracking.uri(first.run_dir.output_dir), first.run_dir)
     assert {name: [run.info.status for run in found] for name, found in runs.items()} == {

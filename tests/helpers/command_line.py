@@ -26,7 +26,7 @@ class Finished:
 def run_command(
     script: str, *arguments: object, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A root script as a person runs it; MLflow goes to the database under --output_dir unless told otherwise."""
+    """A root script as a person runs it; MLflow uses the database under --output_dir unless configured otherwise."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(
         command,

@@ -1,4 +1,4 @@
-"""A run folder as the stages leave it behind, written by hand: small, with hostile names, every part removable."""
+"""A run folder as the stages write it, made by hand: small, with hostile names, every part removable."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ class MadeUp:
         self.write_json(f"{stage}/result.json", content)
 
     def photo(self, name: str) -> Path:
-        """A JPEG that says where it was taken."""
+        """A JPEG with a GPS position in its EXIF data."""
         path = self.photos / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():

@@ -1,4 +1,4 @@
-"""The server in this process, spoken to without a socket."""
+"""The server in this process, called without a socket."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from spectacles.server.service import LOADING
 
 @contextmanager
 def serve(**environment: str) -> Iterator[TestClient]:
-    """A client of a server that has loaded its model, or has said why it cannot."""
+    """A client of a server that has loaded its model or reported why it cannot."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("SPECTACLES_") and name != "SPECTACLES_ENGINE"]:
             patch.delenv(name)

@@ -1,4 +1,4 @@
-"""An object store or a web server on loopback that holds photos, and what a command needs to know to reach it."""
+"""An object store or a web server on loopback that holds photos, and the settings to reach it."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ class Store:
 
 @contextmanager
 def web(folder: Path, photos: Path) -> Iterator[Store]:
-    """A web server, which nobody can write to."""
+    """A read-only web server."""
     port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(photos)]
     with _running(command, folder.with_suffix(".log")):

@@ -1,6 +1,6 @@
-"""A command that is tracked and takes its steps when it is told to, a line on stdin each; run by test_tracking_server.
+"""A tracked command that takes one step for each line on stdin; run by test_tracking_server.
 
-It never imports MLflow, which is what it says in the end.
+At the end it prints whether MLflow was imported.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""MLflow servers that live, die and dawdle: the real one on SQLite or PostgreSQL, and a TCP proxy before it."""
+"""A real MLflow server on SQLite or PostgreSQL that can be killed, and a TCP proxy that delays or drops its answers."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ PATIENCE = 600
 
 
 def until(true: Callable[[], object], what: str) -> None:
-    """Asks until it is so. Fails after PATIENCE seconds."""
+    """Polls until `true` holds. Fails after PATIENCE seconds."""
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
@@ -43,7 +43,7 @@ def answers(url: str) -> bool:
 
 
 class Server:
-    """`mlflow server` on a port of its own, begun and killed at will; what it has been told stays in the database."""
+    """`mlflow server` on a free port; it can be killed and restarted, its data stay in the database."""
 
     def __init__(self, database: str, folder: Path) -> None:
         self.port, self.folder, self.process = free_port(), folder, None
@@ -110,7 +110,7 @@ def _accepts(port: int) -> bool:
 
 
 class Proxy:
-    """Before a server: `held` answers wait until they are released, the next `lost` ones never arrive."""
+    """In front of a server: answers wait while `held` is cleared; the next `lost` ones never arrive."""
 
     def __init__(self, port: int) -> None:
         self.target, self.held, self.lost = port, threading.Event(), 0
