@@ -132,9 +132,9 @@ def _change(path: str, digest: str, size: int, modified: int) -> str:
     except FileNotFoundError:
         return "is gone"
     except OSError as error:
-        return f"cannot be read any more ({error.strerror})"
+        return f"can no longer be read ({error.strerror})"
     except ImageRejected as error:
-        return f"cannot be read any more ({error})"
+        return f"can no longer be read ({error})"
     return CHANGED
 
 

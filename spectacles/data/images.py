@@ -1,4 +1,4 @@
-"""The only place where a file becomes pixels. Files are hostile: capped, allow-listed, rejected with a reason."""
+"""The only place where a file becomes pixels. Files are untrusted: capped, allow-listed, rejected with a reason."""
 
 import stat
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from PIL import Image
 from spectacles.data.remote_files import RemoteFile
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""Told by content; MPO, which many phones write, opens as JPEG. What else Pillow knows is rejected: fewer holes."""
+"""By content; MPO, which many phones write, opens as JPEG. Pillow's other formats are rejected: less attack surface."""
 
 UNKNOWN_FORMAT = "not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF)"
 
@@ -22,13 +22,13 @@ MAX_PIXELS = 80_000_000
 """Below Pillow's own decompression-bomb warning (89 million)."""
 
 MOST_READS = 250_000
-"""In which a file may be taken apart: 64 MiB of PNG in chunks of 1 KiB, or some 5,000 pages of a TIFF."""
+"""Read calls that a file may take: 64 MiB of PNG in chunks of 1 KiB, or about 5,000 pages of a TIFF."""
 MOST_READS_OF = {b"\xff\xd8": 6_000, b"GI": 600_000}
-"""By the first two bytes. JPEG: Pillow copies all EXIF data so far for each segment that brings more; 64 MiB are
-1,000 full segments, of five reads. GIF: the blocks have 255 bytes at most."""
+"""By the first two bytes. JPEG: Pillow copies all EXIF data so far for each further segment; 64 MiB are 1,000 full
+segments of five reads. GIF: blocks have at most 255 bytes."""
 MOST_PROFILES = 10
-"""Of a PNG, which has one, compressed up to a thousandfold."""
-TOO_MANY_PARTS = "made of more parts (metadata or frames) than a picture may have"
+"""Colour profiles of a PNG: a valid one has one, which may be compressed a thousandfold."""
+TOO_MANY_PARTS = "made of more parts (metadata or frames) than an image may have"
 
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {
@@ -47,7 +47,7 @@ Source = Path | RemoteFile | bytes
 
 
 class ImageRejected(Exception):
-    """The file is no picture that we read; the message is the reason, without the file's name."""
+    """The file cannot be used as an image; the message is the reason, without the file's name."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class DecodedImage:
     mode: str
     """Pillow's mode as stored, before any conversion."""
     conversions: tuple[str, ...]
-    """What had to be decided to get there, in words; empty for an ordinary picture."""
+    """Conversions that lost or changed something, in words; empty for an ordinary image."""
 
 
-class _Source(BytesIO):
-    """The content, as long as it is not read in too many small pieces: that would take minutes."""
+class _LimitedReads(BytesIO):
+    """Raises ImageRejected when the content is read in too many small pieces, which would take minutes."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
@@ -79,10 +79,10 @@ class _Source(BytesIO):
 
 
 def decode(source: Source, max_pixels: int = MAX_PIXELS, least_side: int | None = None) -> DecodedImage:
-    """The first frame as upright 8-bit RGB. Raises ImageRejected, and nothing else, for whatever the file holds.
+    """The first frame as upright 8-bit RGB. Raises ImageRejected, and nothing else, whatever the file contains.
 
-    With `least_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where both sides stay at least so long: a photo
-    of 12 megapixels in a fifth of the time.
+    With `least_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both sides stay at least that long: a
+    photo of 12 megapixels takes a fifth of the time.
     """
     content = source if isinstance(source, bytes) else read_file(source)
     if not content:
@@ -98,13 +98,13 @@ def decode(source: Source, max_pixels: int = MAX_PIXELS, least_side: int | None 
 
 
 def read_file(path: Path | RemoteFile) -> bytes:
-    """At most MAX_BYTES + 1 bytes, so that a huge file costs no memory. Raises ImageRejected, or UserError where a
-    store does not answer."""
+    """At most MAX_BYTES + 1 bytes, so that a huge file does not fill the memory. Raises ImageRejected, or UserError
+    where a store does not answer."""
     try:
         if isinstance(path, RemoteFile):
             return path.read(MAX_BYTES + 1)
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
-            raise ImageRejected("no file but a device, a pipe or a socket")  # opening one may wait for ever
+            raise ImageRejected("not a regular file but a device, a pipe or a socket")  # opening one may block
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -116,7 +116,7 @@ def read_file(path: Path | RemoteFile) -> bytes:
 def _decode(content: bytes, max_pixels: int, least_side: int | None) -> DecodedImage:
     if content.startswith(b"\x89PNG") and content.count(b"iCCP") > MOST_PROFILES:
         raise ImageRejected(TOO_MANY_PARTS)
-    with Image.open(_Source(content), formats=FORMATS) as opened:
+    with Image.open(_LimitedReads(content), formats=FORMATS) as opened:
         if opened.width * opened.height > max_pixels:
             raise ImageRejected(f"{opened.width} x {opened.height} pixels is more than {max_pixels / 1e6:g} million")
         frames = getattr(opened, "n_frames", 1)
@@ -147,7 +147,7 @@ def jpeg_round_trip(pixels: np.ndarray, quality: int) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
-    """8-bit RGB, and in words what was lost or decided on the way ('' for RGB, grey, two-level and palette images)."""
+    """(8-bit RGB, the conversion in words; '' for RGB, grey, two-level and palette images, which lose nothing)."""
     if image.mode.startswith("I;16"):
         return _from_array(np.asarray(image).astype(np.uint16) // 257), "16 bits reduced to 8"
     if image.mode == "I":

@@ -1,4 +1,4 @@
-"""Labels as text and as numbers: one class an image, or any number of labels, such as indoor|night."""
+"""Labels as text and as numbers: one class per image, or any number of labels, such as indoor|night."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ YES, NO = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
 
 
 def parts(text: str) -> list[str]:
-    """'indoor|night' -> ['indoor', 'night']; nothing of 'none' (no label) and of '' (nothing is known)."""
+    """'indoor|night' -> ['indoor', 'night']; [] for 'none' (no label) and for '' (unknown)."""
     names = (name.strip() for name in text.split(SEPARATOR))
     return [name for name in names if name and name != NONE]
 
@@ -27,13 +27,13 @@ def join(names: Iterable[str]) -> str:
 
 
 def columns_of(label_column: str, classes: Sequence[str], multi_label: bool) -> list[str]:
-    """Columns of 0 and 1 that the labels were given in; the one column where they were given otherwise."""
+    """The columns of 0 and 1 that the labels were given in, or the one column of labels."""
     columns = label_column.split(",")
     return columns if multi_label and len(columns) > 1 and set(columns) == set(classes) else [label_column]
 
 
 def added(text: str, given: str) -> str:
-    """Labels of `text` that are none of `given`, joined; '' where there are none."""
+    """Labels of `text` that `given` lacks, joined; '' where there are none."""
     more = set(parts(text)) - set(parts(given))
     return join(more) if more else ""
 
@@ -45,33 +45,33 @@ def names(texts: Iterable[str]) -> list[str]:
 
 def of_column(values: pd.Series[str], path: Path) -> pd.Series[str]:
     """Cells such as 'night | indoor' as `join` writes them; '' stays ''. Raises UserError for NONE beside a label."""
-    known = {"": ""}
+    joined = {"": ""}
     for text in values.str.strip().unique():
-        found = parts(text)
-        if found and NONE in (name.strip() for name in text.split(SEPARATOR)):
+        labels = parts(text)
+        if labels and NONE in (name.strip() for name in text.split(SEPARATOR)):
             row = int((values.str.strip() == text).to_numpy().argmax())
             raise UserError(f"{path}, row {row + 1}: {text!r}: {NONE!r} means no label, so it cannot stand beside one.")
-        known.setdefault(text, join(found) if found or NONE in text else "")
-    return values.str.strip().map(known)
+        joined.setdefault(text, join(labels) if labels or NONE in text else "")
+    return values.str.strip().map(joined)
 
 
 def of_columns(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> pd.Series[str]:
-    """Columns of 0 and 1, a label each, as one text a row; '' where one of them is empty. Raises UserError."""
+    """Columns of 0 and 1, one per label, as one text per row; '' where a cell is empty. Raises UserError."""
     for column in columns:
         if SEPARATOR in column or column == NONE:
-            raise UserError(f"{path}: a label cannot be called {column!r} where images may have several: rename it.")
+            raise UserError(f"{path}: where images may have several labels, none can be called {column!r}: rename it.")
     words = pd.DataFrame({column: clean_labels(table[column]).str.lower() for column in columns})
-    strange = ~words.isin([*YES, *NO, ""])
-    if strange.to_numpy().any():
-        row, place = np.argwhere(strange.to_numpy())[0]
-        column = columns[place]
-        raise UserError(f"{path}, row {row + 1}: {table[column].iloc[row]!r} in column {column!r} is none of 0 and 1.")
+    invalid = ~words.isin([*YES, *NO, ""])
+    if invalid.to_numpy().any():
+        row, number = np.argwhere(invalid.to_numpy())[0]
+        column = columns[number]
+        raise UserError(f"{path}, row {row + 1}: {table[column].iloc[row]!r} in column {column!r} is neither 0 nor 1.")
     texts = pd.Series(decode(words.isin(list(YES)).to_numpy().astype(np.int64), columns), index=table.index, dtype=str)
     return texts.mask((words == "").any(axis=1), "")
 
 
 def encode(texts: Iterable[str], classes: Sequence[str], multi_label: bool) -> np.ndarray:
-    """(N,) int64 class indices; with several labels an image (N, K) int64 of 0 and 1."""
+    """(N,) int64 class indices; with `multi_label` (N, K) int64 of 0 and 1."""
     numbers = {name: number for number, name in enumerate(classes)}
     if not multi_label:
         return np.array([numbers[text] for text in texts], dtype=np.int64)
@@ -82,14 +82,14 @@ def encode(texts: Iterable[str], classes: Sequence[str], multi_label: bool) -> n
 
 
 def decode(numbers: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """What `encode` began with."""
+    """The inverse of `encode`."""
     if numbers.ndim == 1:
         return [classes[number] for number in numbers]
     return [join(classes[place] for place in np.flatnonzero(row).tolist()) for row in numbers]
 
 
 def has(texts: pd.Series[str], name: str, multi_label: bool) -> pd.Series[bool]:
-    """Which rows are of a class, or have a label."""
+    """Which rows belong to a class, or have a label."""
     return texts.map({text: name in parts(text) for text in texts.unique()}) if multi_label else texts == name
 
 
@@ -112,20 +112,20 @@ def count(texts: pd.Series[str], classes: Sequence[str], multi_label: bool) -> d
 
 
 def rare(counts: Mapping[str, Mapping[str, int]], multi_label: bool) -> list[str]:
-    """Sentences about classes or labels that are too rare to be learnt or to be told about; `counts` as of
-    `count_splits`."""
+    """Sentences about classes or labels that are too rare to be learnt or scored; `counts` as `count_splits` returns
+    them."""
     noun = noun_of(multi_label)
     single = [name for name in counts["train"] if sum(of[name] for of in counts.values()) == 1]
     unseen = [name for name, images in counts["train"].items() if not images]
     lines = []
     if single:
         lines.append(
-            f"{count_of(len(single), noun)} with a single image ({_some(single)}): one image cannot be both learnt "
-            "from and scored on, so no number tells how well it is recognised; give at least three of each"
+            f"{count_of(len(single), noun)} with a single image ({_some(single)}): it cannot be used both for training "
+            "and for scoring, so recognition is not measured; give at least three images of each"
         )
     if unseen:
         lines.append(
-            f"{count_of(len(unseen), noun)} without a training image ({_some(unseen)}): nothing teaches the model to "
+            f"{count_of(len(unseen), noun)} without a training image ({_some(unseen)}): the model cannot learn to "
             "recognise it; give training images, or take it out"
         )
     return lines
@@ -136,7 +136,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def most_probable(text: str, probabilities: Sequence[float], classes: Sequence[str], multi_label: bool) -> int:
-    """Index of the class `text`; of several labels that of the most probable one, of none the most probable of all."""
+    """Index of the class `text`; with several labels, of the most probable one among them, without any, of all."""
     if not multi_label:
         return classes.index(text)
     candidates = [classes.index(name) for name in parts(text)] or range(len(classes))

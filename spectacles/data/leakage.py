@@ -1,4 +1,4 @@
-"""What is wrong with the rows and their splits, as lists and sentences: rejected, converted, doubled, torn apart."""
+"""Leakage between splits and other problems of the rows, as lists and sentences: duplicates, groups, rejections."""
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,8 @@ GROUP_ACROSS = "group across splits"
 
 
 def describe_pairs(pairs: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
-    """Row numbers `a` and `b` of `index` become files, labels, splits and paths; those that cross the border between
-    two splits first, the side that training sees as `a`, then those whose labels differ (`conflict`)."""
+    """schemas.DUPLICATE_PAIRS of pairs of index labels `a` and `b`: pairs in two different splits first, with the image
+    that training sees as `a`, then those whose labels differ (`conflict`)."""
     split_a, split_b = (index.loc[pairs[side], "split"].to_numpy() for side in ("a", "b"))
     swap = pd.Series(split_a).map(RANK).to_numpy() > pd.Series(split_b).map(RANK).to_numpy()
     sides = {"a": np.where(swap, pairs["b"], pairs["a"]), "b": np.where(swap, pairs["a"], pairs["b"])}
@@ -31,22 +31,23 @@ def describe_pairs(pairs: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
 
 
 def list_issues(index: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """One line a problem: file, kind, detail, most serious kind first."""
+    """schemas.ISSUES: one row per problem, the most serious kind first."""
     named = index[(index["split"] != "") & (index["group"] != "")]
-    torn = named[named.groupby("group")["split"].transform("nunique") > 1]
-    torn = torn.assign(kind=GROUP_ACROSS, detail="group " + torn["group"] + " is also in another split")
-    doubles = pairs.rename(columns={"file_a": "file"})
-    kind = np.where(doubles["conflict"], "duplicate with another label", "duplicate")
-    kind = np.where(doubles["crosses_split"], ACROSS, kind)
-    detail = doubles["kind"] + " duplicate of " + doubles["file_b"]
-    detail = detail.where(~doubles["crosses_split"], detail + " (" + doubles["split_b"] + ")")
-    doubles = doubles.assign(kind=kind, detail=detail)
-    crosses = doubles["crosses_split"]
+    split_groups = named[named.groupby("group")["split"].transform("nunique") > 1]
+    split_groups = split_groups.assign(
+        kind=GROUP_ACROSS, detail="group " + split_groups["group"] + " is also in another split"
+    )
+    crosses = pairs["crosses_split"]
+    kind = np.where(pairs["conflict"], "duplicate with another label", "duplicate")
+    kind = np.where(crosses, ACROSS, kind)
+    detail = pairs["kind"] + " duplicate of " + pairs["file_b"]
+    detail = detail.where(~crosses, detail + " (" + pairs["split_b"] + ")")
+    pairs = pairs.rename(columns={"file_a": "file"}).assign(kind=kind, detail=detail)
     rejected, converted = (
         index[index["status"] == status].assign(kind=status).rename(columns={"reason": "detail"})
         for status in ("rejected", "converted")
     )
-    parts = (doubles[crosses], torn, rejected, doubles[~crosses], converted)
+    parts = (pairs[crosses], split_groups, rejected, pairs[~crosses], converted)
     return pd.concat([part[["file", "kind", "detail"]] for part in parts], ignore_index=True)
 
 
@@ -57,19 +58,21 @@ def by_kind(pairs: pd.DataFrame) -> str:
 
 
 def summarise(pairs: pd.DataFrame, issues: pd.DataFrame) -> list[str]:
-    """Sentences, what crosses a border first, with what to do about it."""
-    crossing, lines = pairs[pairs["crosses_split"]], []
+    """Sentences, leakage between splits first, with what to do about it."""
+    lines = []
+    crossing = pairs[pairs["crosses_split"]]
     if len(crossing):
         files = crossing["file_a"].nunique()
         lines.append(
-            f"{len(crossing)} duplicate pairs across the given splits ({by_kind(crossing)}): scores there are too "
-            f"good; take the {files} files that issues.csv lists under {ACROSS!r} out of the training data"
+            f"{len(crossing)} duplicate pairs across the given splits ({by_kind(crossing)}): scores are too optimistic "
+            f"there; take the {files} files that issues.csv lists under {ACROSS!r} out of the training data"
         )
-    torn = issues.loc[issues["kind"] == GROUP_ACROSS, "detail"]
-    if len(torn):
+    split_groups = issues.loc[issues["kind"] == GROUP_ACROSS, "detail"]
+    if len(split_groups):
         lines.append(
-            f"{len(torn)} images of {torn.nunique()} groups stand on both sides of the given splits: scores there are "
-            f"too good; take those of train that issues.csv lists under {GROUP_ACROSS!r} out of the training data"
+            f"{len(split_groups)} images of {split_groups.nunique()} groups are in more than one of the given splits: "
+            "scores are too optimistic there; take the training images that issues.csv lists under "
+            f"{GROUP_ACROSS!r} out of the data"
         )
     conflicts = int(pairs["conflict"].sum())
     lines.append(f"duplicate pairs: {len(pairs)} ({by_kind(pairs)}), {conflicts} of them with different labels")

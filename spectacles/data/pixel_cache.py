@@ -1,4 +1,4 @@
-"""Training's pictures, decoded and resized once: kept in a memory-mapped file, bounded, safe with several processes."""
+"""Training's images, decoded and resized once: a memory-mapped file, bounded, safe with several processes."""
 
 import hashlib
 import json
@@ -24,19 +24,19 @@ from spectacles.data.preprocessing import Decoded, Preprocessing, decode_one
 log = logging.getLogger("spectacles")
 
 LOOK_AHEAD = 3
-"""Batches gathered before they are needed."""
+"""Batches prepared before they are needed."""
 STALE = 24 * 3600
-"""Seconds after which nobody is still writing an unfinished file."""
+"""Seconds after which an unfinished file is abandoned."""
 FREE_SHARE = 0.5
-"""Of the disk's free space, what the cache may take at most, whatever --pixel_cache_gb says."""
+"""Largest part of the disk's free space that the cache takes, whatever --pixel_cache_gb says."""
 
 
 class Pixels:
-    """The pictures of `rows` (columns path, sha256) as the model's input, uint8 (S, S, C) each.
+    """The images of `rows` (columns path, sha256) as the model's input, uint8 (S, S, C) each.
 
-    A picture is decoded when it is first asked for and then kept; once all that fit are there, the file gets its final
-    name, by which later runs find it: two processes may build the same file, and either result is whole. Pictures
-    beyond the bound are decoded each time. Closing an unfinished file removes it.
+    An image is decoded when it is first requested and then stored; once all that fit are stored, the file gets its
+    final name, by which later runs find it: two processes may build the same file, and either result is complete.
+    Images beyond the bound are decoded each time. Closing an unfinished file removes it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Pixels:
         return len(self.paths)
 
     def batch(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 (B, S, S, C). Raises UserError for a file that is not what it was when the data were indexed."""
+        """uint8 (B, S, S, C). Raises UserError for a file that has changed since the data were indexed."""
         batch = np.empty((len(indices), *self.preprocessing.shape), dtype=np.uint8)
         inside = np.flatnonzero(indices < len(self.stored))
         known = inside[self.known[indices[inside]]]
@@ -69,11 +69,11 @@ class Pixels:
         missing = np.setdiff1d(np.arange(len(indices)), known)
         for place, pixels in zip(missing, self.pool.map(self._decode, indices[missing]), strict=True):
             batch[place] = pixels
-            self._keep(int(indices[place]), pixels)
+            self._store(int(indices[place]), pixels)
         return batch
 
     def batches(self, order: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """One batch for each array of indices, gathered ahead of the consumer."""
+        """One batch for each array of indices, prepared ahead of the consumer."""
         pending: deque[Future[np.ndarray]] = deque()
         remaining = iter(order)
         with ThreadPoolExecutor(1, "gather") as ahead:
@@ -96,15 +96,15 @@ class Pixels:
         self.close()
 
     def _begin(self, max_bytes: int) -> np.ndarray:
-        """An empty file for as many pictures as may be kept; what was used longest ago makes room."""
+        """An empty file for as many images as may be stored; the least recently used files make room."""
         each = int(np.prod(self.preprocessing.shape))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         count = min(len(self.paths), max_bytes // each)
-        if count:  # whoever keeps nothing needs no room
+        if count:
             _make_room(self.path.parent, max_bytes - count * each)
             count = min(count, int(FREE_SHARE * shutil.disk_usage(self.path.parent).free) // each)
         if max_bytes and count < len(self.paths):
-            log.info("  pixel cache: %d of %d pictures fit, the others are decoded each time", count, len(self.paths))
+            log.info("  pixel cache: %d of %d images fit, the others are decoded each time", count, len(self.paths))
         if count == 0:
             return np.empty((0, *self.preprocessing.shape), dtype=np.uint8)
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=temporary_prefix(), suffix=".npy")
@@ -116,7 +116,7 @@ class Pixels:
             allocate(file.fileno(), self.unfinished)
         return stored
 
-    def _keep(self, index: int, pixels: np.ndarray) -> None:
+    def _store(self, index: int, pixels: np.ndarray) -> None:
         if index >= len(self.stored):
             return
         self.stored[index], self.known[index] = pixels, True
@@ -128,32 +128,32 @@ class Pixels:
     def _decode(self, index: int) -> np.ndarray:
         decoded = decode_unchanged(Path(self.paths[index]), self.hashes[index], self.preprocessing)
         if decoded.pixels is None:
-            raise _changed(self.paths[index], f"cannot be read any more ({decoded.reason})")
+            raise _changed(self.paths[index], f"can no longer be read ({decoded.reason})")
         return decoded.pixels
 
 
 def in_batches(places: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Consecutive parts of at most `batch_size`."""
+    """Consecutive batches of at most `batch_size`."""
     return [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
 
 
 def decode_unchanged(path: Path, digest: str, preprocessing: Preprocessing) -> Decoded:
-    """Another content under this hash would stay wrong in every later run. Raises UserError."""
+    """Raises UserError for another content: cached under this hash it would be wrong in every later run."""
     try:
         content = read_file(path)
     except ImageRejected as error:
-        raise _changed(str(path), f"cannot be read any more ({error})") from error
+        raise _changed(str(path), f"can no longer be read ({error})") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise _changed(str(path), "has changed since it was indexed")
     return decode_one(content, preprocessing)
 
 
-def _changed(path: str, what: str) -> UserError:
-    return UserError(f"{path} {what}: restore it, or run the dataset stage again.")
+def _changed(path: str, change: str) -> UserError:
+    return UserError(f"{path} {change}: restore it, or run the dataset stage again.")
 
 
 def _key(hashes: list[str], preprocessing: Preprocessing) -> str:
-    """16 hex digits of the contents in their order and of what decides the pixels (not of how they are normalised)."""
+    """16 hex digits of the contents in their order and of the settings that determine the pixels."""
     decisive = [preprocessing.shape, preprocessing.resize, preprocessing.interpolation]
     digest = hashlib.sha256(json.dumps(decisive).encode())
     for content in hashes:
@@ -162,7 +162,7 @@ def _key(hashes: list[str], preprocessing: Preprocessing) -> str:
 
 
 def _open(path: Path, preprocessing: Preprocessing) -> np.ndarray | None:
-    """The finished file, or None where there is none. Its time of change says when it was last used."""
+    """The finished file, or None. Its modification time is set to now: it records the last use."""
     try:
         stored = np.lib.format.open_memmap(path, mode="r")
         os.utime(path)
@@ -172,11 +172,11 @@ def _open(path: Path, preprocessing: Preprocessing) -> np.ndarray | None:
 
 
 def _make_room(folder: Path, allowed: int) -> None:
-    """Removes finished files, the longest unused first, until they take at most `allowed` bytes.
+    """Removes finished files, the least recently used first, until they take at most `allowed` bytes.
 
-    A process that has one of them mapped keeps its pages until it ends.
+    A process that has mapped one of them keeps its pages until it ends.
     """
-    for leftover in folder.glob(".tmp-*.npy"):  # of a process that was killed; a living one writes to its own
+    for leftover in folder.glob(".tmp-*.npy"):  # of killed processes; a running one writes to its own
         if time.time() - leftover.stat().st_mtime > STALE:
             leftover.unlink(missing_ok=True)
     files = sorted(folder.glob("[!.]*.npy"), key=lambda path: path.stat().st_mtime)

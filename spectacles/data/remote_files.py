@@ -1,4 +1,4 @@
-"""Files in object stores and on other machines, by address (s3://bucket/photo.jpg, ...), through fsspec."""
+"""Files in object stores and on web servers, by address (s3://bucket/photo.jpg, ...), through fsspec."""
 
 import os
 import re
@@ -18,11 +18,11 @@ from spectacles.core.fileio import atomic_path
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 """At least two letters: C:// is a drive."""
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
-"""They put an object whole or not at all, and have no folders; making one could make a bucket."""
+"""They write an object completely or not at all, and have no folders; making one could create a bucket."""
 UNFINISHED = ".tmp-"
-"""Begins the name of a file that is being written."""
+"""Prefix of a file that is being written."""
 READERS = 16
-"""Threads that fetch from a store, which mostly wait."""
+"""Threads that read from a store; they mostly wait."""
 GONE = (404, 410)
 
 
@@ -34,7 +34,7 @@ class RemoteFile:
         return self.address
 
     def read(self, most: int) -> bytes:
-        """At most so many bytes. Raises FileNotFoundError or IsADirectoryError where there is no such file, and
+        """At most `most` bytes. Raises FileNotFoundError or IsADirectoryError where there is no such file, and
         UserError where the store does not answer: the next try may find the file."""
         with explained(self.address, missing=True), _failures(), fsspec.open(self.address, "rb") as file:
             content = b""
@@ -52,12 +52,12 @@ def locate(text: str) -> Path | RemoteFile:
 
 
 def readers(paths: Iterable[str], given: int | None) -> int | None:
-    """Threads that decode, where the person left it open."""
+    """Threads that decode: as given, else more where files come from a store."""
     return given or (READERS if any(map(is_address, paths)) else None)
 
 
 def join(folder: str, name: str) -> str:
-    """A name in a table, seen from the address it starts from."""
+    """A name from a table, relative to the address `folder`."""
     first, chain, rest = folder.partition("::")
     start = first if first.endswith("://") else first.rstrip("/") + "/"
     return name if is_address(name) else f"{start}{name.lstrip('/')}{chain}{rest}"
@@ -76,7 +76,7 @@ def name_of(text: str) -> str:
 
 
 def files_below(address: str) -> list[str]:
-    """A file is itself, a folder (of a web server: with a slash at the end) or a glob all its files, hidden ones aside.
+    """The file itself, or all files of a folder (on a web server: with a slash at the end) or a glob but hidden ones.
     Raises UserError."""
     with explained(address), _failures():
         system, path = fsspec.url_to_fs(address)
@@ -89,26 +89,26 @@ def files_below(address: str) -> list[str]:
             start = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
             found = [name for name in system.glob(path) if system.isfile(name)]
     if not found:
-        raise UserError(f"{address} is no file, no folder and matches nothing.")
+        raise UserError(f"{address} is neither a file nor a folder and matches nothing.")
     inside = len(PurePosixPath(start).parts)
     visible = [name for name in found if not any(p.startswith(".") for p in PurePosixPath(name).parts[inside:])]
-    return [_address(system, address, path, name) for name in visible if not name.endswith("/")]  # "/": a mere marker
+    files = [name for name in visible if not name.endswith("/")]  # "/": a folder's marker
+    return [_address(system, address, path, name) for name in files]
 
 
 def _address(system: Any, address: str, path: str, name: str) -> str:
-    """Of `name`, as the store calls a file that it listed for `address`, which it calls `path`. Raises UserError where
-    it would lead elsewhere."""
+    """The address of `name`, the store's name for a file that it listed for `address`, whose name in the store is
+    `path`. Raises UserError for a name that has no address."""
     first, chain, rest = address.rstrip("/").partition("::")
-    ways = (first.removesuffix(path.rstrip("/")) + name, str(system.unstrip_protocol(name)))
-    for way in ways:
-        with suppress(Exception):  # whatever a store makes of an odd name, it is not this file
-            if fsspec.url_to_fs(found := f"{way}{chain}{rest}")[1] == name:
-                return found
+    for start in (first.removesuffix(path.rstrip("/")) + name, str(system.unstrip_protocol(name))):
+        with suppress(Exception):  # stores raise anything for an odd name
+            if fsspec.url_to_fs(candidate := f"{start}{chain}{rest}")[1] == name:
+                return candidate
     raise UserError(f"{address} holds {name!r}, which has no address of its own: rename it.")
 
 
 def fetch(address: str, folder: Path) -> Path:
-    """A copy under the same name. Raises UserError."""
+    """Copies the file into `folder` under its name. Raises UserError."""
     copy = folder / name_of(address)
     with explained(address), _failures(), fsspec.open(address, "rb") as source, copy.open("wb") as target:
         shutil.copyfileobj(source, target)
@@ -116,7 +116,7 @@ def fetch(address: str, folder: Path) -> Path:
 
 
 def write(place: str, content: bytes) -> None:
-    """`place`, a path or an address, holds all of `content` or what it held before. Raises OSError."""
+    """Atomic: `place`, a path or an address, holds the new content or the old one. Raises OSError."""
     if not is_address(place):
         with atomic_path(Path(place)) as temporary:
             temporary.write_bytes(content)
@@ -134,7 +134,7 @@ def write(place: str, content: bytes) -> None:
 
 
 def remove(place: str) -> None:
-    """A file, if it is there. Raises OSError."""
+    """Removes a file if it exists. Raises OSError."""
     if not is_address(place):
         Path(place).unlink(missing_ok=True)
         return
@@ -157,7 +157,7 @@ def open_file(place: str) -> Iterator[BinaryIO]:
 
 
 def names_in(place: str) -> set[str]:
-    """Of what lies in a folder, by path or address; nothing where there is no such folder. Raises OSError."""
+    """Names in a folder, by path or address; empty where there is none. Raises OSError."""
     if not is_address(place):
         return set(os.listdir(place)) if os.path.isdir(place) else set()
     with _failures():
@@ -168,15 +168,15 @@ def names_in(place: str) -> set[str]:
 
 @contextmanager
 def explained(address: str, missing: bool = False) -> Iterator[None]:
-    """What fails on the way to `address` becomes one UserError; with `missing`, not that there is no such file."""
+    """Failures to reach `address` become one UserError, except, with `missing`, that there is no such file."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError) as error:
-        status = getattr(error.__cause__, "status", GONE[0])  # a web server may merely be out of order
+        status = getattr(error.__cause__, "status", GONE[0])  # a web server may just have failed
         if missing and status in GONE:
             raise
-        said = "does not exist" if status in GONE else f"cannot be reached (status {status})"
-        raise UserError(f"{address} {said}.") from error
+        reason = "does not exist" if status in GONE else f"cannot be reached (status {status})"
+        raise UserError(f"{address} {reason}.") from error
     except ImportError as error:
         raise UserError(f"{address} cannot be read: {error}.") from error
     except OSError as error:
@@ -185,7 +185,7 @@ def explained(address: str, missing: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Each kind of store has exceptions of its own for a missing key or host: all of them become OSError."""
+    """Every kind of store has its own exceptions for a missing key or host: all become OSError."""
     try:
         yield
     except (OSError, ImportError, UserError):

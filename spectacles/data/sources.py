@@ -1,4 +1,4 @@
-"""What the person gave (CSV, JSON, JSONL, folders) as one table of rows, none dropped."""
+"""The user's data (CSV, JSON, JSONL, Parquet, folders) as one table of rows, none dropped."""
 
 import logging
 import os
@@ -28,14 +28,14 @@ class Rows:
 
     frame: pd.DataFrame
     label_column: str
-    """Several with commas between."""
+    """Several are separated by commas."""
     id_column: str
     multi_label: bool = False
-    """Whether the label is a text as of `label_sets.join`."""
+    """Whether an image may have several labels: each is then a text as `label_sets.join` returns it."""
 
 
 def read_rows(config: DatasetConfig) -> Rows:
-    """Every row of the training and test data as given. Raises UserError where the data cannot be understood."""
+    """Every row of the training and test data. Raises UserError where the data cannot be understood."""
     if config.train_csv is not None:
         train, label_columns, id_column = _read_table(config, config.train_csv, _image_dir(config), "train")
     elif config.image_dir is not None:
@@ -68,7 +68,7 @@ def _reject_column_flags(config: DatasetConfig) -> None:
              "slice_columns")  # fmt: skip
     for flag in flags:
         if getattr(config, flag) not in (None, False):
-            raise UserError(f"--{flag} speaks of a table, and folders have none: add --train_csv, or leave it out.")
+            raise UserError(f"--{flag} applies to a table, and there is none: add --train_csv, or leave it out.")
 
 
 def _read_table(
@@ -111,12 +111,12 @@ def _read_table(
 
 
 def _test_label_columns(table: pd.DataFrame, path: Path, of_train: Sequence[str]) -> list[str]:
-    """Those of the training table, or none where it has none of them. Raises UserError where some are missing."""
+    """The training table's label columns, or none where all are missing. Raises UserError where some are missing."""
     missing = [column for column in of_train if column not in table.columns]
     if missing and len(missing) < len(of_train):
         raise UserError(
-            f"{path} has no column {missing[0]!r}, but others of {', '.join(of_train)}: add it to have the test data "
-            "scored, or take all of them out to have them predicted only."
+            f"{path} has no column {missing[0]!r}, but others of {', '.join(of_train)}: add it to score the test data, "
+            "or take all of them out to only predict them."
         )
     return [] if missing else list(of_train)
 
@@ -129,7 +129,7 @@ def _label_texts(table: pd.DataFrame, path: Path, columns: Sequence[str], multi_
 
 
 def _given_splits(table: pd.DataFrame, path: Path, column: str | None) -> "pd.Series[str] | str":
-    """train, val, test or '' for each row. Raises UserError for another word."""
+    """train, val, test or '' for each row. Raises UserError for any other word."""
     if column is None:
         return ""
     require(table, path, [column], "--split_column")
@@ -138,7 +138,7 @@ def _given_splits(table: pd.DataFrame, path: Path, column: str | None) -> "pd.Se
     if splits.isna().any():
         row = int(splits.isna().to_numpy().argmax())
         raise UserError(
-            f"{path}, row {row + 1}: {table[column].iloc[row]!r} in column {column!r} is none of train, val, test."
+            f"{path}, row {row + 1}: {table[column].iloc[row]!r} in column {column!r} is not train, val or test."
         )
     return splits
 
@@ -146,22 +146,22 @@ def _given_splits(table: pd.DataFrame, path: Path, column: str | None) -> "pd.Se
 def _check_renamed_labels(
     table: pd.DataFrame, path: Path, label_column: str, known: set[str], labels: Set[str]
 ) -> None:
-    """Labels under another name than in training would silently not be scored. Raises UserError."""
+    """Raises UserError for labels under another name than in training: they would silently not be scored."""
     for column in table.columns:
         values = set(clean_labels(table[column])) - {""}
         if column not in known and values and values <= labels:
             raise UserError(
-                f"{path} has no column {label_column!r}, but {column!r} holds the same labels: call it so "
-                "to have the test data scored, or take it out to have them predicted only."
+                f"{path} has no column {label_column!r}, but {column!r} holds the same labels: rename it to score the "
+                "test data, or take it out to only predict them."
             )
 
 
 def _read_folder(folder: Path) -> pd.DataFrame:
-    """A folder a class, or train/val/test folders with a folder a class in each."""
+    """One folder per class, or train, val and test folders with one folder per class in each."""
     names = subfolders(folder)
     splits = {name: SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS}
     if not all(subfolders(folder / name) for name, split in splits.items() if split == "train"):
-        splits = {}  # pictures of trains
+        splits = {}  # a class called train
     if "train" in splits.values():
         rows = [row for name, split in splits.items() for row in _class_folders(folder / name, folder, split)]
         classes = {folder / name / inner for name in splits for inner in subfolders(folder / name)}
@@ -169,7 +169,7 @@ def _read_folder(folder: Path) -> pd.DataFrame:
         rows = _class_folders(folder, folder, "")
         classes = {folder / name for name in names}
     if not rows:
-        raise UserError(f"--image_dir {folder} has no folder a class with files in it; with a CSV, add --train_csv.")
+        raise UserError(f"--image_dir {folder} has no class folders with files in them; with a CSV, add --train_csv.")
     for path in _strays(folder, classes):
         name = path.relative_to(folder)
         rows.append((path, name.as_posix(), "", "test" if splits.get(name.parts[0]) == "test" else ""))
@@ -178,7 +178,7 @@ def _read_folder(folder: Path) -> pd.DataFrame:
 
 def _read_test_folder(folder: Path, labels: set[str]) -> pd.DataFrame:
     names = subfolders(folder)
-    if labels & set(names):  # a class that training does not know is rejected row by row, not guessed
+    if labels & set(names):  # unknown classes are rejected row by row
         paths = _strays(folder, {folder / name for name in names})
         rows = _class_folders(folder, folder, "test")
     else:
@@ -194,20 +194,19 @@ def _class_folders(folder: Path, root: Path, split: str) -> list[tuple[Path, str
     for name in subfolders(folder):
         paths = files_below(folder / name)
         if not paths:
-            log.info("  the folder %s holds no files: it is no class", as_text(str(folder / name)))
+            log.info("  the folder %s holds no files: it is not used as a class", as_text(str(folder / name)))
         rows += [(path, path.relative_to(root).as_posix(), name, split) for path in paths]
     return rows
 
 
 def _strays(folder: Path, classes: set[Path]) -> list[Path]:
-    """Pictures beside the folders of the classes, and links that should lead to such a folder and lead nowhere:
-    unlabelled test data, or rejected, but never dropped."""
+    """Images beside the class folders, and dangling links: they are unlabelled test data or rejected, never dropped."""
     paths = files_below(folder, skip=classes)
     return [path for path in paths if path.suffix.lower() in SUFFIXES or not os.path.exists(path)]
 
 
 def _folder_frame(rows: list[tuple[Path, str, str, str]], source: str) -> pd.DataFrame:
-    """A path that is no text cannot be written down and is '': its file is rejected."""
+    """A path that is not UTF-8 cannot be stored and becomes '': its file is rejected."""
     paths = [str(path.absolute()) for path, *_ in rows]
     texts = [[path if is_text(path) else "", *map(as_text, rest)] for path, (_, *rest) in zip(paths, rows, strict=True)]
     frame = pd.DataFrame(texts, columns=["path", "file", "label", "given_split"])
@@ -215,7 +214,7 @@ def _folder_frame(rows: list[tuple[Path, str, str, str]], source: str) -> pd.Dat
 
 
 def paths_of(names: "pd.Series[str]", folder: Path) -> list[str]:
-    """Absolute, of names as a table has them: spaces around a name belong to it where there is such a file."""
+    """Absolute paths of names from a table: surrounding spaces belong to a name where there is such a file."""
     return [str((folder / _exact(name, folder)).absolute()) for name in names]
 
 
@@ -234,6 +233,6 @@ def _check_folder(frame: pd.DataFrame, folder: Path, table: Path) -> None:
         raise UserError(f"the image folder {folder} does not exist: set --image_dir (or --test_dir).")
     if not any(map(os.path.isfile, frame["path"])):
         raise UserError(
-            f"none of the {len(frame)} files that {table} names can be found, for example {frame['path'].iloc[0]}: "
-            "set --image_dir (or --test_dir) to the folder they are in, or --filename_template."
+            f"none of the {len(frame)} files listed in {table} can be found, for example {frame['path'].iloc[0]}: "
+            "set --image_dir (or --test_dir) to the folder that holds them, or --filename_template."
         )

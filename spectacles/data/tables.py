@@ -1,4 +1,4 @@
-"""A table as text columns, whatever file it comes from, and which of its columns means what."""
+"""Tables from CSV, JSON and Parquet files as text columns, and the meaning of their columns."""
 
 import json
 import os
@@ -16,7 +16,7 @@ FILE_NAMES = ("file", "filename", "file_name", "image", "image_file", "image_nam
               "file_path", "image_path", "photo", "picture")  # fmt: skip
 LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "y")
 SEPARATOR, NONE = "|", "none"
-"""Between several labels of one image, and what an image without any of them has."""
+"""Between several labels of one image; and the text for an image without any label."""
 ID_NAMES = ("id", "image_id", "img_id", "index", "uid", "uuid", "")
 
 
@@ -50,7 +50,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _joined(cell: object) -> object:
-    """JSON and Parquet may list several labels."""
+    """JSON and Parquet may hold lists of labels."""
     return (SEPARATOR.join(map(str, cell)) or NONE) if isinstance(cell, list) else cell
 
 
@@ -79,14 +79,14 @@ def _json_records(path: Path) -> list[dict[str, object]]:
 
 
 def _is_mapping(item: dict[str, object]) -> bool:
-    """{file: label, file: label, ...} rather than {column: value, ...}."""
+    """Whether it is {file: label, ...} rather than {column: value, ...}."""
     return bool(item) and all(str(key).lower().endswith(SUFFIXES) for key in item)
 
 
 def file_names(
     table: pd.DataFrame, path: Path | str, file_column: str | None, template: str | None
 ) -> "pd.Series[str]":
-    """The file of each row; the series is named after its column ('' for a template). Raises UserError."""
+    """The file name of each row; the series is named after its column ('' for a template). Raises UserError."""
     if template is not None:
         try:
             names = [template.format(**{str(k): v for k, v in row.items()}) for row in table.to_dict("records")]
@@ -112,7 +112,7 @@ def file_names(
 
 
 def require(table: pd.DataFrame, path: Path | str, columns: Sequence[str], flag: str) -> None:
-    """Raises UserError where `flag` names a column that the table does not have; '' names none."""
+    """Raises UserError where the table lacks a column that `flag` names; '' stands for none."""
     for column in columns:
         if column and column not in table.columns:
             raise UserError(f"{path} has no column {column!r} ({flag}); it has {columns_of(table)}.")
@@ -123,27 +123,27 @@ def find_id_column(table: pd.DataFrame, file_column: str) -> str:
 
 
 def find_label_columns(table: pd.DataFrame, path: Path, given: str | None, known: set[str]) -> list[str]:
-    """One, or those that `given` lists with commas between. Raises UserError where that is not clear."""
+    """One column, or those that `given` lists, separated by commas. Raises UserError where it is ambiguous."""
     if given is not None:
         columns = [given] if given in table.columns else list(dict.fromkeys(name.strip() for name in given.split(",")))
         require(table, path, columns, "--label_column")
         return columns
     candidates = [column for column in table.columns if column not in known]
-    by_name = [column for column in candidates if column.lower() in LABEL_NAMES and _comes_back(table[column])]
+    by_name = [column for column in candidates if column.lower() in LABEL_NAMES and _values_recur(table[column])]
     by_content = [column for column in candidates if _looks_like_labels(table[column])]
-    for found in (by_name, candidates, by_content):
-        if len(found) == 1:
-            return found
+    for columns in (by_name, candidates, by_content):
+        if len(columns) == 1:
+            return columns
     raise UserError(f"which column of {path} is the label? It has {columns_of(table)}: name it with --label_column.")
 
 
-def _comes_back(values: "pd.Series[str]") -> bool:
-    """Values that hardly ever recur are measurements or names, whatever their column is called."""
+def _values_recur(values: "pd.Series[str]") -> bool:
+    """Values that hardly recur are measurements or names, whatever the column is called."""
     return values.nunique() <= max(2, len(values) // 2)
 
 
 def _looks_like_labels(values: "pd.Series[str]") -> bool:
-    """Few distinct values that come back often, and no measurements with decimals."""
+    """Few distinct values that recur often, and no decimals."""
     distinct = values.unique()
     measured = any(re.fullmatch(r"-?\d*\.\d*[1-9]\d*", value) for value in distinct)
     return 2 <= len(distinct) <= max(2, len(values) // 5) and not measured

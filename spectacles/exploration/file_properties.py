@@ -1,4 +1,4 @@
-"""What is known of a file besides what it shows, and how a person says it: its size, light, colours, format, name."""
+"""Properties of a file besides what it shows: size, light, colours, format and name, with words for each."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 
 RARE, MOST = 0.01, 12
-"""A format or a beginning of names is a property where at least this share of the images has it; and how many are."""
+"""A format or a prefix of file names is a property where at least this share of the images has it; at most so many."""
 VISIBLE = 0.05
-"""Share of the median by which images must differ somewhere for a difference to be one."""
+"""Share of the median that the values must span to be a property."""
 
 RESIZE = "shrink the photos of all classes to one size, in a copy, and train on that"
 ENCODE = "save the photos of all classes in one size, format and quality, in a copy, and train on that"
 SHAPE = "try --resize squash, which makes all photos square, or cut all to one shape in a copy"
 LIGHT = "add photos of each class in other light, or try a larger --color_jitter"
-COLOUR = "add photos of each class in other light; or, if colour does not matter, take it away with --in_chans 1"
+COLOUR = "add photos of each class in other light; or, if colour does not matter, remove it with --in_chans 1"
 BORDER = "cut the border off the photos of all classes, in a copy, and train on that"
 FOCUS = "add sharp and blurred photos of each class, or try a larger --blur"
 SOURCE = (
@@ -42,33 +42,29 @@ NUMBERS = {
     "border green": ("with over {} % green in their border", "with under {} % green in their border", BORDER),
     "border blue": ("with over {} % blue in their border", "with under {} % blue in their border", BORDER),
     "compression": ("compressed harder than quantisation {}", "compressed less than quantisation {}", ENCODE),
-    "bytes a pixel": ("of over {} bytes a pixel", "of under {} bytes a pixel", ENCODE),
+    "bytes per pixel": ("of over {} bytes per pixel", "of under {} bytes per pixel", ENCODE),
 }
-"""How images above and below a value are called, and what keeps a model from learning it; the plainest first."""
+"""Words for images above and below a value, and what keeps a model from learning it; the plainest first."""
 
 LEAST = dict.fromkeys(("brightness", "border brightness", "saturation", "contrast"), 5.0) | dict.fromkeys(
     ("red", "green", "blue", "border red", "border green", "border blue"), 2.0
 )
-"""The smallest difference that anybody would see, where it does not depend on the median."""
+"""The smallest visible difference, where it does not depend on the median."""
 
 
 @dataclass(frozen=True)
 class Property:
     name: str
     values: np.ndarray
-    """(N,) float64; 1 and 0 for having and not having a format or a beginning of the name."""
+    """(N,) float64; of a format or a prefix of the name 1 or 0."""
     more: str
     less: str
-    """End a sentence about 'images' whose value is above or not above a threshold, which takes the place of {}."""
+    """End of a sentence about 'images' whose value is above, or not above, a threshold that replaces {}."""
     remedy: str
 
 
 def properties(rows: pd.DataFrame) -> list[Property]:
-    """Of the images in the dataset stage's index (at least file, label, width, height, bytes, format, brightness,
-    contrast, sharpness), the plainest first.
-
-    What an older index has not measured is left out, and so is what differs so little that nobody could see it.
-    """
+    """Of the rows of an index, the plainest first, without those that hardly differ between images."""
     return [*_formats(rows), *_names(rows), *_numbers(rows)]
 
 
@@ -77,36 +73,36 @@ def _formats(rows: pd.DataFrame) -> Iterator[Property]:
 
 
 def _names(rows: pd.DataFrame) -> Iterator[Property]:
-    """How names begin, up to the first digit; nothing where they begin with the class itself, as cat.1.jpg does."""
-    begin = rows["file"].map(lambda file: _beginning(PurePosixPath(file.replace("\\", "/")).stem))
+    """Prefixes of names up to the first digit; none where they contain the class itself, as in cat.1.jpg."""
+    prefixes = rows["file"].map(lambda file: _prefix(PurePosixPath(file.replace("\\", "/")).stem))
     labels = rows["label"].unique()
-    if not any(_says(beginning, label) for beginning in _frequent(begin) for label in labels):
-        yield from _having("name", begin, lambda text: f"named '{text}*'" if text else "named by a number", SOURCE)
+    if not any(_names_class(prefix, label) for prefix in _frequent(prefixes) for label in labels):
+        yield from _having("name", prefixes, lambda text: f"named '{text}*'" if text else "named by a number", SOURCE)
 
 
-def _beginning(stem: str) -> str:
+def _prefix(stem: str) -> str:
     match = re.match(r"\D*", stem)
     assert match is not None
     return match.group()
 
 
-def _says(beginning: str, label: str) -> bool:
-    said, name = (re.sub(r"[\W\d_]", "", text).casefold() for text in (beginning, label))
-    return bool(said and name) and (said == name or (min(len(said), len(name)) >= 3 and (said in name or name in said)))
+def _names_class(prefix: str, label: str) -> bool:
+    word, name = (re.sub(r"[\W\d_]", "", text).casefold() for text in (prefix, label))
+    return bool(word and name) and (word == name or (min(len(word), len(name)) >= 3 and (word in name or name in word)))
 
 
-def _having(kind: str, values: "pd.Series[str]", say: Callable[[str], str], remedy: str) -> Iterator[Property]:
-    """A property of 0 and 1 for each frequent value; of two values, not having one is having the other."""
+def _having(kind: str, values: "pd.Series[str]", describe: Callable[[str], str], remedy: str) -> Iterator[Property]:
+    """A property of 0 and 1 for each frequent value; of two values, not having one means having the other."""
     distinct = values.unique()
     for value in _frequent(values):
-        others = [say(other) for other in distinct if other != value]
-        words = say(value)
+        others = [describe(other) for other in distinct if other != value]
+        words = describe(value)
         less = others[0] if len(others) == 1 else f"not {words}"
         yield Property(f"{kind} {value}", (values == value).to_numpy(dtype=np.float64), words, less, remedy)
 
 
 def _frequent(values: "pd.Series[str]") -> list[str]:
-    """Those that neither all rows nor hardly any have, the most frequent first."""
+    """Values that neither all rows nor hardly any have, the most frequent first."""
     shares = values.value_counts(normalize=True)
     return [str(value) for value in shares.index[(shares >= RARE) & (shares < 1)][:MOST]]
 
@@ -120,7 +116,7 @@ def _numbers(rows: pd.DataFrame) -> Iterator[Property]:
 def _measured(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     """Name -> (N,) float64, in the order of NUMBERS."""
     pixels = rows["width"] * rows["height"]
-    known: dict[str, pd.Series[float]] = {
+    measured: dict[str, pd.Series[float]] = {
         "width": rows["width"],
         "height": rows["height"],
         "size": pixels / 1e6,
@@ -128,19 +124,18 @@ def _measured(rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "brightness": rows["brightness"],
         "contrast": rows["contrast"],
         "sharpness": rows["sharpness"] / rows["contrast"].clip(lower=0.5) ** 2,
-        "bytes a pixel": rows["bytes"] / pixels,
+        "bytes per pixel": rows["bytes"] / pixels,
+        "saturation": rows["saturation"],
+        "compression": rows["quantisation"],
+        **_colour(rows, ""),
+        **_colour(rows, "border_"),
     }
-    known |= _colour(rows, "") | _colour(rows, "border_")
-    known |= {name: rows[column] for name, column in (("saturation",) * 2, ("compression", "quantisation"))
-              if column in rows}  # fmt: skip
-    return {name: known[name].to_numpy(dtype=np.float64) for name in NUMBERS if name in known}
+    return {name: measured[name].to_numpy(dtype=np.float64) for name in NUMBERS}
 
 
 def _colour(rows: pd.DataFrame, prefix: str) -> dict[str, "pd.Series[float]"]:
     """Shares of the three channels in percent; of the border its brightness too."""
     names = [f"{prefix}{channel}" for channel in ("red", "green", "blue")]
-    if not set(names) <= set(rows.columns):
-        return {}
     channels = rows[names].clip(lower=1.0)  # black has no colour
     shares = {name.replace("_", " "): 100 * channels[name] / channels.sum(axis=1) for name in names}
     return {"border brightness": rows[names].mean(axis=1), **shares} if prefix else shares

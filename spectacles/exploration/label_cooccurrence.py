@@ -1,4 +1,4 @@
-"""Which labels go together, where an image has any number of them: what implies or excludes what."""
+"""Which labels occur together where an image may have several: what implies or excludes what."""
 
 import numpy as np
 import pandas as pd
@@ -7,17 +7,17 @@ from spectacles.core.wording import count_of
 from spectacles.data import label_sets
 
 BY_CHANCE = 1e-4
-"""That all of a label's images have, or lack, another label is said where it was less probable than this, had the two
-nothing to do with each other."""
+"""That all images with a label have, or lack, another one is a finding where it would be less probable than this for
+independent labels."""
 FEWEST = 20
-"""Images of a label of which 'all' or 'none' is said."""
-MAX_TOLD = 4
+"""Images that a label must have for a finding about all of them."""
+MAX_NAMED = 4
 """Findings of each kind that a sentence names."""
 SAME, NEVER, ONLY_A, ONLY_B = "always together", "never together", "a only with b", "b only with a"
 
 
 def count(texts: "pd.Series[str]", classes: list[str]) -> np.ndarray:
-    """(K, K) images that have both labels; on the diagonal those of each. `texts` are labels of images, none ''."""
+    """(K, K) images that have both labels; on the diagonal those with each. `texts` are labels of images, never ''."""
     sets = texts.value_counts()
     flags = label_sets.encode(sets.index, classes, multi_label=True)
     together: np.ndarray = flags.T @ (flags * sets.to_numpy(dtype=np.int64)[:, None])
@@ -25,8 +25,8 @@ def count(texts: "pd.Series[str]", classes: list[str]) -> np.ndarray:
 
 
 def table(together: np.ndarray, classes: list[str], images: int) -> pd.DataFrame:
-    """A row a pair, the most frequent first: label_a, label_b, images with both, share_of_a and share_of_b that have
-    the other label too, `by_chance` (images with both, had the two nothing to do with each other), and a note."""
+    """One row per pair, the most frequent first: label_a, label_b, images with both, the shares of a and of b that have
+    the other label too, `by_chance` (images with both if the labels were independent), and a note."""
     first, second = np.triu_indices(len(classes), 1)
     own = together.diagonal()
     both, a, b = together[first, second], own[first], own[second]
@@ -56,7 +56,7 @@ def _note(both: int, a: int, b: int, images: int) -> str:
 
 
 def sentences(pairs: pd.DataFrame) -> list[str]:
-    """What implies and what excludes what."""
+    """Labels that imply each other, and labels that exclude each other."""
     only = [
         f"{count_of(row['images'], 'image')} with {row[f'label_{one}']!r} all have {row[f'label_{other}']!r} too"
         for row in pairs.to_dict("records")
@@ -68,26 +68,26 @@ def sentences(pairs: pd.DataFrame) -> list[str]:
         f"{row['label_a']!r} and {row['label_b']!r} (by chance about {row['by_chance']:.0f} images)"
         for row in never.to_dict("records")
     ]
-    told = []
+    lines = []
     if only:
-        told.append(f"the {'; the '.join(only[:MAX_TOLD])}{_more(only)}")
+        lines.append(f"the {'; the '.join(only[:MAX_NAMED])}{_more(only)}")
     if apart:
-        told.append(f"never together: {', '.join(apart[:MAX_TOLD])}{_more(apart)}")
-    return told
+        lines.append(f"never together: {', '.join(apart[:MAX_NAMED])}{_more(apart)}")
+    return lines
 
 
 def check(together: np.ndarray, pairs: pd.DataFrame) -> list[str]:
-    """Labels that cannot be told apart, and labels that look like classes."""
+    """Warnings about labels that cannot be told apart, and about labels that look like classes."""
     if together.sum() == together.trace():
         return [
-            "no image has more than one label, so they could be classes, which always give one answer: without "
-            "--multi_label, from a column that names the class"
+            "no image has more than one label: they could be classes, of which every image gets exactly one; for that, "
+            "leave out --multi_label and give a column with the class"
         ]
     same = [f"{row['label_a']!r} and {row['label_b']!r}" for row in pairs[pairs["note"] == SAME].to_dict("records")]
     if not same:
         return []
-    return [f"always on the same images, so nothing tells them apart: {', '.join(same[:MAX_TOLD])}{_more(same)}"]
+    return [f"always on the same images, so nothing tells them apart: {', '.join(same[:MAX_NAMED])}{_more(same)}"]
 
 
 def _more(found: list[str]) -> str:
-    return f" and {len(found) - MAX_TOLD} more, see explore/label_pairs.csv" if len(found) > MAX_TOLD else ""
+    return f" and {len(found) - MAX_NAMED} more, see explore/label_pairs.csv" if len(found) > MAX_NAMED else ""

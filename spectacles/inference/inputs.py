@@ -62,7 +62,7 @@ def _expand(argument: str) -> Iterator[str]:
     elif matches := sorted(glob.glob(argument, recursive=True)):
         yield from (str(Path(match)) for match in matches if Path(match).is_file())
     else:
-        raise UserError(f"{argument} is no file, no folder and matches nothing.")
+        raise UserError(f"{argument} is neither a file nor a folder and matches nothing.")
 
 
 def _from_table(argument: str, config: PredictCommand) -> Inputs:

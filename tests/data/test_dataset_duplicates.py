@@ -1,4 +1,4 @@
-"""Copies of every kind stay on one side of a split; across a given border they are told and stay where they are."""
+"""Copies of every kind stay in one split; across given splits they are reported and not moved."""
 
 import shutil
 from collections import Counter
@@ -21,7 +21,7 @@ from spectacles.data.schemas import load_index
 from spectacles.models import backbones
 
 
-def test_copies_and_near_copies_stay_on_one_side(tmp_path):
+def test_copies_and_near_copies_stay_in_one_split(tmp_path):
     rows = make_rows(tmp_path, 30)
     for number in range(30):
         shutil.copy(tmp_path / f"{number}.png", tmp_path / f"copy{number}.png")
@@ -39,7 +39,7 @@ def test_copies_and_near_copies_stay_on_one_side(tmp_path):
     assert report.metrics["duplicate_pairs"] == len(duplicates)
 
 
-def test_mirrored_copies_stay_on_one_side(tmp_path):
+def test_mirrored_copies_stay_in_one_split(tmp_path):
     rows = make_rows(tmp_path, 40)
     for number in range(40):
         ImageOps.mirror(noise(number)).save(tmp_path / f"mirrored{number}.png")
@@ -71,7 +71,7 @@ def test_cropped_copies_are_found_by_features(tmp_path):
     assert not any("hash alone" in line for line in report.summary)
 
 
-def test_what_crosses_the_given_border_is_told_first_and_stays_where_it_is(tmp_path):
+def test_duplicates_across_given_splits_are_reported_first_and_not_moved(tmp_path):
     rows = [f"{row},{'ada' if n == 7 else ''}" for n, row in enumerate(make_rows(tmp_path, 40))]
     exam = tmp_path / "exam"
     write_noise(exam, ["new.png", "ada.png"], 900)
@@ -99,13 +99,13 @@ def test_what_crosses_the_given_border_is_told_first_and_stays_where_it_is(tmp_p
         *["duplicate across splits"] * 3, *["group across splits"] * 2, "rejected", "duplicate with another label",
     ]  # fmt: skip
     assert issues.iloc[0].tolist() == ["3.png", "duplicate across splits", "exact duplicate of copy.png (test)"]
-    told = [line for line in report.summary if "given splits" in line]
-    assert "3 duplicate pairs across the given splits (1 exact, 1 near, 1 mirrored)" in told[0]
-    assert "take the 3 files" in told[0] and "'duplicate across splits'" in told[0]
-    assert told[1].startswith("2 images of 1 group") and report.metrics["crossing_pairs"] == 3
+    lines = [line for line in report.summary if "given splits" in line]
+    assert "3 duplicate pairs across the given splits (1 exact, 1 near, 1 mirrored)" in lines[0]
+    assert "take the 3 files" in lines[0] and "'duplicate across splits'" in lines[0]
+    assert lines[1].startswith("2 images of 1 group") and report.metrics["crossing_pairs"] == 3
 
 
-def test_what_stays_on_one_side_is_not_called_crossing(tmp_path):
+def test_duplicates_in_one_split_are_not_reported_as_crossing(tmp_path):
     rows = make_rows(tmp_path)
     shutil.copy(tmp_path / "0.png", tmp_path / "copy.png")
     report, _ = run_table(tmp_path, *rows, "copy.png,no")
@@ -128,18 +128,18 @@ def test_where_only_hashes_are_compared_one_line_says_so(tmp_path, flags, reason
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"backbone": "no_such_net"}, "no_such_net is not a model"),
         ({"weights": Path("gone.safetensors")}, "--weights gone.safetensors does not exist"),
     ],
 )
-def test_a_backbone_that_cannot_be_is_told_before_files_are_looked_at(tmp_path, flags, told):
-    with pytest.raises(UserError, match=told):
+def test_an_impossible_backbone_is_rejected_before_files_are_read(tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
         run_table(tmp_path, "gone.png,no", no_pretrained=False, **flags)
 
 
-def test_a_backbone_that_does_not_take_the_size_is_told(tmp_path):
+def test_a_backbone_that_does_not_take_the_size_is_rejected(tmp_path):
     torch.manual_seed(0)
     save_file(backbones.build("test_vit", 3, None).state_dict(), tmp_path / "w.safetensors")
     flags = {"backbone": "test_vit", "weights": tmp_path / "w.safetensors", "image_size": 100}
@@ -173,7 +173,7 @@ def test_a_photo_of_megapixels_and_its_small_copy_are_near_duplicates(tmp_path):
     assert {pair["file_a"], pair["file_b"]} == {"large.jpg", "small.png"} and pair["kind"] == "near"
 
 
-def test_duplicates_with_different_labels_are_told(tmp_path):
+def test_duplicates_with_different_labels_are_reported(tmp_path):
     rows = make_rows(tmp_path)
     shutil.copy(tmp_path / "0.png", tmp_path / "copy.png")
     _, run_dir = run_table(tmp_path, *rows, "copy.png,yes")

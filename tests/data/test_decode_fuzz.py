@@ -187,7 +187,7 @@ def check(pool: Decoders, content: bytes) -> Decoded:
     return there
 
 
-def test_all_the_files_are_good_to_begin_with(pool: Decoders) -> None:
+def test_all_files_are_valid_before_they_are_damaged(pool: Decoders) -> None:
     assert not [index for index, content in enumerate(FILES) if check(pool, content).reason]
 
 

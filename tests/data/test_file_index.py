@@ -48,7 +48,7 @@ def test_colours_are_means_of_the_pixels(tmp_path, size):
     assert facts.saturation == pytest.approx((pixels.max(axis=2) - pixels.min(axis=2)).mean(), abs=2)
 
 
-def test_the_border_is_measured_apart_from_the_rest(tmp_path):
+def test_the_border_is_measured_separately(tmp_path):
     pixels = np.full((500, 400, 3), (10, 20, 30), dtype=np.uint8)
     pixels[20:-20, 16:-16] = (200, 150, 100)
     assert 20 / 500 == 16 / 400 == BORDER
@@ -83,7 +83,7 @@ def test_brightness_contrast_and_sharpness_are_those_of_the_grey_picture(tmp_pat
     assert facts.sharpness == pytest.approx(five_points.var(), rel=1e-3)
 
 
-def test_a_table_has_a_row_a_path_and_zeros_where_nothing_could_be_measured(tmp_path):
+def test_there_is_one_row_per_path_with_zeros_for_rejected_files(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(noise(5)))
     table = inspect_files([str(path), str(tmp_path / "gone.png")], 2)

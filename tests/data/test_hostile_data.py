@@ -139,7 +139,7 @@ TABLE = {
     "a folder for a table": (lambda folder: {"train_csv": folder}, "is a folder, not a table"),
     "a table with a name that is too long": (lambda folder: {"train_csv": folder / f"{LONG}.csv"}, "does not exist"),
     "only names that are too long": (table(text=f"file,label\n{LONG},a\n{LONG},b\n".encode()),
-                                     "none of the 2 files that .*t.csv names can be found, .*: set --image_dir"),
+                                     "none of the 2 files listed in .*t.csv can be found, .*: set --image_dir"),
     "half a character": (table(text=b'{"0.png": "a", "1.png": "\\ud800"}', name="t.json"), "t.json cannot be read"),
     "one class": (table(text=b"file,label\n0.png,no\n1.png,no\n"), "only the class 'no': at least two classes"),
     "a class with one picture": (table(text=(PLAIN.replace("0.png,no", "0.png,rare")).encode()), {}),
@@ -156,7 +156,7 @@ TABLE = {
                                     link("../elsewhere/deep/photos", ".")), {"used": COUNT + 2}),
     "links to nowhere": (folders(link("no/gone.png", "nowhere"), link("class", "nowhere")), {"file not found": 2}),
     "a link to itself": (folders(link("no/me.png", "no/me.png")), {f"cannot be read ({LOOP})": 1}),
-    "a pipe and a socket": (folders(pipe_and_socket), {"no file but a device, a pipe or a socket": 2}),
+    "a pipe and a socket": (folders(pipe_and_socket), {"not a regular file but a device, a pipe or a socket": 2}),
     "names that are no text": (folders(no_text), {"its path is not UTF-8 text: rename it": 2}),
     "a picture beside the classes": (folders(add("stray.png")), {"no label": 1}),
     "an archive for a folder": (lambda folder: {"image_dir": table()(folder)["train_csv"]}, "is a file, not a folder"),
@@ -206,7 +206,9 @@ def test_a_folder_that_cannot_be_read_is_named_and_ends_with_exit_code_2(
     assert f"the folder {photos / place} cannot be read (Permission denied)" in capsys.readouterr().err
 
 
-def test_what_is_no_class_and_what_is_not_followed_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_empty_class_folders_and_links_not_followed_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     make = folders(lambda photos: (photos / "empty").mkdir(), link("no/up", "."))
     with caplog.at_level("INFO", "spectacles"):
         run(tmp_path, **make(tmp_path))
@@ -257,7 +259,7 @@ def test_a_scored_file_that_was_replaced_is_reported(
     assert any(f"1 file changed after indexing, {tmp_path / name}" in line for line in scored.summary)
 
 
-def test_a_class_with_a_single_picture_is_trained_told_and_scored_without(
+def test_a_class_with_a_single_image_is_trained_reported_and_not_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undrawn(monkeypatch)
@@ -275,7 +277,7 @@ def test_a_class_with_a_single_picture_is_trained_told_and_scored_without(
     assert scored.scored_on == "test" and scored.metrics["test_accuracy"] is not None
 
 
-def test_a_class_without_a_training_picture_is_told(tmp_path: Path) -> None:
+def test_a_class_without_a_training_image_is_reported(tmp_path: Path) -> None:
     make = folders(*(add(f"{split}/{name}/{n}.png", seed=10 * n + len(name) + 50 * len(split))
                      for split in ("train", "val") for name in ("no", "yes") for n in range(4)),
                    add("val/new/1.png", seed=3000), lambda photos: shutil.rmtree(photos / "no"),
@@ -317,7 +319,7 @@ def test_a_folder_that_is_gone_stops_training(tmp_path: Path) -> None:
         train.run(TINY, run_dir.for_stage("train"))
 
 
-def test_a_swapped_file_is_noticed_though_its_pixels_are_kept(tmp_path: Path) -> None:
+def test_a_replaced_file_is_noticed_although_its_pixels_are_cached(tmp_path: Path) -> None:
     _, run_dir = run(tmp_path, **table()(tmp_path))
     train.run(TINY, run_dir.for_stage("train"))
     name = next(name for name, split in split_of(run_dir).items() if split == "train")
@@ -365,7 +367,7 @@ def test_of_many_changed_files_three_are_named(indexed: tuple[Path, RunDir, pd.D
         file_index.require_unchanged(table_of_splits)
 
 
-def test_what_predict_is_given_is_answered_or_told(tmp_path: Path, make_bundle: Callable[..., Path]) -> None:
+def test_predict_answers_or_rejects_every_input(tmp_path: Path, make_bundle: Callable[..., Path]) -> None:
     write_noise(tmp_path / "photos", ["a.png", "b.png"])
     shutil.copy(tmp_path / "photos/a.png", os.fsencode(tmp_path / "photos") + b"/caf\xe9.png")
     (tmp_path / "photos/gone.png").symlink_to("nowhere")
@@ -379,13 +381,13 @@ def test_what_predict_is_given_is_answered_or_told(tmp_path: Path, make_bundle: 
     assert [Path(name).name for name in answers["file"]] == ["a.png", "b.png", "caf\\xe9.png", "gone.png"]
     assert answers["status"].tolist() == ["predicted"] * 3 + ["rejected: file not found"]
     for argument in (LONG, f"{LONG}/a.png", f"{LONG}*.png"):
-        with pytest.raises(UserError, match="is no file, no folder and matches nothing"):
+        with pytest.raises(UserError, match="is neither a file nor a folder and matches nothing"):
             collect([argument], PredictCommand())
     with pytest.raises(UserError, match="does not exist"):
         collect([f"{LONG}.csv"], PredictCommand())
 
 
-def test_a_table_to_predict_may_name_files_with_spaces_around(tmp_path: Path) -> None:
+def test_a_table_to_predict_may_have_spaces_around_file_names(tmp_path: Path) -> None:
     write_noise(tmp_path, ["a.png"])
     noise(1).save(tmp_path / "b.png ", "PNG")
     (tmp_path / "t.csv").write_text("file,id\na.png ,1\nb.png ,2\n")
@@ -393,7 +395,7 @@ def test_a_table_to_predict_may_name_files_with_spaces_around(tmp_path: Path) ->
     assert inputs.paths == [str(tmp_path / "a.png"), str(tmp_path / "b.png ")]
 
 
-def test_very_many_classes_are_divided_and_scored_within_limits(
+def test_very_many_classes_are_split_and_scored_within_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Path]
 ) -> None:
     count, each = 100, 5

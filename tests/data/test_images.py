@@ -69,19 +69,19 @@ def test_every_exif_orientation_of_other_formats_comes_out_upright(format, optio
 
 
 @pytest.mark.parametrize("block", [exif(0), exif(9), exif(65535), b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xffjunk"])
-def test_an_orientation_that_means_nothing_is_ignored(block):
+def test_an_invalid_orientation_is_ignored(block):
     content = encoded(blocks(), "JPEG", quality=100, subsampling=0, exif=block)
     np.testing.assert_allclose(pixels(content).astype(int), np.asarray(blocks(), int), atol=6)
 
 
 @pytest.mark.parametrize(("format", "options"), [*LOSSLESS, ("BMP", {})])
-def test_rgb_survives_unchanged_and_needs_no_repair(format, options):
+def test_rgb_is_unchanged_and_needs_no_conversion(format, options):
     decoded = decode(encoded(noise(0), format, **options))
     np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(noise(0)))
     assert (decoded.format, decoded.mode, decoded.conversions) == (format, "RGB", ())
 
 
-def test_a_path_and_its_content_decode_alike(tmp_path):
+def test_a_path_and_its_content_decode_to_the_same_pixels(tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_bytes(encoded(noise(0), "JPEG"))
     np.testing.assert_array_equal(np.asarray(decode(path).image), pixels(path.read_bytes()))
@@ -171,7 +171,7 @@ def test_a_transparent_colour_becomes_white(mode, key, other):
     assert (white, kept) == ((255,) * 3, other if mode == "RGB" else (other,) * 3)
 
 
-def test_alpha_that_hides_nothing_is_no_repair():
+def test_opaque_alpha_needs_no_conversion():
     decoded = decode(encoded(noise(0).convert("RGBA")))
     np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(noise(0)))
     assert decoded.conversions == ()
@@ -194,7 +194,7 @@ def test_the_first_of_several_frames_counts(format):
     assert decoded.conversions == ("first of 3 frames",)
 
 
-def test_a_second_picture_inside_a_phone_photo_is_no_repair():
+def test_a_second_image_in_a_phone_photo_needs_no_conversion():
     decoded = decode(encoded(noise(0), "MPO", save_all=True, append_images=[noise(1)]))
     assert (decoded.format, decoded.conversions) == ("MPO", ())
 
@@ -214,7 +214,7 @@ JPEGS = {
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_large_jpeg_is_decoded_smaller_and_told_of_at_its_full_size(mode):
+def test_a_large_jpeg_is_decoded_smaller_and_keeps_its_stated_size(mode):
     for options in JPEGS.values():
         content = encoded(photo(0, 1200, 900).convert(mode), "JPEG", **options)
         whole, reduced = decode(content), decode(content, least_side=100)
@@ -306,7 +306,7 @@ def test_a_rejection_gives_its_reason(content, reason):
     assert rejection(content) == reason
 
 
-def test_the_pixel_limit_is_the_callers():
+def test_the_caller_sets_the_pixel_limit():
     assert "32 x 32 pixels" in rejection(PNG, max_pixels=32 * 32 - 1)
     assert decode(PNG, max_pixels=32 * 32).image.size == (32, 32)
 

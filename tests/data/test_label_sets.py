@@ -25,7 +25,7 @@ TAGS = "file,tags"
 
 
 @given(st.lists(NAMES.map(lambda names: names - {"none"}), min_size=1, max_size=8))
-def test_texts_and_numbers_say_the_same(sets: list[set[str]]) -> None:
+def test_texts_and_numbers_convert_both_ways(sets: list[set[str]]) -> None:
     texts = [label_sets.join(names) for names in sets]
     assert [set(label_sets.parts(text)) for text in texts] == sets
     classes = label_sets.names(texts)
@@ -36,7 +36,7 @@ def test_texts_and_numbers_say_the_same(sets: list[set[str]]) -> None:
     assert flags.sum(axis=0).tolist() == list(label_sets.count(pd.Series(texts), classes, True).values())
 
 
-def test_one_class_an_image_stays_one_number() -> None:
+def test_one_class_per_image_is_one_number() -> None:
     numbers = label_sets.encode(["b", "a|c", "b"], ["a|c", "b"], multi_label=False)
     assert numbers.tolist() == [1, 0, 1]
     assert label_sets.decode(numbers, ["a|c", "b"]) == ["b", "a|c", "b"]
@@ -97,7 +97,7 @@ def test_json_may_list_labels(tmp_path: Path) -> None:
     assert set(load_index(run_dir)["label"]) == {"a|b", "a", "none"}
 
 
-def test_a_row_without_an_answer_is_rejected_and_named(tmp_path: Path) -> None:
+def test_a_row_with_a_missing_label_is_rejected_and_named(tmp_path: Path) -> None:
     rows = column_rows(tmp_path)
     write_noise(tmp_path, ["gap.png", "words.png"], first_seed=90)
     _, run_dir = run_columns(tmp_path, *rows, "gap.png,1,,0", "words.png,Yes,false,0")
@@ -108,7 +108,7 @@ def test_a_row_without_an_answer_is_rejected_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "row", "flags", "said"),
     [
-        (COLUMNS, "0.png,1,maybe,0", {}, "row 1: 'maybe' in column 'dog' is none of 0 and 1"),
+        (COLUMNS, "0.png,1,maybe,0", {}, "row 1: 'maybe' in column 'dog' is neither 0 nor 1"),
         (COLUMNS, "0.png,1,0,0", {"label_column": "cat,bird"}, "no column 'bird' (--label_column)"),
         ("file,cat,none", "0.png,1,0", {"label_column": "cat,none"}, "cannot be called 'none'"),
         (TAGS, "0.png,cat|none", {"label_column": None, "multi_label": True}, "row 1: 'cat|none': 'none' means no"),
@@ -122,8 +122,8 @@ def test_mistakes_are_reported(tmp_path: Path, header: str, row: str, flags: dic
     assert said in str(caught.value)
 
 
-def test_folders_have_no_several_labels(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--multi_label speaks of a table"):
+def test_folders_cannot_hold_several_labels(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--multi_label applies to a table"):
         read_rows(DatasetConfig(image_dir=tmp_path, multi_label=True))
 
 
@@ -148,14 +148,14 @@ def test_a_test_row_with_an_unknown_label_is_rejected(tmp_path: Path) -> None:
     assert row_statuses(run_dir)["old.png"] == [("used", "")]
 
 
-def test_a_label_that_all_have_is_told(tmp_path: Path) -> None:
+def test_a_label_of_every_image_is_reported(tmp_path: Path) -> None:
     names = write_noise(tmp_path, [f"{number}.png" for number in range(12)])
     rows = [f"{name},{('a|b', 'a')[number % 2]}" for number, name in enumerate(names)]
     report, _ = run_table(tmp_path, *rows, header=TAGS, multi_label=True)
     assert "every training image has the label 'a'" in report.summary
 
 
-def test_a_person_may_change_a_set_of_labels(tmp_path: Path) -> None:
+def test_a_review_can_change_a_set_of_labels(tmp_path: Path) -> None:
     rows = column_rows(tmp_path)
     header = "file,given_label,fixed_label,decision,run"
     fixes = write_csv(tmp_path / "fixes.csv", header, "0.png,cat|hat,hat|dog,changed,r", "1.png,dog,none,changed,r")

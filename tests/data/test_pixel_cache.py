@@ -97,14 +97,14 @@ def test_a_finished_file_is_read_without_decoding(rows, tmp_path, decoded):
     assert decoded == []
 
 
-def test_what_a_finished_file_holds_is_what_was_decoded(rows, tmp_path):
+def test_a_finished_file_holds_the_decoded_pixels(rows, tmp_path):
     finish(rows, tmp_path)
     with open_pixels(rows, tmp_path) as pixels:
         np.testing.assert_array_equal(pixels.batch(np.arange(6)), expected_of(rows))
 
 
 @pytest.mark.parametrize("changes", [{"image_size": 17}, {"resize": "crop"}, {"interpolation": "bicubic"}])
-def test_another_size_or_shape_has_a_file_of_its_own(rows, tmp_path, decoded, changes):
+def test_another_size_or_shape_has_its_own_file(rows, tmp_path, decoded, changes):
     first = finish(rows, tmp_path)
     decoded.clear()
     assert finish(rows, tmp_path, **changes) != first
@@ -118,7 +118,7 @@ def test_another_mean_and_std_share_the_file(rows, tmp_path, decoded):
     assert decoded == []
 
 
-def test_other_contents_or_another_order_have_a_file_of_their_own(rows, tmp_path):
+def test_other_contents_or_another_order_have_their_own_file(rows, tmp_path):
     parts = [rows, rows.iloc[::-1], rows.iloc[:5]]
     assert len({finish(part, tmp_path) for part in parts}) == 3
 
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_decoded_each_time(rows, tmp_path, decoded):
     assert pixels.path.stat().st_size <= 4 * EACH + 5 + 128  # numpy's header
 
 
-def test_nothing_is_written_where_nothing_may_be_kept(rows, tmp_path, decoded):
+def test_nothing_is_written_where_nothing_may_be_stored(rows, tmp_path, decoded):
     other = finish(rows.iloc[:2], tmp_path)
     decoded.clear()
     with open_pixels(rows, tmp_path, 0) as pixels:
@@ -141,7 +141,7 @@ def test_nothing_is_written_where_nothing_may_be_kept(rows, tmp_path, decoded):
     assert files(tmp_path) == [other.name]
 
 
-def test_a_full_disk_is_left_its_room(rows, tmp_path, decoded, monkeypatch):
+def test_the_cache_leaves_free_space_on_a_full_disk(rows, tmp_path, decoded, monkeypatch):
     usage = pixel_cache.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda _: usage._replace(free=6 * EACH))
     with open_pixels(rows, tmp_path) as pixels:
@@ -150,7 +150,7 @@ def test_a_full_disk_is_left_its_room(rows, tmp_path, decoded, monkeypatch):
     assert len(decoded) == 9
 
 
-def test_the_file_unused_for_longest_makes_room(rows, tmp_path):
+def test_the_least_recently_used_file_makes_room(rows, tmp_path):
     parts = [rows.iloc[:4], rows.iloc[1:5], rows.iloc[2:]]
     first, second = (finish(part, tmp_path) for part in parts[:2])
     for age, path in ((100, first), (200, second)):
@@ -171,7 +171,7 @@ def test_a_file_in_use_stays_readable_when_another_needs_its_room(rows, tmp_path
         np.testing.assert_array_equal(pixels.batch(np.arange(4)), expected_of(rows)[:4])
 
 
-def test_an_unfinished_file_goes_when_it_is_closed(rows, tmp_path):
+def test_an_unfinished_file_is_removed_when_closed(rows, tmp_path):
     with open_pixels(rows, tmp_path) as pixels:
         pixels.batch(np.array([0, 1]))
         assert len(files(tmp_path)) == 1
@@ -205,14 +205,14 @@ def test_a_damaged_file_is_built_again(rows, tmp_path, decoded, content):
 
 
 @pytest.mark.parametrize("max_bytes", [0, PLENTY])
-def test_a_file_that_is_not_what_it_was_is_named(rows, tmp_path, max_bytes):
+def test_a_changed_file_is_named(rows, tmp_path, max_bytes):
     changed, missing = (Path(rows["path"][place]) for place in (1, 4))
     changed.write_bytes(Path(rows["path"][0]).read_bytes())
     missing.unlink()
     with open_pixels(rows, tmp_path, max_bytes) as pixels:
         with pytest.raises(UserError, match=rf"{changed} has changed since it was indexed: restore it"):
             pixels.batch(np.array([0, 1]))
-        with pytest.raises(UserError, match=rf"{missing} cannot be read any more \(file not found\): restore it"):
+        with pytest.raises(UserError, match=rf"{missing} can no longer be read \(file not found\): restore it"):
             list(pixels.batches([np.array([0, 2]), np.array([4])]))
         np.testing.assert_array_equal(pixels.batch(np.array([0, 2])), expected_of(rows.iloc[[0, 2]]))
     assert not list(tmp_path.glob("cache/*"))
@@ -220,7 +220,7 @@ def test_a_file_that_is_not_what_it_was_is_named(rows, tmp_path, max_bytes):
 
 @settings(max_examples=15)
 @given(st.lists(st.lists(st.integers(0, 5), max_size=4), max_size=12), st.sampled_from([0, 3 * EACH, PLENTY]))
-def test_batches_come_in_order_whatever_is_kept(rows_of_six, order, max_bytes):
+def test_batches_come_in_order_whatever_is_stored(rows_of_six, order, max_bytes):
     rows, folder = rows_of_six
     indices = [np.array(batch, dtype=np.int64) for batch in order]
     with open_pixels(rows, folder, max_bytes) as pixels:
@@ -236,7 +236,7 @@ def rows_of_six(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame,
     return write_rows(folder / "photos", 6), folder
 
 
-def test_batches_are_gathered_in_constant_memory(rows, tmp_path):
+def test_batches_are_prepared_in_constant_memory(rows, tmp_path):
     asked = []
 
     def order() -> Iterator[np.ndarray]:
@@ -253,7 +253,7 @@ def test_batches_are_gathered_in_constant_memory(rows, tmp_path):
     assert len(asked) < 10
 
 
-def test_two_that_build_the_same_file_at_once_both_give_the_right_pictures(rows, tmp_path):
+def test_two_processes_that_build_the_same_file_both_give_the_right_images(rows, tmp_path):
     expected = expected_of(rows)
     orders = [np.arange(6), np.arange(6)[::-1], np.array([3, 1, 5, 0, 2, 4])]
     with open_pixels(rows, tmp_path) as one, open_pixels(rows, tmp_path) as two, open_pixels(rows, tmp_path) as three:

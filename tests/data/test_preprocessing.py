@@ -78,14 +78,14 @@ def test_every_shape_of_picture_becomes_the_models_input(width, height, resize, 
 
 @settings(max_examples=25)
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=6), st.sampled_from([COLOUR, GREY]))
-def test_what_a_picture_becomes_does_not_depend_on_its_batch(seeds, contract):
+def test_an_image_does_not_depend_on_its_batch(seeds, contract):
     together = normalized(contract, *map(noise, seeds))
     for seed, tensor in zip(seeds, together, strict=True):
         assert torch.equal(tensor, normalized(contract, noise(seed))[0])
 
 
 @pytest.mark.parametrize("contract", [COLOUR, GREY])
-def test_floating_point_pixels_are_normalized_alike(contract):
+def test_floating_point_pixels_are_normalized_in_the_same_way(contract):
     pixels = torch.from_numpy(contract.pixels(noise(0)))[None]
     assert torch.equal(contract.normalize(pixels.float()), contract.normalize(pixels))
 
@@ -125,7 +125,7 @@ def test_squash_keeps_both_ends():
     assert (fitted.getpixel((0, 16)), fitted.getpixel((31, 16))) == (RED, BLUE)
 
 
-def test_a_picture_for_people_has_three_channels():
+def test_a_displayed_image_has_three_channels():
     np.testing.assert_array_equal(to_picture(COLOUR.pixels(noise(0))), np.asarray(noise(0)))
     grey = np.asarray(noise(0).convert("L").convert("RGB"))
     np.testing.assert_array_equal(to_picture(GREY.pixels(noise(0))), grey)
@@ -202,7 +202,7 @@ def test_a_large_photo_is_decoded_as_small_as_the_model_allows():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_sources_are_asked_for_little_ahead_of_the_reader(batch_size):
+def test_sources_are_read_only_a_little_ahead_of_the_consumer(batch_size):
     asked, content = 0, encoded(noise(0))
 
     def sources() -> Iterator[Path | bytes]:
@@ -218,6 +218,6 @@ def test_sources_are_asked_for_little_ahead_of_the_reader(batch_size):
     batches.close()
 
 
-def test_the_pixel_limit_is_the_callers():
+def test_the_caller_sets_the_pixel_limit():
     [[item]] = decoded_batches([encoded(noise(0))], PREPROCESSING, 4, 1, max_pixels=32 * 32 - 1)
     assert "32 x 32 pixels" in item.reason

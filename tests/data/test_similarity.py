@@ -71,7 +71,7 @@ def test_scale_and_offset_of_features_do_not_matter():
 
 
 @pytest.mark.parametrize("features", [np.ones((5, 3)), np.zeros((2, 4))])
-def test_features_that_are_all_the_same_are_alike_to_none(features):
+def test_identical_features_give_no_pairs(features):
     assert found(features.astype(np.float32), 0.5) == set()
 
 

@@ -294,7 +294,7 @@ def test_the_column_with_the_splits_is_not_taken_for_the_label(photos):
 
 
 @pytest.mark.parametrize("word", ["holdout", "0", "tr ain"])
-def test_a_word_that_is_no_split_is_named_with_its_row(word, photos):
+def test_an_unknown_split_is_named_with_its_row(word, photos):
     text = mistake(f"file,label,fold\na.png,0,train\nb.png,1,{word}\n", photos, split_column="fold")
     assert all(part in text for part in ("train.csv", "row 2", repr(word), "'fold'", "train, val, test"))
 
@@ -310,7 +310,7 @@ def test_a_test_csv_needs_no_column_with_splits(photos):
     assert rows.frame["given_split"].tolist() == ["train", "val", "test"]
 
 
-def test_a_folder_a_class(tmp_path):
+def test_one_folder_per_class(tmp_path):
     make_files(tmp_path, "class 10/a.png", "class 2/b.png", "class 2/deep/c.png", "class 2/.hidden.png", ".git/d.png")
     assert pairs(read_rows(DatasetConfig(image_dir=tmp_path))) == [
         ("class 2/b.png", "class 2"),
@@ -346,7 +346,7 @@ def test_a_flat_test_dir_is_unlabelled(photos):
     assert set(test["label"]) == {""} and set(test["given_split"]) == {"test"}
 
 
-def test_a_test_dir_with_a_folder_a_class_is_labelled(photos):
+def test_a_test_dir_with_class_folders_is_labelled(photos):
     folder = make_files(photos.parent / "test", "0/d.png", "1/e.png")
     frame = rows_of("file,label\na.png,0\nb.png,1\n", photos, test_dir=folder).frame
     assert pairs(Rows(frame[frame["source"] == "test"], "", "")) == [("0/d.png", "0"), ("1/e.png", "1")]
@@ -414,7 +414,7 @@ def test_flags_about_columns_do_not_go_with_folders(tmp_path, flag):
         read_rows(DatasetConfig(image_dir=tmp_path, **{flag: "x"}))
 
 
-def test_paths_do_not_depend_on_where_the_command_was_given(tmp_path, monkeypatch):
+def test_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     write_noise(tmp_path, ["cat/a.png", "dog/b.png"])
     monkeypatch.chdir(tmp_path.parent)
     frame = read_rows(DatasetConfig(image_dir=Path(tmp_path.name))).frame
@@ -431,7 +431,7 @@ def test_a_table_without_a_header_does_not_lose_its_first_row(tmp_path):
 SLICED = "file,label,sex,light\na.png,0, f ,1.50\nb.png,1,,007\nc.png,0,NA,\n"
 
 
-def test_slice_columns_come_along_as_they_stand(photos):
+def test_slice_columns_are_carried_over_unchanged(photos):
     frame = rows_of(SLICED, photos, slice_columns=" sex,light,,sex ").frame
     assert frame["slice_sex"].tolist() == ["f", "", "NA"]
     assert frame["slice_light"].tolist() == ["1.50", "007", ""]
@@ -460,5 +460,5 @@ def test_test_data_may_lack_slice_columns(photos):
 
 
 def test_folders_have_no_slice_columns(photos):
-    with pytest.raises(UserError, match="--slice_columns speaks of a table"):
+    with pytest.raises(UserError, match="--slice_columns applies to a table"):
         read_rows(DatasetConfig(image_dir=photos, slice_columns="sex"))

@@ -26,7 +26,7 @@ def labelled_clusters(draw) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(labelled_clusters(), st.sampled_from(FRACTIONS), seeds)
-def test_no_cluster_is_torn_and_every_image_has_one_split(data, fractions, seed):
+def test_clusters_stay_whole_and_every_image_has_one_split(data, fractions, seed):
     labels, numbers = data
     split = stratified_split(labels, numbers, fractions, seed)
     assert split.shape == labels.shape
@@ -147,7 +147,7 @@ def test_pairs_by_hash_are_those_of_a_full_comparison(seed, distance):
     assert found["similarity"].isna().all()
 
 
-def test_equal_files_are_exact_duplicates_and_stand_for_each_other_in_the_search():
+def test_equal_files_are_exact_duplicates_and_are_searched_once():
     hashes, far = [7, 2**40, 7, 3, 7], [0xF0F0 << 40] * 5
     found = find(table(hashes, far, ["a", "b", "a", "c", "a"]), None, 1, 1.0)
     assert kinds(found) == {
@@ -158,7 +158,7 @@ def test_equal_files_are_exact_duplicates_and_stand_for_each_other_in_the_search
 
 @settings(max_examples=30)
 @given(st.permutations(range(24)))
-def test_the_order_of_rows_does_not_change_what_hangs_together(order):
+def test_the_order_of_rows_does_not_change_the_clusters(order):
     contents = [f"{number // 2:02d}" for number in range(24)]
     hashes = [mixed_hashes(np.random.default_rng(1))[number // 2] for number in range(24)]
     rows = table(hashes, contents=contents)
@@ -192,7 +192,7 @@ def test_features_find_what_hashes_do_not():
     assert found["distance"][0] > 6 and 0.9 < found["similarity"][0] <= 1.0001
 
 
-def test_of_very_many_pairs_those_are_listed_that_hold_clusters_together(monkeypatch):
+def test_of_very_many_pairs_only_those_that_connect_clusters_are_listed(monkeypatch):
     rng = np.random.default_rng(0)
     hashes = [1 << bit for bit in range(40)] + [int(value) for value in rng.integers(0, 2**64, 40, dtype=np.uint64)]
     whole = find(table(hashes), None, 4, 1.0)

@@ -48,12 +48,14 @@ def test_a_rare_label_says_how_many_images_would_help():
     assert suggestions.rare_label({"a": 190, "b": 20}, 200) == []
 
 
-@pytest.mark.parametrize(("interval", "told"), [([-0.05, -0.01], True), ([-0.02, 0.01], False), ([0.0, 0.0], False)])
-def test_more_images_help_where_fewer_do_harm(interval, told):
+@pytest.mark.parametrize(
+    ("interval", "suggested"), [([-0.05, -0.01], True), ([-0.02, 0.01], False), ([0.0, 0.0], False)]
+)
+def test_more_images_help_where_fewer_do_harm(interval, suggested):
     measured = {"differences": {"half": {"accuracy": sum(interval) / 2, "interval": interval}}}
     lines = suggestions.learning_curve(measured)
-    assert bool(lines) == told
-    if told:
+    assert bool(lines) == suggested
+    if suggested:
         assert "3.0 points of accuracy (1.0 to 5.0;" in lines[0]
     assert suggestions.learning_curve(None) == []
 

@@ -219,7 +219,7 @@ def test_a_file_that_changed_since_it_was_indexed_is_named_and_not_stored(tmp_pa
     with pytest.raises(UserError, match=r"1\.png has changed"):
         embed(backbone, rows, tmp_path)
     Path(rows["path"][1]).unlink()
-    with pytest.raises(UserError, match=r"1\.png cannot be read any more \(file not found\)"):
+    with pytest.raises(UserError, match=r"1\.png can no longer be read \(file not found\)"):
         embed(backbone, rows, tmp_path)
     assert not list((tmp_path / "embeddings").glob("*"))
 

@@ -33,7 +33,7 @@ def test_the_shares_are_70_15_15_in_every_class(plain):
         assert sorted((counts["val"][name], counts["test"][name])) == [7, 8]
 
 
-def test_splits_and_index_tell_the_same_story(plain):
+def test_splits_and_index_agree(plain):
     report, run_dir = plain
     index = load_index(run_dir)
     splits = load_split(run_dir, "train", "val", "test")
@@ -43,7 +43,7 @@ def test_splits_and_index_tell_the_same_story(plain):
     assert report.metrics["images_train"] == 70
 
 
-def test_only_the_splits_asked_for_are_loaded(plain):
+def test_only_the_requested_splits_are_loaded(plain):
     assert set(load_split(plain[1], "val")["split"]) == {"val"}
     assert set(load_split(plain[1].for_stage("evaluate"), "val", "test")["split"]) == {"val", "test"}
 
@@ -172,7 +172,7 @@ def test_slice_columns_are_carried_along_as_text(tmp_path):
         assert by_file.loc["x.png"].tolist() == ["m", ""] and by_file.loc["y.png"].tolist() == ["", ""]
 
 
-def test_groups_are_not_torn_apart(tmp_path):
+def test_groups_stay_whole(tmp_path):
     names = write_noise(tmp_path, [f"{number}.png" for number in range(60)])
     people = [f"person {number // 4}" if number < 56 else "" for number in range(60)]
     rows = [f"{name},{n % 2},{person}" for n, (name, person) in enumerate(zip(names, people, strict=True))]
@@ -208,7 +208,7 @@ def test_the_splits_of_a_column_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [{}, {"seed": 1}])
-def test_rows_without_a_split_are_divided_so_that_only_what_is_missing_is_split_off(tmp_path, flags):
+def test_rows_without_a_split_fill_only_the_missing_splits(tmp_path, flags):
     words = ["test"] * 8 + [""] * 40
     _, run_dir = run_table(
         tmp_path, *with_splits(tmp_path, words), header="file,label,fold", split_column="fold", **flags
@@ -254,7 +254,7 @@ def test_unlabelled_test_images_are_kept_and_counted(tmp_path):
     assert split_of(run_dir)["y.png"] == "test"
 
 
-def test_the_fractions_asked_for_are_taken(tmp_path):
+def test_the_given_fractions_are_used(tmp_path):
     report, _ = run_table(tmp_path, *make_rows(tmp_path, 40), val_fraction=0.2, test_fraction=0.3)
     assert [sum(report.counts[split].values()) for split in SPLITS] == [20, 8, 12]
 
@@ -358,7 +358,7 @@ def test_odd_files_are_used_converted_or_rejected_and_left_alone(tmp_path):
 ODD_NAMES = ["NA", "nan", "007", "7", "a,b", 'say "x"', "line\nbreak", " space ", "ünï", "-1", "=1+1", "back\\slash"]
 
 
-def test_odd_names_come_back_as_they_are(tmp_path):
+def test_odd_names_survive_unchanged(tmp_path):
     for number, name in enumerate(ODD_NAMES):
         write_noise(tmp_path / "data" / name, [f"{name}{n}.png" for n in range(3)], 10 * number)
     report, run_dir = run(tmp_path, image_dir=tmp_path / "data")
@@ -368,7 +368,7 @@ def test_odd_names_come_back_as_they_are(tmp_path):
     assert all(Path(path).is_file() for path in splits["path"])
 
 
-def test_a_file_name_that_is_no_text_is_rejected_not_fatal(tmp_path):
+def test_a_file_name_that_is_not_utf8_is_rejected_not_fatal(tmp_path):
     make_rows(tmp_path / "data" / "a", 6)
     write_noise(tmp_path / "data" / "b", [f"{number}.png" for number in range(6)], 100)
     shutil.copy(tmp_path / "data" / "a" / "0.png", os.fsencode(tmp_path / "data" / "b") + b"/caf\xe9.png")
@@ -376,7 +376,7 @@ def test_a_file_name_that_is_no_text_is_rejected_not_fatal(tmp_path):
     assert (report.row_accounting.rows, report.row_accounting.rejected) == (13, 1)
 
 
-def test_pictures_of_one_colour_do_not_stop_the_stage(tmp_path):
+def test_single_colour_images_do_not_stop_the_stage(tmp_path):
     rows = make_rows(tmp_path)
     for name, colour in (("black.png", 0), ("white.png", 255)):
         Image.new("L", (40, 40), colour).save(tmp_path / name)

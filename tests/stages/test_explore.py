@@ -164,8 +164,8 @@ def test_report_counts_warns_and_suggests(faulty):
     assert mentions(report.suggestions, "--image_size", "48 x 40 pixels")
     assert (folder / "warnings.txt").read_text().splitlines() == report.warnings
     assert (folder / "suggestions.txt").read_text().splitlines() == report.suggestions
-    told = [f"warning: {line}" for line in report.warnings] + [f"suggestion: {line}" for line in report.suggestions]
-    assert report.summary[-len(told) :] == told
+    lines = [f"warning: {line}" for line in report.warnings] + [f"suggestion: {line}" for line in report.suggestions]
+    assert report.summary[-len(lines) :] == lines
     assert any(f"{len(report.warnings)} warnings, {len(report.suggestions)} suggestions" in x for x in report.summary)
 
 

@@ -1,4 +1,4 @@
-"""What explore says of images that have any number of labels."""
+"""Explore on images with any number of labels."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_table_of_labels_counts_images(explored):
     assert f"training images: {data.images['train']}, of them with 'a' " in report.summary[0]
 
 
-def test_there_is_a_sheet_for_each_label_and_for_none(explored):
+def test_each_label_and_none_has_a_contact_sheet(explored):
     _, report, folder, run = explored
     assert [path.name for path in sorted(folder.glob("contact_*.png"))] == [
         "contact_01_a.png", "contact_02_c.png", "contact_03_b.png", "contact_04_none.png"
@@ -84,7 +84,7 @@ def test_there_is_a_sheet_for_each_label_and_for_none(explored):
     assert all((run.path / name).is_file() for name in report.artifacts)
 
 
-def test_labels_that_go_together_are_told(explored):
+def test_labels_that_occur_together_are_reported(explored):
     _, report, folder, run = explored
     seen = load_split(run, "train", "val")
     pairs = pd.read_csv(folder / "label_pairs.csv", keep_default_na=False)
@@ -112,7 +112,7 @@ def test_a_shortcut_gives_a_label_away(explored):
     assert (folder / "shortcuts.png").is_file()
 
 
-def test_a_class_an_image_leaves_no_pairs_behind(explored, tmp_path):
+def test_with_one_class_per_image_no_label_pairs_are_left(explored, tmp_path):
     data, _, folder, run = explored
     plain = data_of({split: {"a": 1, "b": 1} for split in SPLITS})
     for name in ("label_pairs.csv", "label_pairs.png"):
@@ -133,6 +133,7 @@ def test_warnings_count_images_not_labels():
     ]
 
 
+COLOURS = ["red", "green", "blue", "border_red", "border_green", "border_blue", "saturation"]
 SETS = st.lists(st.sets(st.sampled_from("abcd")), min_size=1, max_size=60)
 
 
@@ -170,12 +171,13 @@ def test_a_few_images_together_or_apart_by_chance_are_no_finding():
     assert notes.loc[("a", "d"), "note"] == "b only with a" and notes.loc[("a", "c"), "note"] == "never together"
 
 
-def test_a_label_is_judged_against_the_images_without_it():
+def test_a_label_is_tested_against_the_images_without_it():
     rng = np.random.default_rng(0)
     flags = rng.random((300, 3)) < (0.5, 0.3, 0.5)
     rows = pd.DataFrame({
         "file": [f"{number:04d}.jpg" for number in range(300)], "format": "JPEG", "height": 300, "bytes": 20_000,
-        "brightness": rng.normal(120, 20, 300), "contrast": 50.0, "sharpness": 500.0,
+        "brightness": rng.normal(120, 20, 300), "contrast": 50.0, "sharpness": 500.0, "cluster": range(300),
+        "quantisation": 5.0, **dict.fromkeys(COLOURS, 100.0),
         "width": np.where(flags[:, 1], 900, 400),
     })  # fmt: skip
     texts = pd.Series(label_sets.decode(flags.astype(int), ["a", "b", "c"]))
@@ -227,7 +229,7 @@ def test_a_random_split_overstates_labels_too():
 
 
 @pytest.mark.parametrize("clusters", [[0, 0, 0], [0, 1, 2]])
-def test_hardly_any_images_are_no_error(clusters):
+def test_a_handful_of_images_is_no_error(clusters):
     features = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     measured = baseline.measure(features, np.array([[1, 0], [1, 1], [1, 0]]), np.array(clusters), seed=0)
     assert 0 <= measured["grouped_split"]["accuracy"] <= 1
