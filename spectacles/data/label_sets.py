@@ -59,7 +59,7 @@ def of_columns(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> pd.Se
     """Columns of 0 and 1, one per label, as one text per row; '' where a cell is empty. Raises UserError."""
     for column in columns:
         if SEPARATOR in column or column == NONE:
-            raise UserError(f"{path}: where images may have several labels, none can be called {column!r}: rename it.")
+            raise UserError(f"{path}: a label cannot be called {column!r} where images may have several: rename it.")
     words = pd.DataFrame({column: clean_labels(table[column]).str.lower() for column in columns})
     invalid = ~words.isin([*YES, *NO, ""])
     if invalid.to_numpy().any():

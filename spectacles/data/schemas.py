@@ -120,7 +120,7 @@ NOISY_LABELS = Schema(
      "probability_given": float, "probability_suggested": float, "suspected": bool, "split": str},
     optional=frozenset({"doubtful_label"}),
 )  # fmt: skip
-"""error_analysis/noisy_labels.csv; with several labels an image `doubtful_label` is the least credible one."""
+"""error_analysis/noisy_labels.csv; with several labels per image `doubtful_label` is the least credible one."""
 LABEL_FIXES = Schema({"file": str, "given_label": str, "fixed_label": str, "decision": str, "run": str})
 """label_fixes.csv, as review.html saves it."""
 

@@ -22,8 +22,8 @@ def stratified_split(labels: np.ndarray, clusters: np.ndarray, fractions: Sequen
 
     Clusters are assigned from large to small, equal ones in seeded order; each goes to the split that lacks its classes
     most, measured against `fractions` of each class (greedy, as in Sechidis et al. 2011). With clusters of one image
-    the class counts of every split are within one of the exact share. With several labels an image, "no label" and "any
-    image" are stratified like two more labels, and images with the rarest label go first: they leave least choice.
+    the class counts of every split are within one of the exact share. With several labels per image, "no label" and
+    "any image" are stratified like two more labels, and images with the rarest label go first: they leave least choice.
     """
     members, counts = _cluster_counts(labels, clusters)
     of_class = np.asarray(counts.sum(axis=0)).ravel()

@@ -43,8 +43,8 @@ def clear(folder: Path) -> None:
 def draw_classes(
     labelled: pd.DataFrame, size: int, seed: int, pool: ThreadPoolExecutor, folder: Path, multi_label: bool = False
 ) -> tuple[list[Path], Path]:
-    """(contact sheets, mean images) of the largest classes, from one sample of each. With several labels an image, NONE
-    stands for the images without any."""
+    """(contact sheets, mean images) of the largest classes, from one sample of each. With several labels per image,
+    NONE stands for the images without any."""
     sizes = _sizes(labelled["label"], multi_label)
     shown = sizes.index[:MAX_MEANS]
     shape = _mean_shape(labelled)

@@ -28,8 +28,8 @@ def table(together: np.ndarray, classes: list[str], images: int) -> pd.DataFrame
     """One row per pair, the most frequent first: label_a, label_b, images with both, the shares of a and of b that have
     the other label too, `by_chance` (images with both if the labels were independent), and a note."""
     first, second = np.triu_indices(len(classes), 1)
-    own = together.diagonal()
-    both, a, b = together[first, second], own[first], own[second]
+    each = together.diagonal()
+    both, a, b = together[first, second], each[first], each[second]
     pairs = pd.DataFrame(
         {
             "label_a": np.array(classes, dtype=object)[first],
@@ -49,7 +49,7 @@ def _note(both: int, a: int, b: int, images: int) -> str:
         return ""
     if both == 0:
         return NEVER if (1 - max(a, b) / images) ** min(a, b) < BY_CHANCE else ""
-    a_only, b_only = (both == own and (other / images) ** own < BY_CHANCE for own, other in ((a, b), (b, a)))
+    a_only, b_only = (both == one and (other / images) ** one < BY_CHANCE for one, other in ((a, b), (b, a)))
     if a_only and b_only:
         return SAME
     return ONLY_A if a_only else ONLY_B if b_only else ""

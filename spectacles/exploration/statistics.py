@@ -21,7 +21,7 @@ FEW_VALIDATION_IMAGES = 100
 
 
 def counts_of(data: DatasetReport, used: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """split -> class -> images; with several labels an image, NONE counts those without any."""
+    """split -> class -> images; with several labels per image, NONE counts those without any."""
     if not data.multi_label:
         return data.counts
     none = used.loc[used["label"] == NONE, "split"].value_counts()

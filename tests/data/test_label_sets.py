@@ -1,4 +1,4 @@
-"""Any number of labels an image: as people write them, as text, and as numbers."""
+"""Any number of labels per image: as given in tables, as text, and as numbers."""
 
 import json
 from pathlib import Path

@@ -43,7 +43,7 @@ TINY = TrainConfig(
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder a class: noise, reddish or not."""
+    """One folder per class: noise, reddish or not."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(40):
         picture = noise(number)

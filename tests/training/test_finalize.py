@@ -35,7 +35,7 @@ TINY = TrainConfig(
 
 
 def draw(folder: Path, classes: int, count: int) -> Path:
-    """A folder a class: noise, more or less reddish."""
+    """One folder per class: noise, more or less reddish."""
     for number in range(count):
         label = number % classes
         keep = 1 - 0.5 * label / (classes - 1)

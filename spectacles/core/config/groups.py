@@ -45,7 +45,7 @@ class FileNameConfig(Settings):
 @dataclass(frozen=True)
 class ImageDirConfig(FileNameConfig):
     image_dir: Path | None = None
-    """Folder that the CSV's file names start from (default: the CSV's own); alone: a folder a class is the data set."""
+    """Folder that the table's file names are relative to (default: the table's own); alone: one folder per class."""
 
 
 @dataclass(frozen=True)

@@ -22,36 +22,36 @@ from spectacles.core.errors import UserError
 @dataclass(frozen=True)
 class DatasetConfig(RunConfig, ComputeConfig, ModelConfig, ImageDirConfig):
     train_csv: Path | None = None
-    """Labelled images: CSV (any delimiter), JSON, JSONL or Parquet, a row or entry per file."""
+    """Table of labelled images: CSV (any delimiter), JSON, JSONL or Parquet, one row per file."""
     test_csv: Path | None = None
-    """Test images in the same form; with labels they are scored, without only predicted."""
+    """Table of test images; with labels they are scored, without labels only predicted."""
     test_dir: Path | None = None
-    """Folder of the test images (default: --image_dir); alone: every image in it, or a folder a class, is test data."""
+    """Folder of the test images (default: --image_dir); alone: its images, or one folder per class, are test data."""
     label_column: str | None = None
-    """Column with the label. Default: found by name, then by content. Several labels an image: columns of 0 and 1, a
-    label each, separated by commas."""
+    """Column with the label. Default: found by name, then by content. Several labels per image: columns of 0 and 1,
+    one per label, separated by commas."""
     multi_label: bool = False
     """The label column holds any number of labels, such as indoor|night, or none for no label."""
     group_column: str | None = None
-    """Column (person, patient, scene) whose groups must not be torn apart between splits."""
+    """Column (person, patient, scene) whose groups must stay within one split."""
     split_column: str | None = None
-    """Column of --train_csv with train, val or test in it; rows without count as train. A split that no row names is
-    taken from the rows of train, as --val_fraction and --test_fraction say."""
+    """Column of --train_csv with train, val or test; empty cells count as train. A split that no row names is taken
+    from the train rows by --val_fraction and --test_fraction."""
     val_fraction: float = 0.15
-    """Share of the labelled images kept for validation."""
+    """Share of the labelled images used for validation."""
     test_fraction: float | None = None
-    """Share split off for testing. Default: 0.15 without test data, else 0."""
+    """Share of the labelled images used for testing. Default: 0.15 without test data, else 0."""
     duplicate_distance: Annotated[int, Field(ge=0, le=7)] = 6
     """Images whose 64-bit perceptual hashes differ in at most this many bits count as near duplicates (0 to 7)."""
     duplicate_similarity: Annotated[float, Field(ge=0.2, le=1)] = 0.5
     """Images whose features (of the frozen backbone, whitened) have at least this cosine count as near duplicates too;
     1 switches this search off."""
     label_fixes: Path | None = None
-    """label_fixes.csv as review.html saves it: labels changed, confirmed or taken out; splits stay as they were."""
+    """label_fixes.csv as review.html saves it: changed and confirmed labels, removed images; splits stay the same."""
     slice_columns: str | None = None
-    """Columns, separated by commas, such as sex,light: the model is scored on each of their values."""
+    """Columns, separated by commas, such as sex,light: the model is also scored on each of their values."""
     data_licence: str | None = None
-    """Under which terms the photos may be used; for the model card."""
+    """Licence of the photos, for the model card."""
 
 
 @dataclass(frozen=True)
