@@ -159,7 +159,7 @@ def _draw_analyses(evaluation: Evaluation, folder: Path) -> list[Path]:
 
 
 def _warn_of_files(table: pd.DataFrame, rows: pd.DataFrame, run_dir: RunDir) -> list[str]:
-    """Of files that have become unreadable or were changed since they were indexed."""
+    """About files that became unreadable or changed after they were indexed."""
     warnings = []
     rejected = int((table["status"] != "predicted").sum())
     if rejected:

@@ -41,9 +41,9 @@ def out_of_fold_probabilities(
 ) -> np.ndarray:
     """Labelled rows as in splits.csv (N) and their class indices (N,), or labels (N, K) -> (N, K) float64.
 
-    Every fold is trained on the others by train.py, as its own validation split, with the run's settings, in
-    error_analysis/folds; clusters stay whole. A fold that is finished stands, whatever happens to the next one; a
-    training that was stopped goes on where it was. Raises UserError where a training fails.
+    For every fold train.py trains on the others, with the fold as validation split and the run's settings,
+    in error_analysis/folds; clusters stay whole. A finished fold is not trained again, and an interrupted training is
+    resumed. Raises UserError where a training fails.
     """
     data, settings = run_dir.load_result("dataset", DatasetReport), _settings(run_dir)
     fold = stratified_split(labels, rows["cluster"].to_numpy(dtype=np.int64), [1 / folds] * folds, seed)
@@ -53,11 +53,11 @@ def out_of_fold_probabilities(
     _prepare(home, names, run_dir.cache)
     probabilities = np.full((len(rows), len(data.classes)), np.nan)
     for number, name in enumerate(names):
-        judged = np.flatnonzero(fold == number)
-        if len(judged):
+        held_out = np.flatnonzero(fold == number)
+        if len(held_out):
             part = RunDir(home / name)
             table = rows.assign(split=np.where(fold == number, "val", "train"))
-            probabilities[judged] = _fold(part, table, data, settings, device)
+            probabilities[held_out] = _fold(part, table, data, settings, device)
     return probabilities
 
 
@@ -72,9 +72,9 @@ def _fold(
     if not part.done("train"):
         _begin(part, table, data, settings)
         _train(part)
-    judged = table[table["split"] == "val"]
-    predictor = Predictor(part.bundle, device, int(settings.get("batch_size", 32)), images=len(judged))
-    outcomes = progress(predictor.predict(map(Path, judged["path"])), "predicting the fold", len(judged))
+    held_out = table[table["split"] == "val"]
+    predictor = Predictor(part.bundle, device, int(settings.get("batch_size", 32)), images=len(held_out))
+    outcomes = progress(predictor.predict(map(Path, held_out["path"])), "predicting the fold", len(held_out))
     missing = (np.nan,) * len(data.classes)
     probabilities = np.array([outcome.probabilities or missing for outcome in outcomes], dtype=np.float64)
     with atomic_path(kept) as temporary:
@@ -106,7 +106,7 @@ def _begin(part: RunDir, table: pd.DataFrame, data: DatasetReport, settings: dic
 
 
 def _train(part: RunDir) -> None:
-    """train.py in a process of its own. What it prints is kept beside the fold; its MLflow runs stay there too."""
+    """train.py in a separate process; its output and its MLflow runs are kept in the fold's folder."""
     command = [sys.executable, str(TRAIN), "--output_dir", str(part.output_dir), "--run_name", part.name, "--resume"]
     printed = part.path / "output.txt"
     with printed.open("w", encoding="utf-8") as file:
@@ -133,11 +133,11 @@ def _settings(run_dir: RunDir) -> dict[str, Any]:
     return {name: value for name, value in merged.items() if name in known}
 
 
-def _key(rows: pd.DataFrame, judged: np.ndarray, settings: dict[str, Any]) -> str:
+def _key(rows: pd.DataFrame, held_out: np.ndarray, settings: dict[str, Any]) -> str:
     """8 hex digits that change with the fold's images, the others', any label and any setting but the device."""
     digest = hashlib.sha256(json.dumps(settings | {"device": ""}, sort_keys=True, default=str).encode())
-    for content, label, own in zip(rows["sha256"], rows["label"], judged, strict=True):
-        digest.update(json.dumps([content, label, bool(own)]).encode())
+    for content, label, is_held_out in zip(rows["sha256"], rows["label"], held_out, strict=True):
+        digest.update(json.dumps([content, label, bool(is_held_out)]).encode())
     return digest.hexdigest()[:8]
 
 

@@ -14,7 +14,7 @@ Back = Callable[[torch.Tensor], torch.Tensor]
 
 
 class NoFeatureMap(Exception):
-    """The backbone has no layer that is laid out like the image; the message says what it has instead."""
+    """The backbone has no layer that is laid out like the image; the message names what it has instead."""
 
 
 def as_map(features: Any, prefix: int = 0) -> tuple[torch.Tensor, Back] | None:

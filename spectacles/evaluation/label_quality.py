@@ -105,8 +105,8 @@ def _rank_label_sets(labels: np.ndarray, probabilities: np.ndarray) -> dict[str,
     """
     suggested, suspected = labels.copy(), np.zeros(len(labels), dtype=bool)
     found = []
-    for place, (has, own) in enumerate(zip(labels.T, probabilities.T, strict=True)):
-        ranked = rank_label_issues(has, np.stack([1 - own, own], axis=1))
+    for place, (has, scores) in enumerate(zip(labels.T, probabilities.T, strict=True)):
+        ranked = rank_label_issues(has, np.stack([1 - scores, scores], axis=1))
         suggested[ranked["row"], place] = ranked["suggested"]
         suspected[ranked["row"]] |= ranked["suspected"]
         found.append(ranked | {"doubtful": np.full(len(ranked["row"]), place)})

@@ -29,7 +29,7 @@ def fit(logits: Floats, labels: Ints) -> Calibration:
     """What to serve with, from validation logits `(N, K)`: the temperature, and where that is better, vector scaling.
 
     Vector scaling is kept where it has the lower log loss in a FOLDS-fold cross-validation, by more than MARGIN
-    standard errors of the difference. With two classes it is never tried: the temperature and a threshold say the same.
+    standard errors of the difference. With two classes it is never tried: a threshold has the same effect.
     Labels `(N, K)` of 0 and 1 have a scale and a bias each wherever there are ENOUGH images.
     """
     temperature = temperature_for(logits, labels)
@@ -53,8 +53,8 @@ def temperature_for(logits: Floats, labels: Ints) -> float:
     wrong does not make the model infallible. Labels `(N, K)` count as N * K images, each of two classes.
     """
     if len(labels) >= ENOUGH and labels.ndim == 2:
-        own = np.asarray(logits, dtype=np.float64).ravel()
-        return fit_temperature(np.stack([np.zeros(len(own)), own], axis=1), labels.ravel(), 1 / (len(labels) + 2))
+        flat = np.asarray(logits, dtype=np.float64).ravel()
+        return fit_temperature(np.stack([np.zeros(len(flat)), flat], axis=1), labels.ravel(), 1 / (len(labels) + 2))
     return fit_temperature(logits, labels, 1 / (len(labels) + 2)) if len(labels) >= ENOUGH else 1.0
 
 
@@ -71,9 +71,9 @@ def fit_temperature(logits: Floats, labels: Ints, smoothing: float = 0.0) -> flo
     if not len(labels):
         return 1.0
     logits = logits - logits.max(axis=1, keepdims=True)
-    own = logits[np.arange(len(labels)), labels]
-    others = (logits.sum(axis=1) - own) / max(1, logits.shape[1] - 1)
-    true = ((1 - smoothing) * own + smoothing * others).mean()
+    given = logits[np.arange(len(labels)), labels]
+    others = (logits.sum(axis=1) - given) / max(1, logits.shape[1] - 1)
+    true = ((1 - smoothing) * given + smoothing * others).mean()
 
     def slope(temperature: float) -> float:
         """Derivative of the NLL by 1 / temperature: expected minus observed logit."""
@@ -157,7 +157,7 @@ def _gain(logits: Float64s, labels: Ints, held_out: np.ndarray) -> Float64s:
     """How much lower the log loss of each held-out image is with vector scaling than with the temperature alone."""
     temperature = temperature_for(logits[~held_out], labels[~held_out])
     ways = Calibration(temperature), fit_vector(logits[~held_out], labels[~held_out], temperature)
-    own = labels[held_out]
-    plain, vector = (np.log(way.probabilities(logits[held_out])[np.arange(len(own)), own].clip(1e-300)) for way in ways)
+    rows = np.arange(held_out.sum())
+    plain, vector = (np.log(way.probabilities(logits[held_out])[rows, labels[held_out]].clip(1e-300)) for way in ways)
     gain: Float64s = vector - plain
     return gain

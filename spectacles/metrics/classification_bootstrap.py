@@ -73,7 +73,7 @@ def calibration_error_interval(values: Float64s, by_chance: Float64s, measured: 
 
 
 def _calibration_error_by_chance(scored: Scored, seed: int, resamples: int) -> Float64s:
-    """(R,): the ECE if images were correct as often as confidence says (consistency resampling, Bröcker & Smith 2007),
+    """(R,): the ECE if images were correct as often as their confidence (consistency resampling, Bröcker & Smith 2007),
     those of a cluster all together."""
     confidence = np.asarray(scored.probabilities, dtype=np.float64).max(axis=1)
     cluster = np.unique(scored.clusters, return_inverse=True)[1]

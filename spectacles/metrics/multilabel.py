@@ -59,7 +59,7 @@ def calibration_metrics(labels: Ints, probabilities: Floats) -> dict[str, float 
 
 
 def as_binary(labels: Ints, probabilities: Floats) -> tuple[Ints, Float64s]:
-    """Each label of each image as an image of its own with two classes, no and yes: (N * K,) and (N * K, 2)."""
+    """Each label of each image as a separate image with two classes, no and yes: (N * K,) and (N * K, 2)."""
     yes = np.asarray(probabilities, dtype=np.float64).ravel()
     return np.asarray(labels).ravel(), np.stack([1 - yes, yes], axis=1)
 

@@ -1,7 +1,7 @@
 """How far probabilities are from the truth: log loss, Brier score and calibration errors.
 
-Labels are class indices `(N,)`, probabilities floats `(N, K)` whose rows sum to one. Log loss and Brier score are those
-of scikit-learn, which has no value for each image, as intervals need it.
+Labels are class indices `(N,)`, probabilities floats `(N, K)` whose rows sum to one. Log loss and Brier score equal
+scikit-learn's, which has no value for each image: intervals need one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def reliability_bins(
 ) -> tuple[NDArray[np.int64], Float64s, Float64s]:
     """Counts, mean top-1 confidence and accuracy of each confidence bin, each `(bins,)`.
 
-    Bin i covers (i / bins, (i + 1) / bins]; confidence and accuracy of an empty bin are 0, its count says so.
+    Bin i covers (i / bins, (i + 1) / bins]; confidence and accuracy of an empty bin are 0.
     """
     confidence = np.asarray(probabilities, dtype=np.float64).max(axis=1)
     which, gaps = confidence_gaps(labels, probabilities, bins)

@@ -1,4 +1,4 @@
-"""Fine-tuned folds, with a small script in train.py's place: who is held out, what is reused, what a failure leaves."""
+"""Fine-tuned folds, with a small script in train.py's place: what is held out, reused, and left by a failure."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ shutil.copytree({bundle!r}, folder / "train" / "bundle")
 
 
 class Trainer:
-    """What stands in train.py's place; `then` is what it does first."""
+    """A script in train.py's place; `then` is the code that it runs first."""
 
     def __init__(self, folder: Path, bundle: Path, patch: pytest.MonkeyPatch) -> None:
         self.calls, self.bundle, self.script = folder / "calls.txt", bundle, folder / "stub.py"
@@ -73,7 +73,7 @@ def run_dir(tmp_path: Path) -> RunDir:
     return run
 
 
-def judge(rows: pd.DataFrame, run_dir: RunDir, folds: int = 3) -> np.ndarray:
+def predict_held_out(rows: pd.DataFrame, run_dir: RunDir, folds: int = 3) -> np.ndarray:
     labels = rows["label"].astype(int).to_numpy()
     return cross_training.out_of_fold_probabilities(rows, labels, run_dir, folds, 0, CPU)
 
@@ -85,7 +85,7 @@ def folders(run_dir: RunDir) -> list[Path]:
 def test_every_image_is_validation_data_once_and_clusters_stay_whole(
     trainer: Trainer, rows: pd.DataFrame, run_dir: RunDir
 ) -> None:
-    probabilities = judge(rows, run_dir)
+    probabilities = predict_held_out(rows, run_dir)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     held_out = []
     for folder in folders(run_dir):
@@ -106,14 +106,14 @@ def test_finished_folds_are_not_trained_again_and_a_failed_one_is(
 ) -> None:
     trainer.then("if folder.name.startswith('fold-2'): sys.exit('it broke')")
     with pytest.raises(UserError, match=r"fold-2-of-3-\w+ failed \(it broke\)"):
-        judge(rows, run_dir)
+        predict_held_out(rows, run_dir)
     assert [name[:6] for name in trainer.called] == ["fold-1", "fold-2"]
     trainer.then("")
-    judge(rows, run_dir)
+    predict_held_out(rows, run_dir)
     assert [name[:6] for name in trainer.called] == ["fold-1", "fold-2", "fold-2", "fold-3"]
-    first = judge(rows, run_dir)
+    first = predict_held_out(rows, run_dir)
     assert len(trainer.called) == 4
-    np.testing.assert_array_equal(first, judge(rows, run_dir))
+    np.testing.assert_array_equal(first, predict_held_out(rows, run_dir))
 
 
 def test_ctrl_c_in_a_training_stops_and_leaves_no_half_result(
@@ -121,47 +121,47 @@ def test_ctrl_c_in_a_training_stops_and_leaves_no_half_result(
 ) -> None:
     trainer.then("sys.exit(130)")
     with pytest.raises(KeyboardInterrupt):
-        judge(rows, run_dir)
+        predict_held_out(rows, run_dir)
     assert not [path for folder in folders(run_dir) for path in folder.rglob("probabilities*")]
 
 
 def test_other_labels_settings_or_folds_are_other_trainings(
     trainer: Trainer, rows: pd.DataFrame, run_dir: RunDir
 ) -> None:
-    judge(rows, run_dir)
+    predict_held_out(rows, run_dir)
     old = folders(run_dir)
     changed = rows.assign(label=rows["label"].where(rows["file"] != "0.png", "1"))
-    judge(changed, run_dir)
+    predict_held_out(changed, run_dir)
     assert len(trainer.called) == 6
     assert len(folders(run_dir)) == 3 and not set(folders(run_dir)) & set(old)
     run_dir.save_config("train", {"epochs": 3, "device": "cpu"})
-    judge(changed, run_dir)
+    predict_held_out(changed, run_dir)
     assert len(trainer.called) == 9
 
 
-def test_the_person_s_tracking_server_hears_nothing(
+def test_nothing_is_sent_to_the_tracking_server(
     trainer: Trainer, rows: pd.DataFrame, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.invalid")
     monkeypatch.setenv("SPECTACLES_EPOCHS", "99")
     trainer.then("assert not [key for key in os.environ if key.startswith(('MLFLOW', 'SPECTACLES'))]")
-    judge(rows, run_dir, folds=2)
+    predict_held_out(rows, run_dir, folds=2)
 
 
 def test_features_are_shared_with_the_run(trainer: Trainer, rows: pd.DataFrame, run_dir: RunDir) -> None:
     run_dir.cache.mkdir()
     (run_dir.cache / "known").write_text("")
-    judge(rows, run_dir, folds=2)
+    predict_held_out(rows, run_dir, folds=2)
     assert (run_dir.path / "error_analysis" / "folds" / "cache" / "known").is_file()
     shutil.rmtree(run_dir.path)
     assert (run_dir.cache / "known").is_file()
 
 
-def test_an_image_that_has_become_unreadable_cannot_be_judged(
+def test_an_image_that_has_become_unreadable_has_no_probabilities(
     trainer: Trainer, rows: pd.DataFrame, run_dir: RunDir
 ) -> None:
     Path(rows["path"][5]).write_bytes(b"")
-    probabilities = judge(rows, run_dir, folds=2)
+    probabilities = predict_held_out(rows, run_dir, folds=2)
     assert np.isnan(probabilities[5]).all()
     assert np.isfinite(np.delete(probabilities, 5, axis=0)).all()
 

@@ -111,8 +111,10 @@ def test_classes_with_fewer_images_than_folds() -> None:
     features, labels = np.append(features, features[:3] + 9, axis=0), np.append(labels, [3, 3, 4])
     probabilities = out_of_fold_probabilities(features, labels, folds=5, seed=0)
     assert probabilities.shape == (63, 5)
-    unjudged = np.isnan(probabilities).any(axis=1)
-    np.testing.assert_array_equal(np.flatnonzero(unjudged), [62])  # the only image of its class: no fit knows the class
+    unpredicted = np.isnan(probabilities).any(axis=1)
+    np.testing.assert_array_equal(
+        np.flatnonzero(unpredicted), [62]
+    )  # the only image of its class: no fit knows the class
     assert 62 not in rank_label_issues(labels, probabilities)["row"]
 
 
