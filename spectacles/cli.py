@@ -45,9 +45,9 @@ NOT_INHERITED = {"output_dir", "run_name", "resume", "stages"}
 """Settings of one command: the next one does not take them from the run's saved config."""
 
 
-def start(script: str, parse: Callable[[list[str]], ConfigT]) -> NoReturn:
-    """A script's whole command line: flags are parsed before the script's own module, and all that it imports, is
-    loaded; then its `main` is given what they say. Exits with 0, 2 (user's mistake) or 130."""
+def start(script: str, parse: Callable[[list[str]], Any]) -> NoReturn:
+    """A script's whole command line: parses the flags, only then imports the script as a module with all that it needs,
+    and calls its `main` with the result. Exits with 0, 2 (user's mistake) or 130."""
     with exit_codes():
         config = parse(sys.argv[1:])
         import_module(script).main(config)
@@ -55,7 +55,7 @@ def start(script: str, parse: Callable[[list[str]], ConfigT]) -> NoReturn:
 
 
 def main(stage: str, config_class: type[RunConfig], description: str | None) -> NoReturn:
-    """A stage script's whole command line: parse, load the script as a module, and call its `run` on a run folder."""
+    """A stage script's whole command line: parses the flags, imports the script, calls its `run` on a run folder."""
     with exit_codes():
         args = sys.argv[1:]
         config = parse(config_class, args, description, run_defaults(args, reopen=stage != "dataset"))
@@ -195,7 +195,7 @@ def run_defaults(args: Sequence[str], reopen: bool = True) -> dict[str, Any]:
         for file in known.config:
             in_files |= yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, yaml.YAMLError):
-        return {}  # the full parse says what is wrong with the file
+        return {}  # the full parse reports what is wrong with the file
     name = known.run_name or in_files.get("run_name") or (LATEST if reopen else None)
     output_dir = known.output_dir or in_files.get("output_dir") or "outputs"
     try:
@@ -222,7 +222,7 @@ def open_run(config: RunConfig, makes_run: bool) -> RunDir:
 
 
 def check_device(config: Any) -> None:
-    """A device that is not there is told before anything is begun. Raises UserError."""
+    """Before anything is begun. Raises UserError for a device that this machine does not have."""
     if hasattr(config, "device"):
         from spectacles.core.device import resolve_device
 

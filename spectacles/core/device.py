@@ -24,7 +24,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc malloc.h
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto | cpu | cuda | cuda:N | mps. Raises UserError for a device that this machine has not: never falls back."""
+    """auto | cpu | cuda | cuda:N | mps. Never falls back: UserError for a device that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

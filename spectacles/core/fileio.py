@@ -20,12 +20,12 @@ TRIAL_BYTES = 1 << 20
 
 
 def temporary_prefix() -> str:
-    """Tells whose a temporary file is, so that nobody takes away what is still being written."""
+    """Names the process that writes a temporary file, so that no other one removes it meanwhile."""
     return f".tmp-{platform.node()}-{os.getpid()}-"
 
 
 def sweep(folder: Path) -> None:
-    """Takes away what processes of this machine that were killed left half written."""
+    """Removes temporary files that killed processes of this machine left behind."""
     if os.name == "nt":  # there, asking for a process ends it
         return
     for path in folder.rglob(f".tmp-{glob.escape(platform.node())}-*"):
@@ -95,7 +95,7 @@ def safe_name(text: str) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Tries it, before anything is begun whose outcome would be lost. Raises UserError."""
+    """Writes a trial file before work begins whose results could not be saved. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=temporary_prefix()) as file:

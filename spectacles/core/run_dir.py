@@ -19,7 +19,7 @@ STALE_AFTER = {
     "train": ("evaluate", "error_analysis", "predict"),
     "evaluate": ("error_analysis",),
 }
-"""Running the key again makes the results of these stages speak of something that no longer exists."""
+"""Running a stage again (the key) makes the results of these stages out of date."""
 
 LATEST = "latest"
 
@@ -53,7 +53,7 @@ class RunDir:
 
     @property
     def tracking(self) -> Path:
-        """Names the parent run in MLflow, so that a stage run alone nests under it."""
+        """Ids of the parent run in MLflow: a stage that is run alone nests under it."""
         return self.path / "mlflow.json"
 
     @property
@@ -111,7 +111,7 @@ class RunDir:
         return self.result(stage).is_file()
 
     def begin(self, stage: str) -> None:
-        """Takes away the done-markers of this stage and of those that were built on its last outcome."""
+        """Removes the done-markers of this stage and of those that were built on its last result."""
         for name in (stage, *STALE_AFTER.get(stage, ())):
             self.result(name).unlink(missing_ok=True)
 
@@ -119,7 +119,7 @@ class RunDir:
         atomic_write(self.result(stage), to_json(record))
 
     def drop_progress(self, stage: str) -> None:
-        """What a stage that has its result kept to go on after a crash."""
+        """Deletes a finished stage's checkpoints, from which it would have resumed after a crash."""
         for path in self.folder(stage).glob("checkpoint-*"):
             path.unlink()
 

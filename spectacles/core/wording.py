@@ -39,7 +39,7 @@ def plural(noun: str) -> str:
 
 
 def noun_of(multi_label: bool) -> str:
-    """What is told apart: classes, of which an image has one, or labels, of which it has any number."""
+    """What the model distinguishes: classes, of which an image has one, or labels, of which it has any number."""
     return "label" if multi_label else "class"
 
 

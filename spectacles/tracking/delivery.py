@@ -1,4 +1,4 @@
-"""Carries the journals of run folders to MLflow: beside a command while it runs, or for what earlier ones left."""
+"""Delivers the event logs of run folders to MLflow: while a command runs, or what earlier commands left."""
 
 import logging
 import os
@@ -16,14 +16,14 @@ from spectacles.tracking.event_log import Event
 
 log = logging.getLogger("spectacles.tracking.delivery")
 
-LINGER = 30.0
-"""Seconds without success after which the sender of a command that is over gives up."""
-LONGEST_PAUSE = 10.0
+GIVE_UP_AFTER = 30.0
+"""Seconds without success, once the command has ended."""
+MAX_PAUSE = 10.0
 
 
 def send(run_dir: RunDir, parent: int) -> None:
-    """Delivers the folder's journal while the process `parent` runs a command on it, and for a while after."""
-    _be_modest()
+    """Delivers the folder's event log while the process `parent` runs a command on it, and for a while after."""
+    _lower_priority()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stdout)
     folder, to = run_dir.path, event_log.destination()
     while event_log.size(folder) >= 0:
@@ -40,52 +40,52 @@ def send(run_dir: RunDir, parent: int) -> None:
         time.sleep(0.25)
 
 
-def _be_modest() -> None:
-    """Last in the queue for the processor, and deaf to what ends the command: it goes when its work is done.
+def _lower_priority() -> None:
+    """Leaves the processor to the command, and ignores the signals that end it: the sender exits when its work is done.
 
-    19 would be politer, but among three busy processes it would not get to work for minutes.
+    At a niceness of 19 it would not run for minutes beside three busy processes.
     """
     for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError, AttributeError):  # Windows has no such thing
+    with suppress(OSError, AttributeError):  # Windows has no niceness
         os.nice(15)
 
 
-def share(sender: int, niceness: int) -> None:
-    """Where Linux shares the processor out by session, a sender is one of its own. Set by the command, which lets it
-    hurry in the end; a process could not take its own niceness back."""
+def set_group_niceness(sender: int, niceness: int) -> None:
+    """Where Linux shares the processor by session (autogroup): the sender has a session of its own. The command raises
+    its share in the end; a process cannot lower its own niceness again."""
     with suppress(OSError):
         Path(f"/proc/{sender}/autogroup").write_text(str(niceness), encoding="ascii")
 
 
 def _follow(run_dir: RunDir, to: str, parent: int) -> None:
-    """Delivers until the command is over and all has arrived, or nothing arrives for LINGER any more."""
+    """Delivers until the command is over and all has arrived, or nothing arrives for GIVE_UP_AFTER any more."""
     folder, failures, success = run_dir.path, 0, time.monotonic()
     while (size := event_log.size(folder)) >= 0:
         if os.getppid() != parent:
             event_log.close_dead(folder)
         over = os.getppid() != parent or not event_log.open_runs(folder)
         if over:
-            share(os.getpid(), 0)
+            set_group_niceness(os.getpid(), 0)
         before = event_log.sent(folder)
         arrived = _try(run_dir, to)
         if arrived or event_log.sent(folder) != before:
             failures, success = 0, time.monotonic()
-        if over and (not event_log.waiting(folder)[to] or time.monotonic() > success + LINGER):
+        if over and (not event_log.waiting(folder)[to] or time.monotonic() > success + GIVE_UP_AFTER):
             return
         failures += not arrived
-        pause = None if arrived else min(2.0**failures, 2 if over else LONGEST_PAUSE)
-        # After a failure news is no reason to try again: with a step every few milliseconds there is always some.
+        pause = None if arrived else min(2.0**failures, 2 if over else MAX_PAUSE)
+        # After a failure, new events are no reason to try again: they come every few milliseconds.
         _wait(partial(_more_to_do, folder, size if arrived else None, parent), pause)
 
 
 def _more_to_do(folder: Path, seen: int | None, parent: int) -> bool:
-    """Whether the command is over, or its journal is longer than `seen`; None: whatever it is."""
+    """Whether the command is over, or its event log is longer than `seen` bytes; None: its size does not matter."""
     return os.getppid() != parent or (seen is not None and event_log.size(folder) != seen)
 
 
 def _wait(news: Callable[[], bool], pause: float | None) -> None:
-    """For news, which is better fetched in one go than line by line; after a failure for `pause` at most."""
+    """Until there is news, at least half a second, so that events are delivered in batches; for `pause` at most."""
     started = time.monotonic()
     time.sleep(0.5)
     while not news() and (pause is None or time.monotonic() < started + pause):
@@ -93,15 +93,15 @@ def _wait(news: Callable[[], bool], pause: float | None) -> None:
 
 
 def sync(output_dir: Path) -> bool:
-    """Delivers what has not arrived, of all runs below `output_dir`; says what it does, and whether all is there."""
+    """Delivers what has not arrived, of all runs below `output_dir`, and prints it. Returns whether all arrived."""
     complete = True
-    for folder in _journals(output_dir):
+    for folder in _event_logs(output_dir):
         if _settled(folder):
             continue
         before = event_log.waiting(folder).total()
-        _deliver_all(RunDir(folder.absolute()), patience=60)
+        _deliver_all(RunDir(folder.absolute()), timeout=60)
         left = event_log.waiting(folder).total()
-        print(f"{folder}: {before - left} entries delivered" + f", {left} are left" * bool(left))
+        print(f"{folder}: {before - left} entries delivered" + (f", {left} are left" if left else ""))
         complete = complete and not left
     return complete
 
@@ -110,9 +110,9 @@ def _settled(folder: Path) -> bool:
     return not event_log.waiting(folder) and not event_log.open_runs(folder)
 
 
-def _deliver_all(run_dir: RunDir, patience: float) -> None:
+def _deliver_all(run_dir: RunDir, timeout: float) -> None:
     """To every store; where another process delivers, that is waited for."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while not _settled(run_dir.path):
         with event_log.delivering(run_dir.path) as mine:
             if mine:
@@ -128,7 +128,7 @@ def _deliver_all(run_dir: RunDir, patience: float) -> None:
 def _catch_up(run_dir: RunDir, only: str | None = None) -> None:
     """What other commands left in this output folder, for every store or one; a store that fails is not asked again."""
     failed: set[str] = set()
-    for folder in _journals(run_dir.output_dir):
+    for folder in _event_logs(run_dir.output_dir):
         if folder == run_dir.path or _settled(folder):
             continue
         with suppress(OSError), event_log.delivering(folder) as mine:  # it may be deleted meanwhile
@@ -138,14 +138,14 @@ def _catch_up(run_dir: RunDir, only: str | None = None) -> None:
                 failed |= {to for to in wanted if not _try(RunDir(folder), to)}
 
 
-def _journals(output_dir: Path) -> list[Path]:
-    """Run folders, the oldest journal first: a run may be shown below one before it."""
-    found = sorted(output_dir.glob(f"*/{event_log.JOURNAL}"), key=lambda path: path.stat().st_mtime)
+def _event_logs(output_dir: Path) -> list[Path]:
+    """Run folders, the oldest event log first: a run may be shown below an earlier one."""
+    found = sorted(output_dir.glob(f"*/{event_log.EVENTS}"), key=lambda path: path.stat().st_mtime)
     return [path.parent for path in found]
 
 
 def _try(run_dir: RunDir, to: str) -> bool:
-    """Delivers what waits for this store; what stops it is told, and costs nothing else."""
+    """Delivers what waits for this store; an error is logged and stops nothing else."""
     try:
         deliver(run_dir, to)
     except Exception as error:  # noqa: BLE001 - MLflow raises its own, SQLAlchemy's, requests' and OS errors
@@ -162,7 +162,7 @@ def deliver(run_dir: RunDir, to: str) -> None:
         return
     reached = event_log.sent(folder).get(to, 0)
     store = mlflow_store.connect(to, run_dir.output_dir)
-    event_log.mark_sent(folder, to, reached)  # progress, to the one who waits
+    event_log.mark_sent(folder, to, reached)  # progress, for the command that waits
     for events, offset in _batches(folder, reached, to):
         _record(store, events, run_dir)
         event_log.mark_sent(folder, to, offset)

@@ -1,7 +1,7 @@
-"""What is to be tracked, written down before anybody is told of it, and how far it has been delivered. Knows no MLflow.
+"""The event log of a run folder: what is to be tracked, and how far it has been delivered. Imports no MLflow.
 
-A run folder's journal holds one event a line: {"do": "start", "params", "metrics", "dataset", "artifact" or "end",
-"run": our key of the run, "to": the store it is meant for, "ts": ms, ...}. A line without its end is no event.
+It holds one event per line: {"do": "start", "params", "metrics", "dataset", "artifact" or "end",
+"run": our key of the run, "to": the store it is meant for, "ts": ms, ...}. A line without a newline is not an event.
 """
 
 import json
@@ -20,7 +20,7 @@ from spectacles.core.fileio import atomic_write
 if sys.platform != "win32":
     import fcntl
 
-JOURNAL, SENT, LOG = "tracking.jsonl", "tracking-sent.json", "tracking.log"
+EVENTS, SENT, LOG = "tracking.jsonl", "tracking-sent.json", "tracking.log"
 
 Event = dict[str, Any]
 
@@ -60,7 +60,7 @@ def close_dead(folder: Path) -> None:
     try:
         if not _lock(descriptor, exclusive=True):
             return
-        if _torn(folder / JOURNAL):
+        if _torn(folder / EVENTS):
             os.write(descriptor, b"\n")
         for (run, to), last in reversed(open_runs(folder).items()):  # the innermost first
             _append(descriptor, {"do": "end", "run": run, "to": to, "ts": last, "status": "KILLED"})
@@ -69,7 +69,7 @@ def close_dead(folder: Path) -> None:
 
 
 def open_runs(folder: Path) -> dict[tuple[str, str], int]:
-    """(run, to) of every run without an end, in the order of their start, with the time of the journal's last event."""
+    """(run, to) of every run without an end, in the order of their start, with the time of the log's last event."""
     begun: dict[tuple[str, str], int] = {}
     last = 0
     for event, _ in read(folder):
@@ -90,9 +90,9 @@ def folder_run(folder: Path) -> str | None:
 
 def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
     """Events from a byte offset on, each with the offset behind it; torn lines are passed over."""
-    if not (folder / JOURNAL).is_file():
+    if not (folder / EVENTS).is_file():
         return
-    with (folder / JOURNAL).open("rb") as file:
+    with (folder / EVENTS).open("rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
@@ -106,9 +106,9 @@ def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
 
 
 def size(folder: Path) -> int:
-    """Bytes; -1 where there is no journal (any more)."""
+    """Bytes; -1 where there is no event log (any more)."""
     try:
-        return (folder / JOURNAL).stat().st_size
+        return (folder / EVENTS).stat().st_size
     except OSError:
         return -1
 
@@ -122,14 +122,14 @@ def sent(folder: Path) -> dict[str, int]:
 
 
 def progress(folder: Path) -> int:
-    """Changes whenever the one who delivers has got further, be it only to the store's door."""
+    """Changes whenever the delivering process makes progress, even if that is only reaching the store."""
     path = folder / SENT
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def mark_sent(folder: Path, to: str, offset: int) -> None:
-    """The journal is synced first: after a power cut it must not be shorter than what is said to have been sent."""
-    with (folder / JOURNAL).open("rb") as file:
+    """The event log is synced first: after a power cut it must not be shorter than what is recorded as sent."""
+    with (folder / EVENTS).open("rb") as file:
         os.fsync(file.fileno())
     atomic_write(folder / SENT, json.dumps(sent(folder) | {to: offset}, indent=2) + "\n")
 
@@ -142,7 +142,7 @@ def waiting(folder: Path) -> Counter[str]:
 
 @contextmanager
 def delivering(folder: Path) -> Iterator[bool]:
-    """Yields whether this process may deliver the journal: one at a time."""
+    """Yields whether this process may deliver the event log: one at a time."""
     with (folder / LOG).open("ab") as file:
         yield _lock(file.fileno(), exclusive=True)
 
@@ -156,7 +156,7 @@ def _torn(path: Path) -> bool:
 
 def _open(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    return os.open(folder / JOURNAL, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    return os.open(folder / EVENTS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
 
 
 def _append(descriptor: int, event: Event) -> None:

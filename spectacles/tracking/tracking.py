@@ -82,7 +82,7 @@ def parent_run(run_dir: RunDir, before: RunDir | None = None) -> Iterator["subpr
                 yield sender
             finally:
                 if sender is not None:
-                    delivery.share(sender.pid, 0)
+                    delivery.set_group_niceness(sender.pid, 0)
     if sender is not None:
         _await_delivery(run_dir, sender)
 
@@ -212,7 +212,7 @@ def _start_sender(run_dir: RunDir) -> "subprocess.Popen[bytes] | None":
     except OSError as error:
         log.warning("warning: nothing is delivered to MLflow yet: %s", error)
         return None
-    delivery.share(sender.pid, 15)
+    delivery.set_group_niceness(sender.pid, 15)
     atexit.register(sender.poll)  # Python warns of a running process that nothing refers to any more
     return sender
 
@@ -227,7 +227,7 @@ def _await_delivery(run_dir: RunDir, sender: "subprocess.Popen[bytes]") -> None:
             seen, deadline = progress, time.monotonic() + DELIVERY_TIMEOUT
         if time.monotonic() > deadline or sender.poll() is not None:
             log.info("MLflow at %s has not received %d of this run's entries yet: they are kept in %s, and the next "
-                     "command delivers them", uri(run_dir.output_dir), left, run_dir.path / event_log.JOURNAL,
+                     "command delivers them", uri(run_dir.output_dir), left, run_dir.path / event_log.EVENTS,
                      )  # fmt: skip
             return
         time.sleep(0.05)

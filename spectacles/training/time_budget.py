@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from spectacles.core.config import TrainConfig, seconds
+from spectacles.core.config import TrainConfig, parse_duration
 from spectacles.core.wording import duration
 from spectacles.data.preprocessing import Preprocessing, decoded_batches
 from spectacles.models import backbones, bn_folding, freezing, recipes
@@ -60,7 +60,7 @@ def choose(
     reasons say so.
     """
     assert config.time_budget is not None
-    allowed, started = seconds(config.time_budget), time.monotonic()
+    allowed, started = parse_duration(config.time_budget), time.monotonic()
     plan = None
     needed = 0.0
     reasons = []

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from spectacles.core import collectives, distributed
-from spectacles.core.config import TrainConfig, seconds, to_plain
+from spectacles.core.config import TrainConfig, parse_duration, to_plain
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir
 from spectacles.data.pixel_cache import Pixels
@@ -173,7 +173,7 @@ class Trainer:
         epochs = epochs_of(self.history, FINE_TUNE)
         if self.config.time_budget is None or not epochs:
             return False
-        spent, allowed = time.monotonic() - self.started, seconds(self.config.time_budget)
+        spent, allowed = time.monotonic() - self.started, parse_duration(self.config.time_budget)
         needed = epochs[-1].seconds + final_images * self.validation_seconds_per_image
         if spent + needed <= allowed * time_budget.OVERRUN:
             return False

@@ -212,7 +212,7 @@ def test_a_dead_tracking_server_does_not_stop_the_run(finished: Finished, tmp_pa
     done = run_command("run_pipeline.py", *flags, environment=dead)
     assert done.returncode == 0, done.stderr
     run_dir = find_run(tmp_path, "latest")
-    assert done.stdout.count(str(run_dir.path / event_log.JOURNAL)) == 1  # named once
+    assert done.stdout.count(str(run_dir.path / event_log.EVENTS)) == 1  # named once
     assert run_dir.done("dataset") and event_log.waiting(run_dir.path)["http://127.0.0.1:9"] > 10
 
 

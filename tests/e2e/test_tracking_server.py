@@ -121,7 +121,7 @@ def test_a_dead_or_dying_server_only_delays_delivery(server: Server, command: St
     first = command(to=server.url)
     first.step(1)
     told = first.finish()
-    assert str(first.run_dir.path / event_log.JOURNAL) in told and "Traceback" not in told
+    assert str(first.run_dir.path / event_log.EVENTS) in told and "Traceback" not in told
     server.start()
     second = command(to=server.url)
     second.step(1)
@@ -147,7 +147,7 @@ def test_a_slow_server_that_loses_answers_gets_everything_once(server: Server, c
         slow.step(1)
         until(lambda: proxy.requests, "the first request")
         slow.step(2)
-        assert str(slow.run_dir.path / event_log.JOURNAL) in slow.finish()
+        assert str(slow.run_dir.path / event_log.EVENTS) in slow.finish()
         proxy.held.set()  # nobody syncs: the sender is still there
         until(lambda: slow.arrived(proxy.url), "the sender delivers the rest")
         proxy.lost = 3
@@ -171,7 +171,7 @@ def test_a_locked_database_gets_everything_later(command: Start) -> None:
     second = command()
     second.step(1)
     second.step(2)
-    assert str(second.run_dir.path / event_log.JOURNAL) in second.finish()
+    assert str(second.run_dir.path / event_log.EVENTS) in second.finish()
     lock.rollback()
     lock.close()
     assert sync(second.run_dir.output_dir).returncode == 0

@@ -15,7 +15,7 @@ def start(run: str, parent: str | None = None, ts: int = 1) -> event_log.Event:
 def test_a_torn_last_line_is_no_event_and_the_next_writer_goes_on_behind_it(tmp_path: Path) -> None:
     with event_log.writing(tmp_path) as write:
         write(start("a"))
-    with (tmp_path / event_log.JOURNAL).open("ab") as file:
+    with (tmp_path / event_log.EVENTS).open("ab") as file:
         file.write(b'{"do": "metr')
     assert [event["do"] for event, _ in event_log.read(tmp_path)] == ["start"]
     with event_log.writing(tmp_path) as write:
@@ -76,7 +76,7 @@ def test_a_full_disk_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFi
     if not full.exists():
         pytest.skip("there is no /dev/full here")
     run_dir = create_run(tmp_path, "run")
-    (run_dir.path / event_log.JOURNAL).symlink_to(full)
+    (run_dir.path / event_log.EVENTS).symlink_to(full)
     with tracking.parent_run(run_dir), tracking.stage_run(run_dir, "train", {"epochs": 1}):
         tracking.log_metrics({"loss": 1.0})
     assert "not tracked" in caplog.text

@@ -74,6 +74,20 @@ def test_a_run_before_that_this_store_does_not_have_is_named_by_a_tag(track: Tra
         assert tags["status"] == "FINISHED"
 
 
+def test_the_address_of_a_run_is_known_once_it_has_arrived(
+    track: Track, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "not in MLflow yet" in tracking.where_to_look(create_run(outputs, "not delivered"))
+    run_dir, run_id, _ = track("delivered")
+    page = f"/#/experiments/1/runs/{run_id}?workflowType=machine_learning"
+    assert tracking.run_address(run_dir) == tracking.LOCAL_UI + page
+    assert tracking.where_to_look(run_dir).endswith(f"mlflow.db   then {tracking.LOCAL_UI}{page}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@server:5000/")
+    assert tracking.run_address(run_dir) is None  # it went to another store
+    write_json(run_dir.tracking, json.loads(run_dir.tracking.read_text()) | {"uri": tracking.uri(outputs)})
+    assert tracking.where_to_look(run_dir) == f"http://server:5000{page}"
+
+
 def test_what_is_delivered_twice_arrives_once(outputs: Path) -> None:
     run_dir = create_run(outputs, "twice")
     artifact = run_dir.path / "train" / "history.csv"

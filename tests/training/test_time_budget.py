@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spectacles.core.config import TrainConfig, seconds
+from spectacles.core.config import TrainConfig, parse_duration
 from spectacles.core.errors import UserError
 from spectacles.data import preprocessing
 from spectacles.models import backbones
@@ -62,7 +62,7 @@ def test_a_budget_below_every_plan_takes_the_cheapest_and_warns() -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45), (" 2 m ", 120)])
 def test_times_are_read(text: str, value: float) -> None:
-    assert seconds(text) == value
+    assert parse_duration(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "ten", "-5m", "0s", "5d", "1h30m"])

@@ -24,7 +24,7 @@ from spectacles.core.config.stages import (
     PredictConfig,
 )
 from spectacles.core.config.training import AugmentConfig, TrainConfig
-from spectacles.core.config.values import EXPLANATIONS, Goal, explanation_methods, parse_goal, seconds
+from spectacles.core.config.values import EXPLANATIONS, Goal, explanation_methods, parse_duration, parse_goal
 
 __all__ = [
     "EXPLANATIONS",
@@ -48,8 +48,8 @@ __all__ = [
     "TrainConfig",
     "explanation_methods",
     "help_texts",
+    "parse_duration",
     "parse_goal",
-    "seconds",
     "select",
     "to_plain",
 ]

@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from spectacles.core.config.base import Settings, Share
 from spectacles.core.config.groups import ComputeConfig, ModelConfig, RunConfig
-from spectacles.core.config.values import parse_goal, seconds
+from spectacles.core.config.values import parse_duration, parse_goal
 from spectacles.core.errors import UserError
 
 
@@ -123,7 +123,7 @@ class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
                 f"{self.batch_size}: lower it."
             )
         if self.time_budget is not None:
-            seconds(self.time_budget)
+            parse_duration(self.time_budget)
         if self.threshold_for is not None:
             parse_goal(self.threshold_for)
         if self.backbone == "simple_cnn" and self.batch_size == 1:

@@ -19,11 +19,11 @@ def explanation_methods(text: str) -> list[str]:
     return names
 
 
-def seconds(text: str) -> float:
+def parse_duration(text: str) -> float:
     """'90s', '10m', '1h' or a plain number of seconds. Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text.strip())
     if not match or float(match[1]) <= 0:
-        raise UserError(f"--time_budget {text!r} is no time: write 90s, 10m or 1h.")
+        raise UserError(f"--time_budget {text!r} is not a duration: use 90s, 10m or 1h.")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
 
 
@@ -45,7 +45,7 @@ class Goal:
 
 
 def parse_goal(text: str) -> Goal:
-    """Raises UserError for what is no goal."""
+    """Raises UserError for anything else."""
     if text in ("f1", "hter", "balanced_accuracy"):
         return Goal(text)
     if (match := re.fullmatch(rf"(precision|recall):{NUMBER}", text)) and 0 < float(match[2]) <= 1:
