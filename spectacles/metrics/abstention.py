@@ -44,7 +44,7 @@ def images_needed(accuracy: float) -> int:
     """Validation images needed at least before any prediction can be said to have this accuracy. Raises UserError for
     1."""
     if accuracy >= 1:
-        raise UserError("no number of images can show an accuracy of 1: use a lower --target_accuracy, such as 0.99.")
+        raise UserError("--target_accuracy 1 cannot be shown by any number of images: use less, such as 0.99.")
     return math.ceil(1 / (1 - accuracy) - 1e-9) - 1
 
 
