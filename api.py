@@ -6,8 +6,8 @@ import sys
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve a bundle over HTTP, with a page to try it at /.")
-    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on; others than this machine's own "
-                        "need SPECTACLES_API_KEYS.")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on. One that other machines can reach "
+                        "needs SPECTACLES_API_KEYS.")  # fmt: skip
     parser.add_argument("--port", type=int, default=8000, help="Port to listen on; 0 takes a free one.")
     parser.add_argument("--bundle", help="Bundle folder. Default: SPECTACLES_BUNDLE, else the latest run's.")
     parser.add_argument("--output_dir", help="Folder of the runs. Default: SPECTACLES_OUTPUT_DIR, else outputs.")
@@ -36,14 +36,10 @@ from pydantic_core import to_json
 from spectacles import __version__, cli
 from spectacles.core.config import EXPLANATIONS
 from spectacles.core.errors import UserError
-from spectacles.server import auth, forms, handlers, limits, middleware, schemas, service, settings, telemetry
+from spectacles.server import auth, forms, handlers, limits, middleware, page, schemas, service, settings, telemetry
 from spectacles.server.auth import Rejected
+from spectacles.server.openapi import DENIED, EXPLAINED, METRICS, NOT_READY, REJECTIONS, page_for
 from spectacles.server.schemas import (
-    DENIED,
-    EXPLAINED,
-    METRICS,
-    NOT_READY,
-    REJECTIONS,
     Explanation,
     ModelCard,
     PredictionList,
@@ -61,37 +57,38 @@ AGAIN = {"Retry-After": "1"}
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    """Without a bundle the server starts all the same and says why it is not ready."""
-    async with service.started(*told()) as started:
+    """Without a usable bundle the server starts too, and says why it is not ready."""
+    async with service.started(*read_settings()) as started:
         app.state.service = started
-        page = schemas.PAGE.read_text(encoding="utf-8")
-        yield {"service": started, "page": page}
+        yield {"service": started, "page": page.PAGE.read_text(encoding="utf-8")}
 
 
-def told() -> tuple[settings.Settings, str]:
-    """(what the environment says, or why that cannot be used, and then nothing is served)."""
+def read_settings() -> tuple[settings.Settings, str]:
+    """(settings, why they cannot be used: then nothing is served)."""
     try:
         return settings.read(), ""
     except UserError as error:
         return settings.Settings(), str(error)
 
 
-app = FastAPI(title="Spectacles", description="Says which class a photo shows.", version=__version__, lifespan=lifespan)
+app = FastAPI(
+    title="Spectacles", description="Predicts which class a photo shows.", version=__version__, lifespan=lifespan
+)
 
 
 def drain() -> None:
-    """From now on not ready, so that nobody sends new work; what comes all the same is answered."""
+    """From now on not ready, so that load balancers send no more; what still arrives is answered."""
     app.state.service.draining = True
     telemetry.write("draining")
 
 
 def reload() -> None:
-    """Serves what is in the bundle's folder by now; a bundle that cannot be used changes nothing."""
+    """Serves what the bundle's folder holds now; a bundle that cannot be used changes nothing."""
     asyncio.run_coroutine_threadsafe(_reload(app.state.service), app.state.service.loop)
 
 
 async def _reload(serving: Service) -> None:
-    with suppress(UserError):  # it is in the log
+    with suppress(UserError):  # swap has logged it
         await serving.swap()
 
 
@@ -99,20 +96,20 @@ app.state.drain, app.state.reload = drain, reload
 
 
 def openapi() -> dict[str, Any]:
-    """Of this server as it is set; of one without settings before it has started."""
+    """With this server's settings; before it has started, with the default ones."""
     serving: Service | None = getattr(app.state, "service", None)
-    return schemas.described(FastAPI.openapi(app), serving.settings if serving else settings.Settings())
+    return page_for(FastAPI.openapi(app), serving.settings if serving else settings.Settings())
 
 
 app.openapi = openapi  # type: ignore[method-assign]
 
 
 @app.exception_handler(Rejected)
-async def tell_rejection(request: Request, rejected: Rejected) -> JSONResponse:
+async def handle_rejected(request: Request, rejected: Rejected) -> JSONResponse:
     return middleware.reject(request.state.service, request.state.request_id, rejected)
 
 
-PREDICT_FORM = forms.described(limits.MAX_FILES, url={"description": "A photo's address, instead of files."})
+PREDICT_FORM = forms.openapi_form(limits.MAX_FILES, url={"description": "A photo's address, instead of files."})
 
 
 @app.post(
@@ -122,14 +119,14 @@ async def predict(request: Request) -> Response:
     """One file: its label and probabilities, or a 4xx with the reason. Several files: a list of those, in order."""
     serving: Service = request.state.service
     serving.ready_batcher()
-    form = await forms.read(request, handlers.how_to_ask("/predict"), url="")
+    form = await forms.read(request, handlers.usage("/predict"), url="")
     started = time.perf_counter()
     contents = await handlers.contents(request, serving, form, limits.MAX_FILES)
-    found = await handlers.unless_gone(request, handlers.predict(serving, contents))
+    found = await handlers.cancel_on_disconnect(request, handlers.predict(serving, contents))
     milliseconds = round((time.perf_counter() - started) * 1000, 1)
-    outcomes = [schemas.answer(each.prediction, each.model.info) for each in found]
+    outcomes = [schemas.image_result(each.prediction, each.model.info) for each in found]
     for content, outcome in zip(contents, outcomes, strict=True):
-        schemas.log_image(request.state.request_id, milliseconds, len(content), outcome)
+        telemetry.log_image(request.state.request_id, milliseconds, len(content), outcome)
     envelope = {"model_id": found[0].model.model_id, "milliseconds": milliseconds,
                 "request_id": request.state.request_id}  # fmt: skip
     if len(outcomes) > 1:
@@ -141,7 +138,7 @@ async def predict(request: Request) -> Response:
 
 
 def _json(answer: dict[str, Any]) -> Response:
-    """Of fields that were checked a moment ago: another model of them would take longer than all the rest."""
+    """Without a pydantic model: the fields have just been validated, and once more would take longer than the rest."""
     return Response(to_json(answer, inf_nan_mode="null"), media_type="application/json")
 
 
@@ -149,18 +146,17 @@ def _rejection(outcome: RejectedImage) -> Response:
     return JSONResponse({"detail": outcome.error}, outcome.status)
 
 
-app.add_middleware(middleware.Shortcut, path="/predict", endpoint=predict)
+app.add_middleware(middleware.RouterBypass, path="/predict", endpoint=predict)
 app.add_middleware(limits.BodyLimit)
-app.add_middleware(middleware.Gate)
-app.add_middleware(middleware.Cors)
+app.add_middleware(middleware.AuthMiddleware)
+app.add_middleware(middleware.LateCorsMiddleware)
 
 
 FORMATS = ("png", "json")
-EXPLAIN_FORM = forms.described(
+EXPLAIN_FORM = forms.openapi_form(
     1,
-    method={"enum": list(EXPLANATIONS), "default": EXPLANATIONS[0], "description": "How it is found out."},
-    label={"description": "The class to explain. Default: the one that the photo is taken for; of several labels the "
-           "most probable."},
+    method={"enum": list(EXPLANATIONS), "default": EXPLANATIONS[0], "description": "Attribution method."},
+    label={"description": "The class to explain. Default: the predicted one; of several labels the most probable."},
     format={"enum": list(FORMATS), "default": FORMATS[0], "description": "A picture, or numbers."},
 )  # fmt: skip
 
@@ -175,23 +171,21 @@ async def explain(request: Request) -> Response:
     if request.query_params:
         detail = "Send method, label and format as form fields, like the file: -F method=occlusion"
         raise Rejected(422, "bad_request", detail)
-    form = await forms.read(
-        request, handlers.how_to_ask("/explain"), method=EXPLANATIONS[0], label="", format=FORMATS[0]
-    )
+    form = await forms.read(request, handlers.usage("/explain"), method=EXPLANATIONS[0], label="", format=FORMATS[0])
     method = forms.choice(form, "method", EXPLANATIONS)
     format = forms.choice(form, "format", FORMATS)
     label = form.fields["label"]
     if label and label not in classes:
-        detail = f"label {label[:40]!r} is none of the model's classes; GET /model lists them."
+        detail = f"label {label[:40]!r} is not a class of the model; GET /model lists them."
         raise Rejected(422, "bad_request", detail)
     started = time.perf_counter()
     [content] = await handlers.contents(request, serving, form, 1)
-    [found] = await handlers.unless_gone(request, handlers.predict(serving, [content]))
-    outcome = schemas.answer(found.prediction, found.model.info)
+    [found] = await handlers.cancel_on_disconnect(request, handlers.predict(serving, [content]))
+    outcome = schemas.image_result(found.prediction, found.model.info)
     rejected = isinstance(outcome, RejectedImage)
     facts, picture = ({}, b"") if rejected else await handlers.explanation(serving, content, found, method, label)
     milliseconds = round((time.perf_counter() - started) * 1000, 1)
-    schemas.log_image(request.state.request_id, milliseconds, len(content), outcome)
+    telemetry.log_image(request.state.request_id, milliseconds, len(content), outcome)
     if isinstance(outcome, RejectedImage):
         return _rejection(outcome)
     answer = Explanation(method=method, **facts, model_id=found.model.model_id, milliseconds=milliseconds,
@@ -204,13 +198,13 @@ async def explain(request: Request) -> Response:
 
 @app.get("/health/live")
 async def live() -> Status:
-    """The process answers."""
+    """The process is alive."""
     return Status(status="live")
 
 
 @app.get("/health/ready", responses=NOT_READY)
 async def ready(request: Request) -> Status:
-    """A bundle is loaded and predictions can be asked for; not any more once the server is about to end."""
+    """A bundle is loaded; no longer ready once the server is about to end."""
     serving: Service = request.state.service
     if serving.draining:
         raise HTTPException(503, "The server is about to end.", AGAIN)
@@ -233,19 +227,19 @@ async def metrics(request: Request) -> Response:
 
 @app.post("/admin/reload", responses=DENIED | {409: {"model": Problem, "description": "The bundle cannot be used"}})
 async def admin_reload(request: Request) -> Swapped:
-    """Serves what is in the bundle's folder by now, without a pause. Only on a server with keys."""
+    """Serves what the bundle's folder holds now, without a pause. Only on a server with keys."""
     serving: Service = request.state.service
     if not serving.settings.api_keys:
-        raise HTTPException(403, "This server has no keys, so nobody may do that: send it SIGHUP instead.")
+        raise HTTPException(403, "This server has no keys, so nobody may do that over HTTP: send it SIGHUP instead.")
     try:
         return Swapped(model_id=await serving.swap())
     except UserError as error:
-        raise HTTPException(409, f"The old model goes on: {error}") from None
+        raise HTTPException(409, f"The old model stays: {error}") from None
 
 
 @app.get("/", include_in_schema=False)
-async def page(request: Request) -> HTMLResponse:
-    return HTMLResponse(request.state.page, headers=schemas.page_headers(request.state.page))
+async def front_page(request: Request) -> HTMLResponse:
+    return HTMLResponse(request.state.page, headers=page.headers(request.state.page))
 
 
 def main(args: argparse.Namespace) -> None:

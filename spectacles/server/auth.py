@@ -1,4 +1,4 @@
-"""Who may ask: keys, this machine alone without them, host names, and how much a second."""
+"""Authorization: API keys (without any, only this machine), host names and rate limits."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-MOST_CLIENTS = 10_000
-"""Remembered for their rates; the one that was silent for longest is forgotten first."""
+MAX_CLIENTS = 10_000
+"""Whose rates are tracked; the one inactive for longest is dropped first."""
 BURST_SECONDS = 2.0
-"""Of its rate that a client may use at once."""
+"""A client may use its rate over so many seconds at once."""
 
 
 class Rejected(HTTPException):
-    """`reason` is one of a fixed set of words, for metrics; `detail` is for a person."""
+    """`reason` is one of `telemetry.REASONS`, for metrics; `detail` is for a person."""
 
     def __init__(self, status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, detail, headers)
@@ -30,7 +30,7 @@ class Rejected(HTTPException):
 
 
 def make_key() -> tuple[str, str]:
-    """(a new key, its sha256 in hex, which is all that the server is told)."""
+    """(a new key, its sha256 in hex, which is all that the server knows of it)."""
     key = secrets.token_urlsafe(32)
     return key, digest(key)
 
@@ -51,16 +51,16 @@ def is_loopback(host: str) -> bool:
 
 
 def identify(scope: Scope, keys: Mapping[str, str]) -> str:
-    """The name of who asks: of the key's holder, else the address. Raises Rejected."""
+    """The client: the name of its key's holder, else its address. Raises Rejected."""
     address = (scope.get("client") or ("", 0))[0]
     if not keys:
-        here = (scope.get("server") or ("", 0))[0]
-        if here and not is_loopback(here):
-            detail = "This server has no keys, so it answers this machine only: set SPECTACLES_API_KEYS."
+        server = (scope.get("server") or ("", 0))[0]
+        if server and not is_loopback(server):
+            detail = "This server has no keys, so it answers its own machine only: set SPECTACLES_API_KEYS."
             raise Rejected(403, "no_keys", detail)
         return address
     given = digest(_given_key(Headers(scope=scope)))
-    # Every key is compared, so that how long it takes tells nothing.
+    # Every key is compared, so that the time it takes reveals nothing.
     names = [name for known, name in keys.items() if hmac.compare_digest(known, given)]
     if not names:
         detail = "Send a key of this server as the header 'Authorization: Bearer KEY'."
@@ -81,14 +81,15 @@ def check_host(scope: Scope, allowed: tuple[str, ...]) -> None:
     host = Headers(scope=scope).get("host", "")
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
     if name.lower() not in allowed:
-        raise Rejected(400, "host", f"This server is not called {name[:60]!r}: SPECTACLES_ALLOWED_HOSTS names it.")
+        raise Rejected(400, "host", f"{name[:60]!r} is not a name of this server: SPECTACLES_ALLOWED_HOSTS lists them.")
 
 
 class RateLimit:
-    """A token bucket a client (an image a token), filled at `rate` a second; a rate of 0 limits nothing."""
+    """One token bucket per client, one token per image, filled at `rate` per second; 0 for no limit."""
 
     def __init__(self, rate: float) -> None:
-        self.rate, self.burst = rate, max(1.0, rate * BURST_SECONDS)
+        self.rate = rate
+        self.burst = max(1.0, rate * BURST_SECONDS)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str, images: int = 1, now: float | None = None) -> None:
@@ -100,9 +101,9 @@ class RateLimit:
         tokens = min(self.burst, tokens + (now - since) * self.rate)
         allowed = tokens >= 1
         self._buckets[client] = (tokens - images if allowed else tokens, now)
-        if len(self._buckets) > MOST_CLIENTS:
+        if len(self._buckets) > MAX_CLIENTS:
             self._buckets.popitem(last=False)
         if not allowed:
             wait = (1 - tokens) / self.rate
-            detail = f"More than {self.rate:g} images a second: come back in {wait:.1f} s."
+            detail = f"More than {self.rate:g} images per second: retry in {wait:.1f} s."
             raise Rejected(429, "rate", detail, {"Retry-After": str(max(1, int(wait + 0.999)))})

@@ -1,7 +1,7 @@
-"""Requests of many clients, computed together: a bounded queue, a deadline from arrival, and batches as they come.
+"""Images of many clients, computed in batches: a bounded queue, with a deadline from arrival.
 
-A batch is whatever has been decoded by the time the network is free: one image when there is little to do, more under
-load. Nobody waits for a batch to fill up. Threads decode and compute; the event loop only hands over and answers.
+A batch is whatever has been decoded by the time the network is free: one image under little load, more under high load.
+No image waits for a batch to fill up. Threads decode and compute; the event loop only hands over and answers.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ from typing import Any, TypeVar
 
 from spectacles.data.preprocessing import Decoded, Preprocessing
 from spectacles.inference.predictor import Prediction, Predictor
-from spectacles.server.decoders import Decoders, Died
+from spectacles.server.decoders import DecoderDied, Decoders
 
 T = TypeVar("T")
 RECENT = 0.1
-"""Weight of the newest batch in the estimate of what an image takes."""
-FIRST_GUESS = 0.02
-"""Seconds an image, before anything has been measured."""
+"""Weight of the newest batch in the estimate of the seconds per image."""
+INITIAL_SECONDS = 0.02
+"""Seconds per image, before any has been measured."""
 AHEAD = 2
-"""Batches of each thread that are decoded before they are needed; what waits beyond them is decoded in larger lots."""
+"""Batches per thread that are decoded in advance; the images behind them are then decoded in larger groups."""
 ENOUGH_BYTES = 1 << 22
-"""Of files that are decoded together, after which no more are added: of that size, a hand-over is a small part."""
-MOST_OTHERS = 2
-"""Explanations that wait or are computed: predictions must not wait for more."""
+"""Total size of files decoded together, after which no more are added: the overhead of a call is small by then."""
+MAX_EXPLANATIONS = 2
+"""Explanations waiting or being computed: predictions must not wait for more."""
 
 
 class Overloaded(Exception):
-    """No room, or no time before the deadline: the client should come back after `seconds`."""
+    """No room, or no time before the deadline: the client should retry after `seconds`."""
 
     def __init__(self, reason: str, seconds: float) -> None:
         super().__init__(reason)
-        self.reason, self.seconds = reason, max(1, math.ceil(seconds))
+        self.reason = reason
+        self.seconds = max(1, math.ceil(seconds))
 
 
 @dataclass(frozen=True)
 class Answer:
     prediction: Prediction
     model: Predictor
-    """That gave it; the next answer may come from another one."""
+    """The one that predicted it; the next answer may come from another one."""
     waited: float
     decoding: float
     inference: float
-    """Seconds; of the inference, the whole batch's."""
+    """Seconds; the inference is that of the whole batch."""
     batch: int
 
 
@@ -63,23 +64,28 @@ class Job:
     deadline: float
     answer: asyncio.Future[Answer]
     model: Any = None
-    """The Predictor that it is decoded for, and that will answer it."""
+    """The Predictor that it is decoded for and answered by."""
     decoded: Any = None
     waited: float = 0.0
     decoding: float = 0.0
     alone: bool = False
-    """To be decoded by itself: a decoder died of it, or of one beside it."""
+    """To be decoded by itself: a decoder died on it, or on one beside it."""
 
 
 class Batcher:
     """Use as `async with`; all methods on one event loop."""
 
     def __init__(self, model: Predictor, decoders: Decoders, capacity: int, seconds: float) -> None:
-        """`capacity`: images that may be in it at once; `seconds`: from arrival to the deadline."""
+        """`capacity`: most images waiting or being computed; `seconds`: from arrival to the deadline."""
         self.model = model
-        """Assign another one at any time: an image is prepared for, and answered by, the model at its decoding."""
-        self.decoders, self.capacity, self.seconds = decoders, capacity, seconds
-        self.seconds_an_image, self.inside, self.others = FIRST_GUESS, 0, 0
+        """May be replaced at any time: an image is decoded for, and answered by, the model at that moment."""
+        self.decoders = decoders
+        self.capacity = capacity
+        self.seconds = seconds
+        self.seconds_per_image = INITIAL_SECONDS
+        self.inside = 0
+        """Images waiting or being computed."""
+        self.explanations = 0
         self._done = time.monotonic()
         self._waiting: SimpleQueue[Job | None] = SimpleQueue()
         self._ready: SimpleQueue[Job | None] = SimpleQueue()
@@ -87,8 +93,8 @@ class Batcher:
 
     async def __aenter__(self) -> Batcher:
         self._loop = asyncio.get_running_loop()
-        self._decoding = ThreadPoolExecutor(1, "other decoding")
-        self._inference = ThreadPoolExecutor(1, "other inference")
+        self._decoding = ThreadPoolExecutor(1, "decode explained")
+        self._inference = ThreadPoolExecutor(1, "explain")
         lanes = self.model.lanes[0]
         targets = [self._decode_all] * self.decoders.count + [self._infer_all] * lanes
         self._threads = [Thread(target=target, name=target.__name__) for target in targets]
@@ -106,15 +112,15 @@ class Batcher:
         self._inference.shutdown()
 
     def check_room(self, images: int = 1) -> None:
-        """Raises Overloaded where so many more images would find no place, or would not be done by their deadline."""
-        expected = (self.inside + images) * self.seconds_an_image
+        """Raises Overloaded where so many more images would not fit in, or would miss their deadline."""
+        expected = (self.inside + images) * self.seconds_per_image
         if self.inside + images > self.capacity:
             raise Overloaded("queue_full", expected)
         if self.inside and expected > self.seconds:
             raise Overloaded("too_late", expected - self.seconds)
 
     async def predict(self, content: bytes) -> Answer:
-        """Cancelling it takes the image out of the queue. Raises Overloaded where the deadline has passed."""
+        """Cancelling it removes the image from the queue. Raises Overloaded where the deadline has passed."""
         now = time.monotonic()
         job = Job(content, now, now + self.seconds, self._loop.create_future())
         with self._counted():
@@ -122,7 +128,7 @@ class Batcher:
             return await job.answer
 
     async def predict_all(self, contents: Sequence[bytes]) -> list[Answer]:
-        """Of one request; where one of them fails or nobody waits any more, none is computed."""
+        """The images of one request; where one fails or the request is cancelled, the others are not computed."""
         if len(contents) == 1:
             return [await self.predict(contents[0])]
         tasks = [asyncio.create_task(self.predict(content)) for content in contents]
@@ -133,20 +139,19 @@ class Batcher:
                 task.cancel()
 
     async def decode(self, content: bytes, preprocessing: Preprocessing) -> Decoded:
-        """For other uses of a photo than a prediction."""
+        """For explanations, beside the queue."""
         return await self._loop.run_in_executor(self._decoding, self.decoders, content, preprocessing)
 
     async def between_batches(self, work: Callable[[], T]) -> T:
-        """Something else that needs the network (an explanation) and takes long; only a few at a time. Raises
-        Overloaded."""
-        if self.others >= MOST_OTHERS:
+        """Runs an explanation, which needs the network for long; only a few at a time. Raises Overloaded."""
+        if self.explanations >= MAX_EXPLANATIONS:
             raise Overloaded("queue_full", 1.0)
-        self.others += 1
+        self.explanations += 1
         try:
             with self._counted():
                 return await self._loop.run_in_executor(self._inference, work)
         finally:
-            self.others -= 1
+            self.explanations -= 1
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -158,36 +163,40 @@ class Batcher:
 
     def _decode_all(self) -> None:
         while (first := self._waiting.get()) is not None:
-            model, started = self.model, time.monotonic()
+            model = self.model
+            started = time.monotonic()
             jobs = [job for job in self._together(first, model.info.preprocessing) if self._wanted(job)]
             found = self._decode(jobs, model.info.preprocessing)
             if not found:
                 continue
             seconds = time.monotonic() - started
             for job, decoded in zip(jobs, found, strict=True):
-                job.model, job.decoded, job.content = model, decoded, b""
-                job.waited, job.decoding = started - job.arrived, seconds / len(jobs)
+                job.model = model
+                job.decoded = decoded
+                job.content = b""
+                job.waited = started - job.arrived
+                job.decoding = seconds / len(jobs)
                 if decoded.pixels is None:
-                    self._tell([job], [model.predict_batch([decoded])[0]], 0.0)
+                    self._resolve([job], [model.predict_batch([decoded])[0]], 0.0)
             for job in jobs:
                 if job.decoded.pixels is not None:
                     self._room.acquire()
                     self._ready.put(job)
 
     def _decode(self, jobs: list[Job], preprocessing: Preprocessing) -> list[Decoded]:
-        """Empty where a file broke the decoder: then each of them waits for a decoder once more, for itself."""
+        """Empty where a file killed the decoder: then each of them goes back to the queue, to be decoded alone."""
         if len(jobs) == 1:
             return [self.decoders(jobs[0].content, preprocessing)]
         try:
             return self.decoders.together([job.content for job in jobs], preprocessing) if jobs else []
-        except Died:
+        except DecoderDied:
             for job in jobs:
                 job.alone = True
                 self._waiting.put(job)
             return []
 
     def _together(self, first: Job, preprocessing: Preprocessing) -> Iterator[Job]:
-        """It, and of those behind it what the other decoders do not need."""
+        """The first, and those behind it that the other decoders do not need."""
         yield first
         size = len(first.content)
         if first.alone or size >= ENOUGH_BYTES:
@@ -211,23 +220,23 @@ class Batcher:
                 if wanted:
                     started = time.monotonic()
                     outcomes = _predict(model, [job.decoded for job in wanted])
-                    self._tell(wanted, outcomes, time.monotonic() - started)
+                    self._resolve(wanted, outcomes, time.monotonic() - started)
 
     def _wanted(self, job: Job) -> bool:
-        """Whether somebody still waits for it; one that is too late is told so."""
+        """Whether its request still waits for it; past the deadline it gets Overloaded."""
         if not job.answer.done() and time.monotonic() > job.deadline:
-            self._tell([job], [Overloaded("too_late", self.inside * self.seconds_an_image)], 0.0)
+            self._resolve([job], [Overloaded("too_late", self.inside * self.seconds_per_image)], 0.0)
             return False
         return not job.answer.done()
 
-    def _tell(self, jobs: list[Job], outcomes: Sequence[Prediction | Exception], inference: float) -> None:
+    def _resolve(self, jobs: list[Job], outcomes: Sequence[Prediction | Exception], inference: float) -> None:
         self._loop.call_soon_threadsafe(partial(self._finish, jobs, outcomes, inference))
 
     def _finish(self, jobs: list[Job], outcomes: Sequence[Prediction | Exception], inference: float) -> None:
         now = time.monotonic()
         idle_until = max(self._done, min(job.arrived for job in jobs))
         self._done = now
-        self.seconds_an_image += RECENT * ((now - idle_until) / len(jobs) - self.seconds_an_image)
+        self.seconds_per_image += RECENT * ((now - idle_until) / len(jobs) - self.seconds_per_image)
         for job, outcome in zip(jobs, outcomes, strict=True):
             if job.answer.done():
                 continue
@@ -239,21 +248,21 @@ class Batcher:
 
 
 def _more(queue: SimpleQueue[Job | None], most: int) -> Iterator[Job]:
-    """Those that are there too."""
+    """Up to `most` jobs that are in the queue already."""
     for _ in range(most):
         try:
             job = queue.get_nowait()
         except Empty:
             return
         if job is None:
-            queue.put(None)  # for the thread that it was meant for
+            queue.put(None)  # for the thread that it was meant to stop
             return
         yield job
 
 
 def _predict(model: Predictor, batch: Sequence[Decoded]) -> list[Prediction | Exception]:
-    """Where a whole batch fails, each image alone: one that cannot be computed spoils no other."""
+    """Where a batch fails, each image is computed alone: one that cannot be computed must not affect the others."""
     try:
         return list(model.predict_batch(batch))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to one of the images, which gets it back
+    except Exception as error:  # noqa: BLE001 - whatever it is, it goes to the request of the image
         return [error] if len(batch) == 1 else [outcome for item in batch for outcome in _predict(model, [item])]

@@ -1,6 +1,6 @@
-"""Decoding in processes of its own: what a hostile file can break is a process that is replaced.
+"""Decoding in separate processes with limited memory and time: a hostile file can kill one, and it is replaced.
 
-Pillow's decoders are C code that reads whatever a stranger sends. Here they have little memory and little time.
+Pillow's decoders are C code that reads whatever a stranger sends.
 """
 
 from __future__ import annotations
@@ -26,35 +26,36 @@ from PIL import Image, PngImagePlugin
 from spectacles.data.preprocessing import Decoded, Preprocessing, decode_one
 
 MEMORY = 1 << 30
-"""Bytes that a decoder may allocate beyond what it starts with: enough for 25 megapixels in any mode."""
-MOST_TEXT = 1 << 20
-"""Bytes of one comment in a PNG, which may be compressed a thousandfold; and an eighth of all of them."""
+"""Bytes that a decoder may allocate on top of what it starts with: enough for 25 megapixels in any mode."""
+MAX_TEXT = 1 << 20
+"""Bytes of one comment in a PNG, which may be compressed a thousandfold; eight times as many for all of them."""
 TOGETHER = 8
-"""Files that a decoder is given at once, at most: each hand-over takes time."""
-MOST_BYTES = 1 << 24
-"""Of their pictures: 2,300 x 2,300 pixels, more than any network sees. Memory is taken as it is used."""
+"""Most files that a decoder gets in one call: each call takes time."""
+MAX_BYTES = 1 << 24
+"""Shared memory for their pixels: 2,300 x 2,300 in colour, more than any network takes. Allocated as it is used."""
 SECONDS = 10.0
 """For one file: a hundred times what a photo of 12 megapixels takes."""
 TOGETHER_SECONDS = 2.0
-"""For several: those beside a slow one have a deadline."""
+"""For several: the files beside a slow one have a deadline."""
 TOO_SLOW = f"takes longer than {SECONDS:.0f} s to decode"
 TOO_LARGE = "takes more memory to decode than a photo may"
 
 
-class Died(Exception):
-    """A decoder, of a file."""
+class DecoderDied(Exception):
+    """A file took too much time or memory, and its decoder was replaced."""
 
 
 class Decoder:
-    """One process, one file after the other; a new process takes the place of one that was killed."""
+    """One process; it is replaced when a file breaks it."""
 
     def __init__(self, context: BaseContext, max_pixels: int, memory: int) -> None:
-        self.context, self.limits = context, (max_pixels, memory)
+        self.context = context
+        self.limits = (max_pixels, memory)
         self._start()
 
     def _start(self) -> None:
         self.connection, there = self.context.Pipe()
-        shared = self.context.RawArray("B", MOST_BYTES)
+        shared = self.context.RawArray("B", MAX_BYTES)
         self.shared = np.frombuffer(shared, dtype=np.uint8)
         self.process = self.context.Process(  # type: ignore[attr-defined]
             target=_serve, args=(there, shared, *self.limits), name="decoder", daemon=True
@@ -63,20 +64,21 @@ class Decoder:
         there.close()
 
     def __call__(self, contents: Sequence[bytes], preprocessing: Preprocessing, seconds: float) -> list[Decoded]:
-        """What `decode_one` gives of each. Raises Died, which is a reason to reject the file, or one of them."""
+        """`decode_one` of each. Raises DecoderDied, the reason to reject the file, or one of several."""
         try:
             self.connection.send((preprocessing, contents))
             if self.connection.poll(seconds):
                 return self._receive(len(contents), preprocessing)
             reason = TOO_SLOW
-        except (EOFError, OSError, ValueError, TypeError):  # it was killed, or a file has it say nonsense
+        except (EOFError, OSError, ValueError, TypeError):  # it was killed, or a file made it send garbage
             reason = TOO_LARGE
         self._replace()
-        raise Died(reason)
+        raise DecoderDied(reason)
 
     def _receive(self, count: int, preprocessing: Preprocessing) -> list[Decoded]:
         """Nothing that comes back is unpickled: a process that a file has taken over must not get further."""
-        answers, found = json.loads(self.connection.recv_bytes(1 << 20)), []
+        answers = json.loads(self.connection.recv_bytes(1 << 20))
+        found = []
         for picture, (conversions, reason) in zip(_pictures(self.shared, count, preprocessing), answers, strict=True):
             found.append(Decoded("", None if reason else picture.copy(), tuple(map(str, conversions)), str(reason)))
         return found
@@ -93,7 +95,7 @@ class Decoder:
 
 
 class Decoders:
-    """So many decoders, for as many threads; closed by `with`."""
+    """A pool of `count` decoders, for as many threads; closed by `with`."""
 
     def __init__(self, count: int, max_pixels: int, memory: int = MEMORY) -> None:
         # Forked from a process that has imported everything and runs no thread: quick to replace, and safe.
@@ -106,18 +108,18 @@ class Decoders:
             self._idle.put(decoder)
 
     def __call__(self, content: bytes, preprocessing: Preprocessing) -> Decoded:
-        """What `decode_one` gives; whatever happens to the process is a reason to reject the file."""
+        """`decode_one`; a file that breaks the process is rejected."""
         try:
-            [decoded] = self._ask([content], preprocessing, SECONDS)
+            [decoded] = self._run([content], preprocessing, SECONDS)
             return decoded
-        except Died as died:
+        except DecoderDied as died:
             return Decoded("", None, (), str(died))
 
     def together(self, contents: Sequence[bytes], preprocessing: Preprocessing) -> list[Decoded]:
-        """Of `most_together` files at most. Raises Died, and nobody knows of which of them."""
-        return self._ask(contents, preprocessing, TOGETHER_SECONDS)
+        """At most `most_together` files. Raises DecoderDied, without knowing which of them caused it."""
+        return self._run(contents, preprocessing, TOGETHER_SECONDS)
 
-    def _ask(self, contents: Sequence[bytes], preprocessing: Preprocessing, seconds: float) -> list[Decoded]:
+    def _run(self, contents: Sequence[bytes], preprocessing: Preprocessing, seconds: float) -> list[Decoded]:
         """Waits for a free decoder."""
         decoder = self._idle.get()
         try:
@@ -126,8 +128,8 @@ class Decoders:
             self._idle.put(decoder)
 
     def most_together(self, preprocessing: Preprocessing) -> int:
-        """Files whose pictures find room at once."""
-        return max(1, min(TOGETHER, MOST_BYTES // math.prod(preprocessing.shape)))
+        """Most files whose pixels fit in the shared memory at once."""
+        return max(1, min(TOGETHER, MAX_BYTES // math.prod(preprocessing.shape)))
 
     def warm(self, preprocessing: Preprocessing) -> None:
         """Waits until all have started."""
@@ -143,12 +145,13 @@ class Decoders:
 
 
 def _serve(connection: Connection, shared: Any, max_pixels: int, memory: int) -> None:
-    """The decoder's process: one file after the other until the other end closes."""
+    """Runs in the decoder's process until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the server, which finishes what it has accepted
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters is in the answer
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; the conversions and the reason say what matters
     warnings.simplefilter("error", Image.DecompressionBombWarning)
-    PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = MOST_TEXT, 8 * MOST_TEXT
+    PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT
+    PngImagePlugin.MAX_TEXT_MEMORY = 8 * MAX_TEXT
     pixels = np.frombuffer(shared, dtype=np.uint8)
     limit_memory(memory)
     gc.freeze()
@@ -171,7 +174,7 @@ def _pictures(pixels: np.ndarray, count: int, preprocessing: Preprocessing) -> n
 
 
 def limit_memory(more: int) -> None:
-    """Allocations beyond so many bytes more than now fail with MemoryError; on Linux only."""
+    """Allocations of more than so many bytes on top of now fail with MemoryError; on Linux only."""
     if sys.platform.startswith("linux"):
         with open("/proc/self/status", encoding="ascii") as file:
             data = next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData:"))

@@ -1,6 +1,6 @@
-"""The forms that photos come in: read while they arrive, kept in memory, never on the disk.
+"""Parses uploaded forms as they arrive, in memory, never on disk.
 
-FastAPI's own forms take several times as long a request: on a small machine that is time the photos need.
+FastAPI's forms take several times as long: on a small machine that is time the photos need.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from spectacles.server.auth import Rejected
 from spectacles.server.limits import MAX_FILES
 
 MULTIPART, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
-MOST_FIELDS, MOST_FIELD_BYTES = 8, 4096
+MAX_FIELDS = 8
+MAX_FIELD_BYTES = 4096
 FILE = "file"
 
 
@@ -34,9 +35,9 @@ class Form:
         self.fields[name] = value
 
 
-async def read(request: Request, how_to_ask: str, **defaults: str) -> Form:
-    """The files of the field 'file', and the fields of these names, with these values where one is missing. Raises
-    Rejected, for anything that the form should not have too; `how_to_ask` is the advice then."""
+async def read(request: Request, usage: str, **defaults: str) -> Form:
+    """The files of the field 'file', and the fields named by `defaults`. Raises Rejected, with the advice `usage`, for
+    a form that cannot be read or has other fields."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     try:
         if kind == MULTIPART:
@@ -46,25 +47,28 @@ async def read(request: Request, how_to_ask: str, **defaults: str) -> Form:
         else:
             form = Form()
     except ClientDisconnect:
-        raise Rejected(499, "disconnected", "The client went away.") from None
+        raise Rejected(499, "disconnected", "The client disconnected.") from None
     except ValueError as error:
-        raise Rejected(400, "bad_request", f"The form cannot be read ({error}). {how_to_ask}") from None
+        raise Rejected(400, "bad_request", f"The form cannot be read ({error}). {usage}") from None
     unknown = [name for name in form.fields if name not in defaults]
     if unknown:
-        detail = f"The field {unknown[0][:40]!r} is none of {', '.join((FILE, *defaults))}, or is no file. {how_to_ask}"
+        known = ", ".join((FILE, *defaults))
+        detail = f"The field {unknown[0][:40]!r} is not one of {known}, or is not a file. {usage}"
         raise Rejected(422, "bad_request", detail)
     form.fields = defaults | form.fields
     return form
 
 
 async def _read_multipart(request: Request, boundary: str) -> Form:
-    form, chunks = Form(), list[bytes]()
+    form = Form()
+    chunks: list[bytes] = []
     part: MultipartSegment | None = None
     with PushMultipartParser(boundary, header_charset="latin-1") as parser:  # file names come in any charset
         async for chunk in request.stream():
             for event in parser.parse(chunk) if chunk else ():
                 if isinstance(event, MultipartSegment):
-                    part, chunks = event, []
+                    part = event
+                    chunks = []
                 elif event is not None:
                     chunks.append(event)
                 elif part is not None:
@@ -76,39 +80,39 @@ def _add_part(form: Form, part: MultipartSegment, content: bytes) -> None:
     name = part.name.encode("latin-1").decode("utf-8", "replace")
     if name == FILE and _has_file_name(part):
         form.files.append(content)
-    elif len(content) > MOST_FIELD_BYTES or len(form.fields) == MOST_FIELDS:
+    elif len(content) > MAX_FIELD_BYTES or len(form.fields) == MAX_FIELDS:
         raise ValueError(f"the field {name[:40]!r} is too long, or one too many")
     else:
         form.add(name, content.decode("utf-8", "replace"))
     if len(form.files) > MAX_FILES:
-        detail = f"These are too many files: send at most {MAX_FILES} a request."
+        detail = f"Too many files: send at most {MAX_FILES} per request."
         raise Rejected(413, "bad_request", detail, {"Connection": "close"})
 
 
 def _has_file_name(part: MultipartSegment) -> bool:
-    """Some clients send one that is not ASCII as `filename*` alone (RFC 5987), which the parser leaves out."""
+    """Some clients send a name that is not ASCII only as `filename*` (RFC 5987), which the parser ignores."""
     return part.filename is not None or re.search(r";\s*filename\*=", part["Content-Disposition"], re.I) is not None
 
 
 def _read_urlencoded(body: bytes) -> Form:
     form = Form()
-    for name, value in parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=MOST_FIELDS):
+    for name, value in parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_FIELDS):
         form.add(name, value)
     return form
 
 
 def choice(form: Form, name: str, values: tuple[str, ...]) -> str:
-    """What a field says. Raises Rejected."""
+    """The value of a field, one of `values`. Raises Rejected."""
     given = form.fields[name]
     if given not in values:
         raise Rejected(422, "bad_request", f"{name} {given[:40]!r} is unknown: use {' or '.join(values)}.")
     return given
 
 
-def described(most_files: int, **fields: dict[str, Any]) -> dict[str, Any]:
-    """The form for the OpenAPI page: `openapi_extra` of a route."""
-    photos = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": most_files}
-    texts = {name: {"type": "string", "default": "", "maxLength": MOST_FIELD_BYTES} | each
+def openapi_form(max_files: int, **fields: dict[str, Any]) -> dict[str, Any]:
+    """`openapi_extra` of a route with this form."""
+    photos = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": max_files}
+    texts = {name: {"type": "string", "default": "", "maxLength": MAX_FIELD_BYTES} | each
              for name, each in fields.items()}  # fmt: skip
     schema = {
         "type": "object",

@@ -1,4 +1,4 @@
-"""What the routes do: from a request to pictures, from pictures to answers, and only while somebody waits for them."""
+"""The work of the routes: from a request to images, and from images to predictions and explanations."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -24,17 +24,17 @@ from spectacles.server.service import Service, busy
 T = TypeVar("T")
 
 
-def how_to_ask(path: str) -> str:
+def usage(path: str) -> str:
     count = "one image" if path == "/explain" else f"one to {limits.MAX_FILES} images"
     example = f"curl -F file=@photo.jpg http://localhost:8000{path}"
     return f"Send {count} as multipart/form-data in the field 'file': {example}"
 
 
 async def contents(request: Request, service: Service, form: Form, most: int) -> list[bytes]:
-    """The photos in it, or what its URL leads to. Raises Rejected where that is nothing, or more than a client may."""
+    """The photos of the form, or the one at its URL. Raises Rejected for none, or for more than the client may send."""
     files, url = form.files, form.fields.get("url", "")
     if bool(files) == bool(url):
-        raise Rejected(422, "bad_request", how_to_ask(request.url.path))
+        raise Rejected(422, "bad_request", usage(request.url.path))
     if len(files) > most:
         raise Rejected(413, "bad_request", f"{len(files)} files are too many: send at most {most} a request.")
     service.rate_limit.take(request.state.client, max(1, len(files)))
@@ -42,12 +42,12 @@ async def contents(request: Request, service: Service, form: Form, most: int) ->
     if files:
         return files
     if not service.settings.allow_urls:
-        raise Rejected(422, "url", "This server fetches no photos: send the file itself.")
+        raise Rejected(422, "url", "This server does not fetch photos from URLs: send the file itself.")
     return [await asyncio.get_running_loop().run_in_executor(None, urls.fetch, url)]
 
 
 async def predict(service: Service, contents: list[bytes]) -> list[Answer]:
-    """One answer an image, all of one model: where that was exchanged in between, once more by the new one."""
+    """One answer per image, all by the same model: if that was swapped in between, they are computed again."""
     batcher = service.ready_batcher()
     try:
         found = await batcher.predict_all(contents)
@@ -60,25 +60,26 @@ async def predict(service: Service, contents: list[bytes]) -> list[Answer]:
     return found
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The outcome of `work`, which is given up when the client goes away."""
-    task, gone = asyncio.current_task(), False
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client disconnects."""
+    task = asyncio.current_task()
+    disconnected = False
     assert task is not None
 
     async def listen() -> None:
-        nonlocal gone
+        nonlocal disconnected
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        gone = task.cancel()
+        disconnected = task.cancel()
 
     listening = asyncio.create_task(listen())
     try:
         return await work
     except asyncio.CancelledError:
-        if not gone:
+        if not disconnected:
             raise
         task.uncancel()
-        raise Rejected(499, "disconnected", "The client went away.") from None
+        raise Rejected(499, "disconnected", "The client disconnected.") from None
     finally:
         listening.cancel()
 
@@ -87,7 +88,8 @@ async def explanation(
     service: Service, content: bytes, found: Answer, method: str, label: str
 ) -> tuple[dict[str, Any], bytes]:
     """(label, probability and saliency of the explained class, PNG). Raises Rejected where the method cannot."""
-    model, batcher = found.model, service.ready_batcher()
+    model = found.model
+    batcher = service.ready_batcher()
     index = model.info.classes.index(label) if label else overlays.explained(found.prediction, model.info)
     preprocessing = model.info.preprocessing
     seen, shown = [
@@ -110,7 +112,7 @@ async def explanation(
 
 async def _pixels(batcher: Batcher, content: bytes, preprocessing: Preprocessing) -> np.ndarray:
     decoded = await batcher.decode(content, preprocessing)
-    if decoded.pixels is None:  # it was readable a moment ago: its decoder has died since
+    if decoded.pixels is None:  # readable a moment ago: its decoder has died since
         raise Rejected(422, "image", f"The image is rejected: {decoded.reason}.")
     return decoded.pixels
 

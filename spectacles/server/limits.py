@@ -1,4 +1,4 @@
-"""What a request's body may cost: bytes, counted while they arrive, seconds, and memory of all bodies together."""
+"""Limits of request bodies: bytes, seconds to arrive, and memory of all bodies together."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from spectacles.server.auth import Rejected
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_BODIES_BYTES = 8 * MAX_BODY_BYTES
-"""Of all requests that are being received or answered."""
+"""All requests that are being received or answered."""
 BODY_SECONDS = 30.0
 """For a whole body: 32 MiB at 9 Mbit/s."""
 MAX_FILES = 16
+MAX_PIXELS = 25_000_000
+"""Per image: enough for a phone's photo, and about 100 MB of memory for each one that is being decoded."""
 
 
 class BodyLimit:
-    """ASGI middleware. What it rejects it rejects before anything parses it: a body that is announced as too large
-    unread, a chunked one as soon as it is."""
+    """ASGI middleware. Rejects a body before anything parses it: unread where its announced length is too large, and a
+    chunked one as soon as it has become too large."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -32,7 +34,9 @@ class BodyLimit:
             return
         announced = _announced(scope)
         self._check(announced, announced)
-        received, held, ends, finished = 0, 0, time.monotonic() + BODY_SECONDS, False
+        received = held = 0
+        ends = time.monotonic() + BODY_SECONDS
+        finished = False
 
         async def counted() -> Message:
             nonlocal received, held, finished
@@ -62,7 +66,7 @@ class BodyLimit:
             detail = f"The request is larger than {MAX_BODY_BYTES >> 20} MiB: send fewer or smaller images."
             raise Rejected(413, "body_too_large", detail, {"Connection": "close"})
         if self.held + more > MAX_BODIES_BYTES:
-            detail = "Too many large requests at once: come back in a second."
+            detail = "Too many large requests at once: retry in a second."
             raise Rejected(503, "memory", detail, {"Retry-After": "1", "Connection": "close"})
 
 

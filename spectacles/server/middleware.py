@@ -1,10 +1,10 @@
-"""The outermost ring of the server: names each request, lets in who may ask, and tells every rejection apart."""
+"""The outermost layers of the server: request ids, authorization, rejections, CORS."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,19 +17,19 @@ from spectacles.server import auth, telemetry
 from spectacles.server.auth import Rejected
 from spectacles.server.service import Service
 
-OPEN = ("/health/live", "/health/ready")
-"""For whoever watches over the server, which may be another machine without a key."""
+OPEN_PATHS = ("/health/live", "/health/ready")
+"""For monitoring, which may come from another machine and without a key."""
 PAGE = "/"
-"""Needs no key either: it asks for one."""
-COSTLY = ("/predict", "/explain")
-NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-TOLD = ("X-Request-ID", "X-Model-ID", "X-Explanation-Method", "X-Explained-Label", "Retry-After")
-"""Headers of answers that pages of other sites may read; browsers keep others from them."""
-FAILED = "The server failed on this request: its log says more under the request's id."
+"""Needs no key either: it asks the person for one."""
+PREDICTION_PATHS = ("/predict", "/explain")
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+EXPOSED_HEADERS = ("X-Request-ID", "X-Model-ID", "X-Explanation-Method", "X-Explained-Label", "Retry-After")
+"""Response headers that pages of other sites may read."""
+FAILED = "The server failed on this request: its log has the details under the request's id."
 
 
-class Gate:
-    """ASGI middleware. Rejects before the body is read: who may not ask, and what there is no room for."""
+class AuthMiddleware:
+    """Rejects, before the body is read, requests that are not allowed and photos that there is no room for."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -41,53 +41,58 @@ class Gate:
         service: Service = scope["state"]["service"]
         request_id = choose_request_id(Headers(scope=scope).get("x-request-id", ""))
         scope["state"]["request_id"] = request_id
-        started, status, told = time.monotonic(), 0, False
+        started = time.monotonic()
+        status = 0
 
-        async def send_named(message: Message) -> None:
-            nonlocal status, told
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, told = message["status"], True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), NO_SNIFFING]
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), NOSNIFF]
                 if service.draining:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
-            self._let_in(scope, service)
-            await self.app(scope, receive, send_named)
+            self._authorize(scope, service)
+            await self.app(scope, receive, send_with_headers)
         except Rejected as rejected:
             response = reject(service, request_id, rejected)
-            if not told:
-                await response(scope, receive, send_named)
+            if not status:
+                await response(scope, receive, send_with_headers)
         except Exception as error:
             telemetry.write("failed", request_id=request_id, error=type(error).__name__)
-            if not told:
-                await JSONResponse({"detail": FAILED}, 500)(scope, receive, send_named)
+            if not status:
+                await JSONResponse({"detail": FAILED}, 500)(scope, receive, send_with_headers)
             raise  # for the traceback in the server's log
         finally:
-            service.admitted -= scope["state"].get("admitted", False)
+            if scope["state"].get("admitted"):
+                service.admitted -= 1
             if status:
                 service.metrics.finish(scope["path"], status, time.monotonic() - started)
 
-    def _let_in(self, scope: Scope, service: Service) -> None:
+    def _authorize(self, scope: Scope, service: Service) -> None:
         """Raises Rejected."""
-        path, settings = scope["path"], service.settings
-        if path in OPEN:
+        path = scope["path"]
+        settings = service.settings
+        if path in OPEN_PATHS:
             return
         auth.check_host(scope, settings.allowed_hosts)
         if path == PAGE and settings.api_keys:
             return
         client = auth.identify(scope, settings.api_keys)
-        if path in COSTLY and scope["method"] == "POST":
+        if path in PREDICTION_PATHS and scope["method"] == "POST":
             scope["state"]["client"] = client
             service.check_room()
 
 
-class Shortcut:
-    """ASGI middleware: one POST route without the layers of the router, which take as long as all of its own work."""
+class RouterBypass:
+    """Calls one POST route without the layers of the router, which take as long as all of its own work."""
 
     def __init__(self, app: ASGIApp, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
-        self.app, self.path, self.endpoint = app, path, endpoint
+        self.app = app
+        self.path = path
+        self.endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == self.path and scope["method"] == "POST":
@@ -97,43 +102,42 @@ class Shortcut:
             await self.app(scope, receive, send)
 
 
-class Cors:
-    """ASGI middleware: pages of the sites that the settings name may ask; outside the gate, as preflights carry no key.
-    The settings are known only when the server has started."""
+class LateCorsMiddleware:
+    """starlette's, set up at the first request: the settings are known only when the server has started. Outside
+    AuthMiddleware, as preflights carry no key."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._ready: ASGIApp | None = None
+        self._configured: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            self._ready = None
+            self._configured = None
             await self.app(scope, receive, send)
             return
-        if self._ready is None:
-            origins = scope["state"]["service"].settings.cors_origins
-            headers = ["Authorization", "X-API-Key", "X-Request-ID"]
-            self._ready = (
-                self.app
-                if not origins
-                else CORSMiddleware(
-                    self.app,
-                    allow_origins=origins,
-                    allow_methods=["GET", "POST"],
-                    allow_headers=headers,
-                    expose_headers=TOLD,
-                )
-            )
-        await self._ready(scope, receive, send)
+        if self._configured is None:
+            self._configured = self._configure(scope["state"]["service"].settings.cors_origins)
+        await self._configured(scope, receive, send)
+
+    def _configure(self, origins: Sequence[str]) -> ASGIApp:
+        if not origins:
+            return self.app
+        return CORSMiddleware(
+            self.app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key", "X-Request-ID"],
+            expose_headers=EXPOSED_HEADERS,
+        )
 
 
 def reject(service: Service, request_id: str, rejected: Rejected) -> JSONResponse:
-    """Counts it, logs it, and says it."""
+    """Counts and logs it; its response."""
     service.metrics.reject(rejected.reason)
     telemetry.write("rejected", request_id=request_id, status=rejected.status_code, reason=rejected.reason)
     return JSONResponse({"detail": rejected.detail}, rejected.status_code, rejected.headers)
 
 
 def choose_request_id(given: str) -> str:
-    """The caller's own, where it is one that can stand in a log and a header."""
+    """The caller's, if it is safe in a log and in a header."""
     return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else str(uuid4())

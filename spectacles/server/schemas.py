@@ -1,7 +1,5 @@
-"""Shapes of the server's answers, as they stand in its OpenAPI page too."""
+"""Records of the server's responses, and how they are made from predictions."""
 
-from copy import deepcopy
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,10 +12,7 @@ from spectacles.data.images import UNKNOWN_FORMAT
 from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.metrics.abstention import AbstainReason
 from spectacles.models.bundle import BundleInfo
-from spectacles.report.csp import inline_hash
-from spectacles.server import middleware, telemetry
-from spectacles.server.service import MAX_PIXELS
-from spectacles.server.settings import Settings
+from spectacles.server.limits import MAX_PIXELS
 
 
 class ImagePrediction(BaseModel):
@@ -45,7 +40,7 @@ class ImagePrediction(BaseModel):
     )
     probabilities: dict[str, float] = Field(examples=[{"no_glasses": 0.03, "glasses": 0.97}])
     conversions: list[str] = Field(
-        description="What had to be decided to read the image; empty for an ordinary one.",
+        description="How the image was converted to be read; empty for an ordinary one.",
         examples=[["EXIF orientation applied"]],
     )
 
@@ -54,7 +49,7 @@ class RejectedImage(BaseModel):
     error: str = Field(
         description="Why this image has no prediction, and what to send.", examples=["truncated: send ..."]
     )
-    status: int = Field(description="HTTP status that the image alone would have had.", examples=[422])
+    status: int = Field(description="HTTP status of a request with this image alone.", examples=[422])
 
 
 class Envelope(BaseModel):
@@ -69,17 +64,17 @@ class Envelope(BaseModel):
 
 
 class SinglePrediction(ImagePrediction, Envelope):
-    """The answer to one file."""
+    """The response to one file."""
 
 
 class PredictionList(Envelope):
-    """The answer to several files: one entry a file, in the order sent; a rejected file spoils no other."""
+    """The response to several files: one entry per file, in the order sent; a rejected one does not affect others."""
 
     predictions: list[ImagePrediction | RejectedImage]
 
 
 class Explanation(Envelope):
-    """Where in a photo the model looks, in numbers."""
+    """Where in a photo the model looks."""
 
     method: str = Field(examples=["gradcam"])
     label: str = Field(description="The class that is explained.", examples=["glasses"])
@@ -92,7 +87,7 @@ class Explanation(Envelope):
 
 
 class ModelCard(BaseModel):
-    """What the server answers with. Names no path of the server."""
+    """The model that is served. Holds no path of the server."""
 
     model_id: str
     backbone: str
@@ -109,8 +104,8 @@ class ModelCard(BaseModel):
         description="Any number of labels: probability from which an image has the label, one each."
     )
     temperature: float = Field(description="Logits are divided by it before the softmax, or the sigmoid.")
-    class_scales: list[float] = Field(description="Factors of the logits after that, one a class; empty: none.")
-    class_biases: list[float] = Field(description="Added to the scaled logits, one a class; empty: none.")
+    class_scales: list[float] = Field(description="Factors of the logits after that, one per class; empty: none.")
+    class_biases: list[float] = Field(description="Added to the scaled logits, one per class; empty: none.")
     confidence_threshold: float | None = Field(
         description="Confidence below which the model abstains; above 1: always. null: it does not for that."
     )
@@ -119,14 +114,14 @@ class ModelCard(BaseModel):
     metric_value: float = Field(description="Of the validation data.")
     data_fingerprint: str = Field(description="sha256 over the content, labels and splits of the training data.")
     explanations: list[str] = Field(
-        description="Methods that POST /explain knows; the first is its default.", examples=[list(EXPLANATIONS)]
+        description="Methods of POST /explain; the first is the default.", examples=[list(EXPLANATIONS)]
     )
     engine: str = Field(description="What runs the network on this machine.", examples=["openvino"])
     versions: dict[str, str] = Field(description="Packages of this server.")
 
 
 class Swapped(BaseModel):
-    model_id: str = Field(description="Of the model that answers from now on.", examples=["75d94a8611a8d3a1"])
+    model_id: str = Field(description="The model that answers from now on.", examples=["75d94a8611a8d3a1"])
 
 
 class Status(BaseModel):
@@ -138,81 +133,17 @@ class Problem(BaseModel):
     detail: str = Field(description="What is wrong and what to do.")
 
 
-Responses = dict[int | str, dict[str, Any]]
-"""Of a route: status -> what FastAPI shall say about it."""
-
-
-def _text(description: str) -> dict[str, Any]:
-    return {"description": description, "schema": {"type": "string"}}
-
-
-def _problem(description: str, **headers: dict[str, Any]) -> dict[str, Any]:
-    return {"model": Problem, "description": description} | ({"headers": headers} if headers else {})
-
-
-AGAIN = {"Retry-After": {"description": "Seconds after which to come back.", "schema": {"type": "integer"}}}
-NOT_READY: Responses = {503: _problem("No bundle is loaded; Retry-After where one soon may be", **AGAIN)}
-DENIED: Responses = {
-    400: _problem("Another host's name, or a form that cannot be read"),
-    401: _problem("The server has keys, and none was sent", **{"WWW-Authenticate": _text("Bearer")}),
-    403: _problem("The server has no keys and answers its own machine only"),
-}
-REJECTIONS: Responses = DENIED | {
-    408: _problem("The body did not arrive in time"),
-    413: _problem("More than 32 MiB, or more files than may be sent at once"),
-    415: _problem("The file is no JPEG, PNG, WebP, BMP, GIF or TIFF"),
-    422: _problem("No file, or an empty, damaged or too large image (over 25 million pixels)"),
-    429: _problem("More images a second than a client may send", **AGAIN),
-    503: _problem("No bundle is loaded, or too much to do", **AGAIN),
-}
-EXPLAINED: Responses = {
-    200: {
-        "description": "The overlay; with format=json the numbers.",
-        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-        "model": Explanation,
-        "headers": {
-            "X-Model-ID": _text("Of the model that is explained."),
-            "X-Explanation-Method": _text("How it was found out."),
-            "X-Explained-Label": _text(
-                "The class that is explained; percent-encoded, where it needs to be, as in URLs."
-            ),
-        },
-    }
-}
-METRICS: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
-
-
-PLAIN = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
-"""What a header can hold and whoever decodes it leaves as it is."""
+UNQUOTED = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+"""Characters that a header can hold and that stay the same when it is decoded."""
 
 
 def explanation_headers(explanation: Explanation) -> dict[str, str]:
-    """What a picture of it cannot say."""
+    """The facts that a PNG cannot hold."""
     return {
         "X-Model-ID": explanation.model_id,
         "X-Explanation-Method": explanation.method,
-        "X-Explained-Label": quote(explanation.label, safe=PLAIN),
+        "X-Explained-Label": quote(explanation.label, safe=UNQUOTED),
     }
-
-
-KEYS = {"bearer": {"type": "http", "scheme": "bearer"},
-        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}  # fmt: skip
-
-
-def described(page: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """The OpenAPI page as it is true of a server with these settings."""
-    page = deepcopy(page)
-    if settings.api_keys:
-        page["components"]["securitySchemes"] = KEYS
-        for path in page["paths"].keys() - set(middleware.OPEN):
-            for operation in page["paths"][path].values():
-                operation["security"] = [{name: []} for name in KEYS]
-    [form] = page["paths"]["/predict"]["post"]["requestBody"]["content"].values()
-    if settings.allow_urls:
-        form["schema"]["oneOf"] = [{"required": form["schema"].pop("required")}, {"required": ["url"]}]
-    else:
-        del form["schema"]["properties"]["url"]
-    return page
 
 
 def model_card(predictor: Predictor) -> ModelCard:
@@ -240,7 +171,7 @@ def model_card(predictor: Predictor) -> ModelCard:
     )
 
 
-def answer(prediction: Prediction, info: BundleInfo) -> ImagePrediction | RejectedImage:
+def image_result(prediction: Prediction, info: BundleInfo) -> ImagePrediction | RejectedImage:
     if prediction.reason:
         status = 415 if prediction.reason == UNKNOWN_FORMAT else 422
         remedy = f"Send a complete image file of at most {MAX_PIXELS // 10**6} million pixels."
@@ -255,25 +186,3 @@ def answer(prediction: Prediction, info: BundleInfo) -> ImagePrediction | Reject
         probabilities=dict(zip(info.classes, prediction.probabilities, strict=True)),
         conversions=list(prediction.conversions),
     )
-
-
-def log_image(request_id: str, milliseconds: float, size: int, outcome: ImagePrediction | RejectedImage) -> None:
-    """One line an image, without its name: that may tell who is on the photo."""
-    if isinstance(outcome, RejectedImage):
-        result: dict[str, Any] = {"status": outcome.status, "error": outcome.error}
-    else:
-        result = {"label": outcome.label, "confidence": outcome.confidence, "abstain_reason": outcome.abstain_reason}
-    telemetry.write("inference", request_id=request_id, milliseconds=milliseconds, bytes=size, **result)
-
-
-PAGE = Path(__file__).with_name("page.html")
-
-
-def page_headers(page: str) -> dict[str, str]:
-    """A policy under which the page can run its own script and style (known by hash) and talk to this server only."""
-    sources = {tag: inline_hash(page, tag) for tag in ("script", "style")}
-    policy = (
-        f"default-src 'none'; script-src {sources['script']}; style-src {sources['style']}; connect-src 'self'; "
-        "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}

@@ -1,4 +1,4 @@
-"""A model that answers: loaded and checked before it is ready, exchanged while it answers, drained before it ends."""
+"""The model that is served: loaded and checked before the server is ready, swapped without a pause."""
 
 from __future__ import annotations
 
@@ -19,39 +19,38 @@ from spectacles.server import telemetry
 from spectacles.server.auth import RateLimit, Rejected
 from spectacles.server.batching import Batcher, Overloaded
 from spectacles.server.decoders import Decoders
+from spectacles.server.limits import MAX_PIXELS
 from spectacles.server.settings import Settings
 from spectacles.server.telemetry import Metrics
 
 log = logging.getLogger("spectacles.api")
 
-MAX_PIXELS = 25_000_000
-"""An image: enough for a phone's photo, and some 100 MB of memory for each one that is being decoded."""
 SWITCH_SECONDS = 0.0005
-"""After which a thread lets another one run Python. With Python's own 5 ms, threads that decode and compute wait that
-long many times an image while the event loop turns away a flood."""
-TURNED_AWAY = 10
-"""Times as many requests as can be answered are rejected at once. Whoever comes on top of that waits for the rejection:
-clients that ask again at once would otherwise be rejected so often that no time is left for photos."""
-TOO_BUSY = "The server has more photos to look at than it can: come back a little later."
+"""Of the interpreter. With the default 5 ms, threads that decode and compute wait that long many times per image while
+the event loop rejects a flood of requests."""
+REJECTIONS_PER_IMAGE = 10
+"""Rejections sent in the time that an image takes; more are delayed. Clients that retry at once would otherwise be
+rejected so often that no time is left for photos."""
+TOO_BUSY = "The server has more photos to look at than it can handle: try again a little later."
 LOADING = "The model is being loaded."
 
 
 class Service:
-    """State of one server; everything that requests need."""
+    """State of one server, shared by all requests."""
 
     def __init__(self, settings: Settings, problem: str = "") -> None:
-        """`problem`: why nothing can be served, whatever is loaded."""
+        """`problem`: why nothing can be served, such as settings that cannot be used."""
         self.settings = settings
         self.metrics = Metrics(lambda: self.batcher.inside if self.batcher else 0)
         self.rate_limit = RateLimit(settings.rate)
         self.batcher: Batcher | None = None
         self.problem = problem or LOADING
-        """Why there is no model; '' where there is one."""
+        """Why there is no model; '' once there is one."""
         self.draining = False
         self.admitted = 0
-        """Requests with photos that have arrived and have no answer yet."""
+        """Requests with photos that have arrived and have no response yet."""
         self.uploading = 0
-        """Large ones that were let in and are on their way."""
+        """Large requests that were accepted and are being received."""
         self.loop = asyncio.get_running_loop()
         self._swapping = asyncio.Lock()
         self._last_rejection = 0.0
@@ -70,12 +69,13 @@ class Service:
             raise busy(overload) from None
 
     def busy_for(self, large: bool = False) -> int:
-        """As `check_room` for one image, in next to no time: seconds after which to come back, 0 where there is room.
-        Requests that are not yet in the queue take room too; large ones, which take time to read, before they have
+        """Like `check_room` for one image, but fast: seconds after which to retry, 0 where there is room.
+
+        Requests that are not in the queue yet take room too; large ones, which take time to read, before they have
         arrived. Counts the rejection."""
         if self.batcher is None:
-            return 0  # why, the app says
-        coming = self.admitted + self.uploading * large - self.batcher.inside
+            return 0  # the app tells why
+        coming = self.admitted + (self.uploading if large else 0) - self.batcher.inside
         try:
             self.batcher.check_room(1 + max(0, coming))
         except Overloaded as overload:
@@ -84,14 +84,14 @@ class Service:
         return 0
 
     def reject_after(self) -> float:
-        """Seconds until the next rejection may be said: 0 up to TURNED_AWAY times the load that can be borne."""
+        """Seconds until the next rejection may be sent: 0 up to REJECTIONS_PER_IMAGE times the rate of answers."""
         now = self.loop.time()
-        pause = self.ready_batcher().seconds_an_image / TURNED_AWAY
+        pause = self.ready_batcher().seconds_per_image / REJECTIONS_PER_IMAGE
         self._last_rejection = max(self._last_rejection + pause, now)
         return self._last_rejection - now
 
     async def run(self, stack: AsyncExitStack) -> None:
-        """Loads the first model and keeps what it takes in `stack`. Without a model the server says why."""
+        """Loads the first model; `stack` closes what that takes. Where it fails, `problem` says why."""
         try:
             if self.problem != LOADING:
                 raise UserError(self.problem)
@@ -100,7 +100,7 @@ class Service:
             self.problem = str(error)
             telemetry.write("not ready", error=self.problem)
         except Exception:
-            self.problem = "The model could not be loaded: the server's log says why."
+            self.problem = "The model could not be loaded: see the server's log."
             log.exception("loading failed")
 
     async def _start(self, stack: AsyncExitStack) -> None:
@@ -110,14 +110,16 @@ class Service:
         model = await loop.run_in_executor(None, load, self.settings)
         await loop.run_in_executor(None, decoders.warm, model.info.preprocessing)
         batcher = Batcher(model, decoders, self.settings.queue, self.settings.deadline)
-        self.batcher, self.problem = await stack.enter_async_context(batcher), ""
-        spare_garbage_collection()
+        self.batcher = await stack.enter_async_context(batcher)
+        self.problem = ""
+        freeze_garbage_collector()
         telemetry.write("ready", model_id=model.model_id, device=str(model.device), engine=model.engine)
 
     async def swap(self, folder: Path | None = None) -> str:
-        """Loads what is in the bundle's folder now, or in another one, and serves it from then on; the id of the model.
+        """Serves what the bundle's folder, or `folder`, holds now; returns the model id.
 
-        The old one goes on until the new one is checked and warm, and for good where it cannot be used (UserError).
+        The old model answers until the new one is checked and warm. Raises UserError, and keeps the old model, where
+        the new one cannot be used.
         """
         async with self._swapping:
             try:
@@ -128,15 +130,15 @@ class Service:
                 telemetry.write("swap failed", error=str(error))
                 raise UserError(str(error)) from error
             batcher.model = model
-            spare_garbage_collection()
+            freeze_garbage_collector()
             self.metrics.swaps("done").inc()
             telemetry.write("swapped", model_id=model.model_id)
             return model.model_id
 
 
-def spare_garbage_collection() -> None:
-    """What has been loaded stays: searching the objects of torch and its like for garbage again and again would take
-    half of the event loop's time."""
+def freeze_garbage_collector() -> None:
+    """Excludes what has been loaded: searching the objects of torch and other packages for garbage again and again
+    would take half of the event loop's time."""
     gc.collect()
     gc.freeze()
 
@@ -146,7 +148,7 @@ def busy(overload: Overloaded) -> Rejected:
 
 
 def load(settings: Settings, folder: Path | None = None) -> Predictor:
-    """The bundle, its hashes checked, after a first pass, which takes several times as long as all that follow. Raises
+    """The bundle, verified and warmed up: a first pass takes several times as long as the following ones. Raises
     UserError."""
     device = prepare_device(resolve_device(settings.device))
     model = Predictor(folder or settings.bundle_folder(), device, engine=settings.engine)
@@ -159,7 +161,7 @@ def load(settings: Settings, folder: Path | None = None) -> Predictor:
 
 @asynccontextmanager
 async def started(settings: Settings, problem: str = "") -> AsyncIterator[Service]:
-    """A service that loads its model while it already answers that it is alive."""
+    """A service that loads its model in the background, so that the server answers meanwhile that it is alive."""
     sys.setswitchinterval(SWITCH_SECONDS)
     service = Service(settings, problem)
     async with AsyncExitStack() as stack:

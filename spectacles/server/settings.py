@@ -1,4 +1,4 @@
-"""What the server is told by its environment, checked before anything listens."""
+"""The server's settings, from environment variables; checked before it listens."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 @dataclass(frozen=True)
 class Settings:
     bundle: Path | None = None
-    """None: the newest run's below `output_dir`."""
+    """None: that of the latest run in `output_dir`."""
     output_dir: Path = Path("outputs")
     device: str = "auto"
     engine: str = "auto"
     queue: int = 128
-    """Images that may wait or be computed at once."""
+    """Most images waiting or being computed."""
     deadline: float = 5.0
     """Seconds from an image's arrival to its answer; what cannot be done by then is rejected."""
     api_keys: Mapping[str, str] = field(default_factory=dict)
-    """sha256 of a key in hex -> name of who has it. Without any, only this machine itself is answered."""
+    """sha256 of a key in hex -> its holder's name. Without any, only requests from this machine are answered."""
     allowed_hosts: tuple[str, ...] = LOOPBACK
     """Names by which clients may call this server; `*` for any."""
     cors_origins: tuple[str, ...] = ()
-    """Other sites whose pages may ask this server."""
+    """Other sites whose pages may use this server."""
     rate: float = 0.0
-    """Images a second for each key, or each address where there are no keys; 0: as many as there is room for."""
+    """Images per second for each key, or for each address where there are no keys; 0: unlimited."""
     allow_urls: bool = False
-    """Whether a photo may be named by a URL, which this server then fetches."""
+    """Whether clients may send a photo's URL, which the server then fetches."""
     drain: float = 1.0
-    """Seconds between saying 'not ready' and closing, so that a load balancer can notice."""
+    """Seconds between becoming not ready and closing, so that a load balancer can notice."""
 
     def bundle_folder(self) -> Path:
         """Raises UserError where no run has a bundle."""
@@ -81,13 +81,13 @@ def _engine(text: str) -> str:
 
 def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"use a whole number from {least} on")
+        raise ValueError(f"use a whole number of at least {least}")
     return int(text)
 
 
 def _number(text: str, least: float) -> float:
     if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) or float(text) < least:
-        raise ValueError(f"use a number from {least:g} on")
+        raise ValueError(f"use a number of at least {least:g}")
     return float(text)
 
 
@@ -104,12 +104,12 @@ def _list(text: str) -> tuple[str, ...]:
 def _origins(text: str) -> tuple[str, ...]:
     for origin in _list(text):
         if not re.fullmatch(r"https?://[^/\s*]+", origin):
-            raise ValueError(f"{origin!r} is no origin such as https://example.org")
+            raise ValueError(f"{origin!r} is not an origin such as https://example.org")
     return _list(text)
 
 
 def _keys(text: str) -> dict[str, str]:
-    """'name:sha256,...': never the keys themselves, which would stand in the process table and in crash reports."""
+    """'name:sha256,...': never the keys themselves, which would show in the process table and in crash reports."""
     keys = {}
     for entry in _list(text):
         match = re.fullmatch(r"([A-Za-z0-9._-]{1,40}):([0-9a-f]{64})", entry)
@@ -117,5 +117,5 @@ def _keys(text: str) -> dict[str, str]:
             raise ValueError("use name:sha256 pairs with commas between; `python api.py --make_key NAME` prints one")
         keys[match[2]] = match[1]
     if not keys:
-        raise ValueError("it names no key")
+        raise ValueError("it holds no key")
     return keys

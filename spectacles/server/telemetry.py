@@ -1,4 +1,6 @@
-"""The server's log: one JSON object a line on stdout. No file name, no picture, no key, no address."""
+"""What the server reports about itself: a log of JSON lines on stdout, and Prometheus metrics.
+
+Neither holds a file name, a picture, a key or a client's address."""
 
 import functools
 import json
@@ -12,18 +14,28 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from spectacles.metrics.abstention import AbstainReason
 from spectacles.server.batching import Answer
+from spectacles.server.schemas import ImagePrediction, RejectedImage
 
 
 def write(event: str, **facts: Any) -> None:
-    """Straight to the stream: what passes through `logging` takes three times as long, for each image."""
+    """One line of the log. Straight to the stream: through `logging` it takes three times as long, for each image."""
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts})
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
+def log_image(request_id: str, milliseconds: float, size: int, result: ImagePrediction | RejectedImage) -> None:
+    """One line per image."""
+    if isinstance(result, RejectedImage):
+        facts: dict[str, Any] = {"status": result.status, "error": result.error}
+    else:
+        facts = {"label": result.label, "confidence": result.confidence, "abstain_reason": result.abstain_reason}
+    write("inference", request_id=request_id, milliseconds=milliseconds, bytes=size, **facts)
+
+
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BATCHES = (1, 2, 4, 8, 16, 32)
-MOST_CLASSES = 100
+MAX_CLASSES = 100
 """Classes that are counted by name; predictions of others count as OTHER."""
 OTHER = "other"
 ANSWERED = "answered"
@@ -36,48 +48,47 @@ REASONS = (
 )  # fmt: skip
 
 
-def series(metric: Any) -> Any:
-    """Its series by the values of its labels, each looked up once: that takes longer than to count."""
+def cached_labels(metric: Any) -> Any:
+    """`metric.labels`, looked up once for each combination of values: that takes longer than counting."""
     return functools.cache(metric.labels)
 
 
 class Metrics:
-    """Of one server. Every series exists from the start, so that a rate of 0 is a number too."""
+    """Every series exists from the start, so that a rate of 0 is a number too."""
 
-    def __init__(self, inside: Callable[[], float]) -> None:
+    def __init__(self, queue_length: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, label: str, values: Sequence[str] = ()) -> Callable[[str], Counter]:
-            made: Callable[[str], Counter] = series(
+            labelled: Callable[[str], Counter] = cached_labels(
                 Counter(f"spectacles_{name}", text, [label], registry=self.registry)
             )
             for value in values:
-                made(value)
-            return made
+                labelled(value)
+            return labelled
 
         def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
             return Histogram(f"spectacles_{name}", text, labels, buckets=buckets, registry=self.registry)
 
-        Gauge("spectacles_queue_images", "Images that wait or are computed", registry=self.registry).set_function(
-            inside
-        )
+        waiting = Gauge("spectacles_queue_images", "Images waiting or being computed", registry=self.registry)
+        waiting.set_function(queue_length)
         requests = Counter("spectacles_requests", "Requests answered", ["route", "status"], registry=self.registry)
-        self.requests: Callable[[str, str], Counter] = series(requests)
+        self.requests: Callable[[str, str], Counter] = cached_labels(requests)
         self.rejections = counter("rejections", "Images and requests rejected", "reason", REASONS)
         self.predictions = counter("predictions", "Images by label", "label")
         self.images = counter("images", "Images predicted, by outcome", "outcome", OUTCOMES)
         self.swaps = counter("swaps", "Bundles loaded after the first", "outcome", ("done", "failed"))
-        self.stages: Callable[[str], Histogram] = series(
+        self.stages: Callable[[str], Histogram] = cached_labels(
             histogram("stage_seconds", "Time of an image in each stage", SECONDS, "stage")
         )
-        self.latency: Callable[[str], Histogram] = series(
+        self.latency: Callable[[str], Histogram] = cached_labels(
             histogram("request_seconds", "Time of a request, its upload included", SECONDS, "route")
         )
         self.batches = histogram("batch_images", "Images computed together", BATCHES)
 
     def observe(self, answer: Answer) -> None:
-        """One image."""
-        prediction, info = answer.prediction, answer.model.info
+        """Counts one image."""
+        prediction = answer.prediction
         self.stages("queue").observe(answer.waited)
         self.stages("decoding").observe(answer.decoding)
         if prediction.reason:
@@ -85,7 +96,8 @@ class Metrics:
             return
         self.stages("inference").observe(answer.inference)
         self.batches.observe(answer.batch)
-        known = info.classes[:MOST_CLASSES]
+        info = answer.model.info
+        known = info.classes[:MAX_CLASSES]
         for label in info.labels_of(prediction.label):
             self.predictions(label if label in known else OTHER).inc()
         self.images(prediction.abstain_reason or ANSWERED).inc()
@@ -94,7 +106,7 @@ class Metrics:
         self.rejections(reason if reason in REASONS else OTHER).inc()
 
     def finish(self, path: str, status: int, seconds: float) -> None:
-        """One request; paths that do not exist count as one."""
+        """Counts one request; all paths that do not exist count as OTHER."""
         route = path if path in ROUTES else OTHER
         self.requests(route, str(status)).inc()
         self.latency(route).observe(seconds)

@@ -1,4 +1,4 @@
-"""A photo named by its URL, fetched for a stranger: public addresses only, each checked and then dialled itself."""
+"""Fetches photos by URL for untrusted clients: from public addresses only, dialling the address that was checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spectacles.server.limits import MAX_BODY_BYTES
 
 REDIRECTS = 3
 SECONDS = 10.0
-"""For all of it, redirects included."""
+"""In total, redirects included."""
 CHUNK = 1 << 16
 PORTS = {"http": 80, "https": 443}
 Resolve = Callable[[str, int], Iterable[str]]
@@ -28,10 +28,10 @@ def resolve(host: str, port: int) -> list[str]:
 
 
 def fetch(url: str, resolver: Resolve = resolve, public: Callable[[str], bool] | None = None) -> bytes:
-    """What is behind `url`, at most MAX_BODY_BYTES. Raises Rejected.
+    """The content at `url`, at most MAX_BODY_BYTES. Raises Rejected.
 
-    A name is resolved once, and the address that was checked is the one that is dialled, so that a resolver cannot
-    answer twice (DNS rebinding); TLS still checks the name. Each redirect is treated like the first URL.
+    A name is resolved once, and the address that was checked is the one connected to, so that a resolver cannot change
+    its answer (DNS rebinding); TLS still checks the name. Each redirect is treated like the first URL.
     """
     ends = time.monotonic() + SECONDS
     for _ in range(REDIRECTS + 1):
@@ -49,7 +49,7 @@ def fetch(url: str, resolver: Resolve = resolve, public: Callable[[str], bool] |
 
 
 def is_public(address: str) -> bool:
-    """Neither this machine nor its network, in any notation; IPv4 in IPv6 counts as what it stands for."""
+    """False for this machine and its network, in any notation; IPv4 embedded in IPv6 is judged as IPv4."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None) or _nat64(ip)
@@ -71,11 +71,11 @@ def _check(url: str) -> SplitResult:
     except ValueError:
         raise _rejected("it cannot be read") from None
     if parts.scheme not in PORTS or not parts.hostname:
-        raise _rejected("it is no http or https address")
+        raise _rejected("it is not an http or https address")
     if parts.username is not None or parts.password is not None:
-        raise _rejected("it holds a name or a password")
+        raise _rejected("it holds a user name or a password")
     if port is not None and port not in PORTS.values():
-        raise _rejected("only the ports 80 and 443 are asked")
+        raise _rejected("only ports 80 and 443 are allowed")
     return parts
 
 
@@ -92,12 +92,12 @@ def _public_address(host: str, port: int, resolver: Resolve, public: Callable[[s
 
 def _get(parts: SplitResult, address: str, port: int, ends: float) -> tuple[int, str, bytes]:
     """(status, location, content of a 200)."""
-    connection = _Dialled(str(parts.hostname), address, port, parts.scheme == "https", _left(ends))
+    connection = _PinnedConnection(str(parts.hostname), address, port, parts.scheme == "https", _left(ends))
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "spectacles"})
         with connection.getresponse() as response:
-            content = _read(response, connection.dialled, ends) if response.status == 200 else b""
+            content = _read(response, connection.opened, ends) if response.status == 200 else b""
             return response.status, response.headers.get("location", ""), content
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _rejected(f"it cannot be fetched ({type(error).__name__})") from None
@@ -105,25 +105,26 @@ def _get(parts: SplitResult, address: str, port: int, ends: float) -> tuple[int,
         connection.close()
 
 
-class _Dialled(http.client.HTTPConnection):
-    """A connection to an address, with the host's name in its header and in its certificate."""
+class _PinnedConnection(http.client.HTTPConnection):
+    """A connection to an address that sends, and checks the certificate of, the host's name."""
 
     def __init__(self, host: str, address: str, port: int, secure: bool, seconds: float) -> None:
         super().__init__(host, port, timeout=seconds)
-        self.address, self.secure = address, secure
+        self.address = address
+        self.secure = secure
         self.default_port = PORTS["https" if secure else "http"]
 
     def connect(self) -> None:
         self.sock = socket.create_connection((self.address, self.port), self.timeout)
         if self.secure:
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
-        self.dialled = self.sock  # the response goes on reading from it when the connection has let go of it
+        self.opened = self.sock  # the response reads from it after the connection has dropped it
 
 
-def _read(response: http.client.HTTPResponse, dialled: socket.socket, ends: float) -> bytes:
+def _read(response: http.client.HTTPResponse, opened: socket.socket, ends: float) -> bytes:
     content = b""
     while True:
-        dialled.settimeout(_left(ends))
+        opened.settimeout(_left(ends))
         chunk = response.read1(CHUNK)
         if not chunk:
             return content
@@ -140,5 +141,5 @@ def _left(ends: float) -> float:
 
 
 def _rejected(reason: str) -> Rejected:
-    """Says nothing that the client could not know: this server must not become a probe of its network."""
+    """The detail holds nothing that the client could not know: the server must not become a probe of its network."""
     return Rejected(422, "url", f"The address is rejected: {reason}.")

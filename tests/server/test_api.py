@@ -21,8 +21,8 @@ from spectacles.inference.predictor import Predictor
 from spectacles.metrics.abstention import NEVER
 from spectacles.models import ood
 from spectacles.models.bundle import read_bundle_info
+from spectacles.server import page
 from spectacles.server.limits import MAX_BODY_BYTES, MAX_FILES
-from spectacles.server.schemas import page_headers
 from spectacles.server.service import LOADING
 
 CLASSES = ("cat", "dog", "<b>other</b>")
@@ -270,7 +270,7 @@ def test_the_page_needs_no_other_host(client: TestClient) -> None:
     response = client.get("/")
     assert response.headers["content-type"].startswith("text/html")
     policy = response.headers["content-security-policy"]
-    assert policy == page_headers(response.text)["Content-Security-Policy"]
+    assert policy == page.headers(response.text)["Content-Security-Policy"]
     assert "'unsafe-inline'" not in policy
     assert "https://" not in response.text
     assert " style=" not in response.text  # the policy would block it

@@ -25,7 +25,7 @@ def rejection(call: object, *arguments: object) -> Rejected:
     return caught.value
 
 
-def test_a_key_is_random_and_told_by_its_hash() -> None:
+def test_a_key_is_random_and_known_by_its_hash() -> None:
     key, digest = auth.make_key()
     assert digest == hashlib.sha256(key.encode()).hexdigest()
     assert len(key) >= 40 and auth.make_key()[0] != key
@@ -94,7 +94,7 @@ def test_over_time_nobody_gets_more_than_the_rate(steps: list[tuple[float, int]]
 
 
 def test_clients_are_forgotten_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "MOST_CLIENTS", 3)
+    monkeypatch.setattr(auth, "MAX_CLIENTS", 3)
     limit = RateLimit(1)
     for client in "abcdef":
         limit.take(client, now=0.0)
@@ -109,23 +109,24 @@ def test_no_rate_limits_nothing() -> None:
 
 def test_settings_come_from_the_environment() -> None:
     digest = auth.digest("secret")
-    told = settings.read({
+    given = settings.read({
         "SPECTACLES_QUEUE": "7", "SPECTACLES_DEADLINE": "2.5", "SPECTACLES_API_KEYS": f"alice:{digest}",
         "SPECTACLES_ALLOWED_HOSTS": "a.example, b.example", "SPECTACLES_ALLOW_URLS": "1", "SPECTACLES_DRAIN": "0",
         "SPECTACLES_CORS_ORIGINS": "https://app.example", "SPECTACLES_RATE": "", "HOME": "/",
     })  # fmt: skip
-    assert (told.queue, told.deadline, told.drain, told.rate) == (7, 2.5, 0.0, 0.0)
-    assert told.api_keys == {digest: "alice"} and told.allow_urls
-    assert told.allowed_hosts == ("a.example", "b.example") and told.cors_origins == ("https://app.example",)
+    assert (given.queue, given.deadline, given.drain, given.rate) == (7, 2.5, 0.0, 0.0)
+    assert given.api_keys == {digest: "alice"} and given.allow_urls
+    assert given.allowed_hosts == ("a.example", "b.example") and given.cors_origins == ("https://app.example",)
     assert settings.read({}) == settings.Settings()
 
 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
-    [("QUEUE", "0", "whole number from 1"), ("QUEUE", "many", "whole number"), ("DEADLINE", "1e3", "use a number"),
-     ("DEADLINE", "0", "from 0.1 on"), ("ENGINE", "tensorrt", "use auto, torch"), ("ALLOW_URLS", "yes", "1 for on"),
+    [("QUEUE", "0", "whole number of at least 1"), ("QUEUE", "many", "whole number"),
+     ("DEADLINE", "1e3", "use a number"), ("DEADLINE", "0", "at least 0.1"), ("ENGINE", "tensorrt", "use auto, torch"),
+     ("ALLOW_URLS", "yes", "1 for on"),
      ("API_KEYS", "alice:secret", "name:sha256"), ("API_KEYS", "secret", "--make_key"), ("API_KEYS", ",", "no key"),
-     ("CORS_ORIGINS", "*", "no origin"), ("CORS_ORIGINS", "https://a.example/path", "no origin")],
+     ("CORS_ORIGINS", "*", "not an origin"), ("CORS_ORIGINS", "https://a.example/path", "not an origin")],
 )  # fmt: skip
 def test_a_mistake_in_the_environment_is_named(name: str, value: str, said: str) -> None:
     with pytest.raises(UserError) as caught:

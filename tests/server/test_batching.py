@@ -15,7 +15,7 @@ from spectacles.data.preprocessing import Decoded
 from spectacles.inference.predictor import Prediction
 from spectacles.server import batching
 from spectacles.server.batching import Batcher, Overloaded
-from spectacles.server.decoders import Died
+from spectacles.server.decoders import DecoderDied
 
 PIXELS = np.zeros((2, 2, 3), dtype=np.uint8)
 
@@ -60,7 +60,7 @@ class Decode:
     def together(self, contents: Sequence[bytes], preprocessing: Any) -> list[Decoded]:
         if b"bomb" in contents:
             self.asked.append([content.decode() for content in contents])
-            raise Died
+            raise DecoderDied
         return self.ask(contents, preprocessing)
 
     def ask(self, contents: Sequence[bytes], preprocessing: Any) -> list[Decoded]:
@@ -247,7 +247,7 @@ def test_what_cannot_be_done_in_time_is_not_begun() -> None:
         model.go.clear()
         first = asyncio.create_task(batcher.predict(b"first"))
         await started(model)
-        batcher.seconds_an_image = 11.0
+        batcher.seconds_per_image = 11.0
         with pytest.raises(Overloaded) as rejected:
             batcher.check_room(1)
         assert rejected.value.reason == "too_late" and rejected.value.seconds == 2
@@ -326,12 +326,14 @@ def test_of_one_request_all_or_none_are_computed() -> None:
 def test_other_work_waits_in_a_short_queue() -> None:
     async def test(batcher: Batcher, model: Model) -> None:
         go = threading.Event()
-        tasks = [asyncio.create_task(batcher.between_batches(lambda: go.wait(20))) for _ in range(batching.MOST_OTHERS)]
+        tasks = [
+            asyncio.create_task(batcher.between_batches(lambda: go.wait(20))) for _ in range(batching.MAX_EXPLANATIONS)
+        ]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
             await batcher.between_batches(lambda: True)
         go.set()
-        assert await asyncio.gather(*tasks) == [True] * batching.MOST_OTHERS
+        assert await asyncio.gather(*tasks) == [True] * batching.MAX_EXPLANATIONS
         assert await batcher.between_batches(lambda: "again") == "again"
 
     run(test)

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from spectacles.data.preprocessing import Preprocessing, decode_one
 from spectacles.server import decoders
-from spectacles.server.decoders import Decoders, Died
+from spectacles.server.decoders import DecoderDied, Decoders
 
 SQUARE = Preprocessing(32, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3)
 MAX_PIXELS = 25_000_000
@@ -66,7 +66,7 @@ def test_several_come_back_in_their_order(pool: Decoders) -> None:
 @pytest.mark.parametrize("size", [16, 224, 2048])
 def test_as_many_as_there_is_room_for(pool: Decoders, size: int) -> None:
     most = pool.most_together(SQUARE.at(size))
-    assert most >= 1 and most * 3 * size**2 <= decoders.MOST_BYTES
+    assert most >= 1 and most * 3 * size**2 <= decoders.MAX_BYTES
     found = pool.together([encoded(noise(1))] * most, SQUARE.at(size))
     assert all(each.pixels is not None for each in found)
 
@@ -75,14 +75,14 @@ def test_of_several_none_is_blamed_for_a_process_that_dies(pool: Decoders) -> No
     [decoder] = pool._all
     decoder.process.kill()
     contents = [encoded(noise(1)), encoded(noise(2))]
-    with pytest.raises(Died):
+    with pytest.raises(DecoderDied):
         pool.together(contents, SQUARE)
     assert [pool(content, SQUARE).reason for content in contents] == ["", ""]
 
 
 def test_several_that_take_too_long_are_given_back(pool: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "TOGETHER_SECONDS", 0.0)
-    with pytest.raises(Died):
+    with pytest.raises(DecoderDied):
         pool.together([encoded(noise(1, 2000, 2000))] * 2, SQUARE)
     assert pool(encoded(noise(1)), SQUARE).reason == ""
 
@@ -102,7 +102,7 @@ def test_a_process_that_says_nonsense_is_replaced(pool: Decoders, said: bytes) -
 def test_what_takes_too_long_is_killed(pool: Decoders) -> None:
     [decoder] = pool._all
     before = decoder.process.pid
-    with pytest.raises(Died, match=decoders.TOO_SLOW):
+    with pytest.raises(DecoderDied, match=decoders.TOO_SLOW):
         decoder([encoded(noise(1, 2000, 2000))], SQUARE, seconds=0.0)
     assert decoder.process.pid != before
     assert pool(encoded(noise(1)), SQUARE).reason == ""
@@ -119,5 +119,5 @@ def test_memory_is_capped() -> None:
 
 def test_a_comment_that_unfolds_is_rejected(pool: Decoders) -> None:
     chunks = PngInfo()
-    chunks.add_text("Comment", "x" * (2 * decoders.MOST_TEXT), zip=True)
+    chunks.add_text("Comment", "x" * (2 * decoders.MAX_TEXT), zip=True)
     assert pool(encoded(noise(1), pnginfo=chunks), SQUARE).reason

@@ -136,7 +136,7 @@ def test_a_bad_photo_is_rejected_as_predict_rejects_it(client: TestClient, conte
         ({"method": "lime"}, "method 'lime' is unknown: use gradcam or occlusion or integrated_gradients"),
         ({"method": ""}, "method '' is unknown: use gradcam or occlusion or integrated_gradients"),
         ({"format": "jpg"}, "format 'jpg' is unknown: use png or json"),
-        ({"label": "horse"}, "label 'horse' is none of the model's classes"),
+        ({"label": "horse"}, "label 'horse' is not a class of the model"),
     ],
 )
 def test_an_unknown_word_is_named(client: TestClient, fields: dict[str, str], words: str) -> None:
@@ -165,7 +165,7 @@ def test_a_huge_body_is_rejected(client: TestClient) -> None:
     assert send(client, bytes(33 * 2**20)).status_code == 413
 
 
-def test_a_backbone_without_a_map_is_told_with_the_methods_that_work(
+def test_a_backbone_without_a_map_is_rejected_with_the_methods_that_work(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reject(*_: object) -> None:

@@ -127,15 +127,15 @@ def test_a_field_that_nobody_reads_is_named() -> None:
     wrong = PART + b'--b\r\nContent-Disposition: form-data; name="methd"\r\n\r\nocclusion\r\n--b--\r\n'
     assert rejection(wrong, names=("method",)) == (
         422,
-        "The field 'methd' is none of file, method, or is no file. " + ADVICE,
+        "The field 'methd' is not one of file, method, or is not a file. " + ADVICE,
     )
     no_file = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nphoto.jpg\r\n--b--\r\n'
     assert rejection(no_file)[0] == 422
 
 
-def test_a_photo_in_a_field_of_another_name_is_told_where_it_belongs() -> None:
+def test_a_photo_in_a_field_of_another_name_is_rejected_with_the_right_name() -> None:
     header = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
-    for content in (b"small", b"p" * (forms.MOST_FIELD_BYTES + 1)):
+    for content in (b"small", b"p" * (forms.MAX_FIELD_BYTES + 1)):
         status, detail = rejection(header + content + b"\r\n--b--\r\n")
         assert status in (400, 422) and "'photo'" in detail and ADVICE in detail
 
@@ -145,7 +145,7 @@ def test_more_than_a_form_may_hold_is_rejected() -> None:
     assert rejection(PART * (MAX_FILES + 1) + b"--b--\r\n")[0] == 413
     long = b'--b\r\nContent-Disposition: form-data; name="url"\r\n\r\n%s\r\n--b--\r\n'
     assert read(long % b"u", names=("url",)).fields["url"] == "u"
-    assert rejection(long % (b"u" * (forms.MOST_FIELD_BYTES + 1)), names=("url",))[0] == 400
+    assert rejection(long % (b"u" * (forms.MAX_FIELD_BYTES + 1)), names=("url",))[0] == 400
     many = b"".join(b'--b\r\nContent-Disposition: form-data; name="f%d"\r\n\r\nx\r\n' % number for number in range(9))
     assert rejection(many + b"--b--\r\n")[0] == 400
     assert rejection(b"&".join(b"f%d=1" % number for number in range(9)), "application/x-www-form-urlencoded")[0] == 400

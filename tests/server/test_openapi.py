@@ -17,7 +17,8 @@ from served import serve
 from starlette.types import Receive, Scope, Send
 
 import api
-from spectacles.server import auth, schemas
+from spectacles.server import auth
+from spectacles.server.openapi import page_for
 from spectacles.server.service import LOADING
 from spectacles.server.settings import Settings
 
@@ -43,7 +44,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def page(settings: Settings) -> dict[str, Any]:
-    return schemas.described(FastAPI.openapi(api.app), settings)
+    return page_for(FastAPI.openapi(api.app), settings)
 
 
 def schema(settings: Settings, **config: Any) -> BaseSchema:

@@ -23,7 +23,7 @@ from spectacles.models.bundle import load_bundle, save_bundle
 from spectacles.server import auth, limits, urls
 from spectacles.server.auth import Rejected
 from spectacles.server.limits import BodyLimit
-from spectacles.server.serve import ImpatientProtocol
+from spectacles.server.protocol import LoadSheddingProtocol
 
 PHOTO = encoded(noise(1), "JPEG")
 KEY = "a-secret-that-nobody-guesses"
@@ -52,7 +52,7 @@ def counted(client: TestClient, series: str, **options: Any) -> float:
 
 
 @pytest.mark.parametrize("path", ["/model", "/metrics", "/docs", "/openapi.json", "/nowhere"])
-def test_with_keys_nothing_is_told_without_one(locked: TestClient, path: str) -> None:
+def test_with_keys_nothing_is_answered_without_one(locked: TestClient, path: str) -> None:
     rejected = locked.get(path)
     assert rejected.status_code == 401 and "Authorization: Bearer" in rejected.json()["detail"]
     assert locked.get(path, headers=BEARER).status_code == (404 if path == "/nowhere" else 200)
@@ -95,7 +95,7 @@ def test_the_model_is_exchanged_and_a_broken_one_is_not_taken(bundle_dir: Path, 
         assert second_id != first["model_id"] and second["probabilities"] != first["probabilities"]
         (own / "bundle.json").write_text("{")
         rejected = client.post("/admin/reload", headers=BEARER)
-        assert rejected.status_code == 409 and "The old model goes on" in rejected.json()["detail"]
+        assert rejected.status_code == 409 and "The old model stays" in rejected.json()["detail"]
         assert send(client, PHOTO, headers=BEARER).json()["model_id"] == second_id
         for outcome in ("done", "failed"):
             assert counted(client, f'spectacles_swaps_total{{outcome="{outcome}"}}', headers=BEARER) == 1
@@ -119,11 +119,11 @@ def test_metrics_count_what_happened(bundle_dir: Path) -> None:
         assert counted(client, "spectacles_queue_images") == 0
 
 
-def test_a_full_server_says_when_to_come_back(bundle_dir: Path) -> None:
+def test_a_full_server_says_when_to_retry(bundle_dir: Path) -> None:
     with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_QUEUE="2") as client:
         rejected = send(client, *[PHOTO] * 3)
         assert rejected.status_code == 503 and int(rejected.headers["retry-after"]) >= 1
-        assert "come back" in rejected.json()["detail"]
+        assert "try again" in rejected.json()["detail"]
         assert send(client, *[PHOTO] * 2).status_code == 200
         assert counted(client, 'spectacles_rejections_total{reason="queue_full"}') == 1
 
@@ -169,7 +169,7 @@ def test_other_sites_ask_only_where_they_are_named(bundle_dir: Path) -> None:
         assert "access-control-allow-origin" not in client.options("/predict", headers=preflight).headers
 
 
-def test_draining_is_said_and_work_is_still_done(bundle_dir: Path) -> None:
+def test_a_draining_server_is_not_ready_and_still_answers(bundle_dir: Path) -> None:
     with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
         api.drain()
         assert client.get("/health/ready").status_code == 503
@@ -178,7 +178,9 @@ def test_draining_is_said_and_work_is_still_done(bundle_dir: Path) -> None:
         assert answer.status_code == 200 and answer.headers["connection"] == "close"
 
 
-def test_nothing_about_a_person_is_told(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_responses_metrics_and_log_hold_nothing_about_a_person(
+    bundle_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = exif(1)
     place[0x8825] = {1: "N", 2: (48.858412, 0.0, 0.0)}
     place[0x010E] = "canary-description"
@@ -192,9 +194,9 @@ def test_nothing_about_a_person_is_told(bundle_dir: Path, capsys: pytest.Capture
             client.post("/explain", files={"file": ("canary-name.jpg", photo)}, headers=BEARER),
             client.get("/metrics", headers=BEARER), client.get("/canary-path", headers=BEARER),
         ]  # fmt: skip
-    told = capsys.readouterr().out + "".join(response.text + str(response.headers) for response in responses)
+    written = capsys.readouterr().out + "".join(response.text + str(response.headers) for response in responses)
     for secret in ("canary", KEY, auth.digest(KEY), "48.858412", "testclient"):
-        assert secret not in told
+        assert secret not in written
 
 
 def test_an_error_of_ours_is_a_500_without_its_text(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +278,7 @@ async def listening(app: Any, server_state: ServerState | None = None, **state: 
     config.load()
     loop, faults = asyncio.get_running_loop(), []
     loop.set_exception_handler(lambda _, fault: faults.append(fault))
-    server = await loop.create_server(lambda: ImpatientProtocol(config, server_state, state), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: LoadSheddingProtocol(config, server_state, state), "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()
         while server_state.connections:
@@ -286,7 +288,7 @@ async def listening(app: Any, server_state: ServerState | None = None, **state: 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
 def test_headers_that_do_not_arrive_are_given_up(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr("spectacles.server.serve.HEADER_SECONDS", 0.01)
+    monkeypatch.setattr("spectacles.server.protocol.HEADER_SECONDS", 0.01)
 
     async def connect() -> bytes:
         async with listening(_tell_path) as address:
@@ -338,14 +340,14 @@ def test_a_photo_without_room_is_rejected_at_the_door_and_the_connection_goes_on
             await writer.wait_closed()
             return answers
 
-    rejected, told, admitted = asyncio.run(ask())
-    assert rejected.startswith(b"HTTP/1.1 503") and b"Retry-After: 7\r\n" in rejected and b"come back" in rejected
-    assert told.endswith(b"/model"), "other questions are answered"
+    rejected, other, admitted = asyncio.run(ask())
+    assert rejected.startswith(b"HTTP/1.1 503") and b"Retry-After: 7\r\n" in rejected and b"try again" in rejected
+    assert other.endswith(b"/model"), "other requests are answered"
     assert admitted.endswith(b"/predict admitted") and service.admitted == 1
 
 
 def test_a_server_that_ends_keeps_no_connection_for_those_it_rejects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectacles.server.serve.LINGER_SECONDS", 0.05)
+    monkeypatch.setattr("spectacles.server.protocol.LINGER_SECONDS", 0.05)
     service = SimpleNamespace(
         busy_for=lambda large: 7, reject_after=lambda: 0.0, admitted=0, uploading=0, draining=True
     )
@@ -363,7 +365,7 @@ def test_a_server_that_ends_keeps_no_connection_for_those_it_rejects(monkeypatch
 
 
 def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectacles.server.serve.MOST_CONNECTIONS", 1)
+    monkeypatch.setattr("spectacles.server.protocol.MAX_CONNECTIONS", 1)
 
     async def connect() -> bytes:
         async with listening(_tell_path) as address:
@@ -383,7 +385,7 @@ def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_large_photo_without_room_is_rejected_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectacles.server.serve.LINGER_SECONDS", 0.05)
+    monkeypatch.setattr("spectacles.server.protocol.LINGER_SECONDS", 0.05)
     service = SimpleNamespace(
         busy_for=lambda large: 7, reject_after=lambda: 0.01, admitted=0, uploading=0, draining=False
     )
@@ -432,7 +434,7 @@ def test_what_was_asked_first_is_answered_first_and_an_end_does_not_wait_for_a_r
 
 
 def test_bodies_that_do_not_arrive_keep_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectacles.server.serve.EXPECTED_SECONDS", 0.01)
+    monkeypatch.setattr("spectacles.server.protocol.UPLOAD_SECONDS", 0.01)
     service = SimpleNamespace(busy_for=lambda large: 0, admitted=0, uploading=0, draining=False)
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
     seen = []
@@ -465,7 +467,7 @@ def test_bodies_that_do_not_arrive_keep_no_room(monkeypatch: pytest.MonkeyPatch)
 def test_a_flood_waits_for_its_rejections(bundle_dir: Path) -> None:
     with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
         service = api.app.state.service
-        service.batcher.seconds_an_image = 0.1
+        service.batcher.seconds_per_image = 0.1
         waits = [service.reject_after() for _ in range(11)]
     assert waits[0] == 0 and waits == sorted(waits)
     # Ten rejections for each photo that could be answered: 10 ms each.

@@ -45,10 +45,11 @@ def test_this_machine_and_its_network_are_rejected_in_any_notation() -> None:
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("ftp://example.org/a.jpg", "no http or https"), ("file:///etc/passwd", "no http or https"), ("a.jpg", "no http"),
-     ("http://", "no http"), ("http://user:word@example.org/", "a name or a password"), ("//example.org", "no http"),
-     ("http://example.org:22/", "only the ports"), ("http://example.org:99999/", "cannot be read"),
-     ("http://[::1/", "cannot be read"), ("gopher://example.org", "no http")],
+    [("ftp://example.org/a.jpg", "not an http or https"), ("file:///etc/passwd", "not an http or https"),
+     ("a.jpg", "not an http"), ("http://", "not an http"),
+     ("http://user:word@example.org/", "a user name or a password"), ("//example.org", "not an http"),
+     ("http://example.org:22/", "only ports"), ("http://example.org:99999/", "cannot be read"),
+     ("http://[::1/", "cannot be read"), ("gopher://example.org", "not an http")],
 )  # fmt: skip
 def test_other_addresses_are_rejected(url: str, said: str) -> None:
     assert said in rejection(url, resolver=lambda host, port: ["93.184.216.34"]).detail
@@ -138,7 +139,7 @@ def test_redirects_end(here: Callable[[int], dict[str, object]]) -> None:
         assert "more than 3 redirects" in rejection("http://photos.example/", **here(port)).detail
 
 
-def test_an_error_there_is_told(here: Callable[[int], dict[str, object]]) -> None:
+def test_an_http_error_gives_the_reason(here: Callable[[int], dict[str, object]]) -> None:
     with serving(lambda handler: send(handler, 404)) as port:
         assert "answers 404" in rejection("http://photos.example/", **here(port)).detail
 

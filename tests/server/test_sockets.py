@@ -1,11 +1,11 @@
-"""The end of a listener: whoever got a connection keeps it, nobody else gets one."""
+"""The end of a listener: accepted connections are kept, new ones are dropped."""
 
 import socket
 import sys
 
 import pytest
 
-from spectacles.server import serve
+from spectacles.server import sockets
 
 
 @pytest.fixture
@@ -15,15 +15,15 @@ def listener():
         yield opened
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a filter of Linux")
-def test_who_is_in_the_queue_stays_and_nobody_comes_after(listener):
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a socket filter of Linux")
+def test_accepted_connections_are_kept_and_new_ones_dropped(listener):
     early = [socket.create_connection(listener.getsockname()) for _ in range(3)]
     early[0].sendall(b"before")
-    serve.let_nobody_in(listener)
+    sockets.drop_new_connections(listener)
     early[1].sendall(b"after")
     with pytest.raises(TimeoutError):
         socket.create_connection(listener.getsockname(), timeout=0.2)
-    taken = list(serve.waiting(listener))
+    taken = list(sockets.pending_connections(listener))
     listener.close()
     early[2].sendall(b"at last")
     for connection in taken:
@@ -37,5 +37,5 @@ def test_who_is_in_the_queue_stays_and_nobody_comes_after(listener):
         client.close()
 
 
-def test_nobody_waits_where_nobody_came(listener):
-    assert list(serve.waiting(listener)) == []
+def test_without_clients_no_connection_is_pending(listener):
+    assert list(sockets.pending_connections(listener)) == []
