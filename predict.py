@@ -138,10 +138,14 @@ def _open_writer(stack: ExitStack, output: Path, info: BundleInfo, config: Predi
         record = partial(prediction_rows.record, info=info, top_k=config.top_k)
         return lambda *row: print(json.dumps(record(*row), ensure_ascii=False), file=file)
     writer = csv.writer(file)
-    writer.writerow([*prediction_rows.header(info, config.top_k, with_ids), *["explanation"] * config.explain])
-    return lambda name, identity, outcome, overlay: writer.writerow(
-        [*prediction_rows.row(name, identity, outcome, info, config.top_k), *[overlay] * config.explain]
-    )
+    columns = list(prediction_rows.header(info, config.top_k, with_ids))
+    writer.writerow([*columns, "explanation"] if config.explain else columns)
+
+    def write(name: str, identity: str | None, outcome: Prediction, overlay: str) -> None:
+        row = prediction_rows.row(name, identity, outcome, info, config.top_k)
+        writer.writerow([*row, overlay] if config.explain else row)
+
+    return write
 
 
 def _open_submission(
@@ -157,8 +161,8 @@ def _open_submission(
         return lambda identity, outcome: writer.writerow([identity, outcome.label])
 
     def submit_flags(identity: str, outcome: Prediction) -> None:
-        found = label_sets.parts(outcome.label)
-        flags = ["" if outcome.reason else int(column in found) for column in columns]
+        labels = label_sets.parts(outcome.label)
+        flags = ["" if outcome.reason else int(column in labels) for column in columns]
         writer.writerow([identity, *flags])
 
     return submit_flags
@@ -191,7 +195,7 @@ def _summary(counts: Counter[str], model_id: str, written: Sequence[Path | str])
 
 
 def predict_inputs(arguments: list[str], config: PredictCommand) -> None:
-    """Predicts what the command line names, outside any run; a single image is answered on the screen."""
+    """Predicts the inputs of the command line, outside any run; a single image only on the screen."""
     shard = parse_shard(config.shard) if config.shard else None
     inputs = collect(arguments, config)
     bundle = config.bundle or _bundle_of(config)

@@ -1,4 +1,4 @@
-"""What predict is pointed at (files, folders, globs, tables, addresses) as one list, in order, none dropped."""
+"""The inputs of predict (files, folders, globs, a table, addresses) as one list, in order, none dropped."""
 
 import glob
 import os
@@ -20,7 +20,7 @@ TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Paths or addresses, the names the person knows the files by, and ids where the table has them."""
+    """Paths or addresses, the names as given by the person, and ids where the table has them."""
 
     paths: list[str]
     names: list[str]
@@ -31,7 +31,7 @@ class Inputs:
         return Inputs(self.paths[start:stop], self.names[start:stop], self.ids[start:stop], self.id_column)
 
     def shard(self, number: int, of: int) -> "Inputs":
-        """Part `number`, from 1 on, of `of` parts that follow each other and differ in size by one at most."""
+        """Shard `number`, from 1, of `of` consecutive shards whose sizes differ by at most one."""
         rows = len(self.paths)
         return self.part(rows * (number - 1) // of, rows * number // of)
 
@@ -48,7 +48,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """'3/8' -> (3, 8). Raises UserError."""
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f"--shard {text!r} is no part: write 1/8 for the first of eight, 8/8 for the last.")
+        raise UserError(f"--shard {text!r} is not a shard: write 1/8 for the first of eight, 8/8 for the last.")
     return int(match[1]), int(match[2])
 
 

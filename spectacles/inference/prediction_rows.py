@@ -35,21 +35,23 @@ def header(info: BundleInfo, top_k: int, with_ids: bool) -> dict[str, type]:
 
 
 def row(name: str, identity: str | None, outcome: Prediction, info: BundleInfo, top_k: int) -> list[Cell]:
-    """In the order of `header`; None for a number that there is not. `identity` None: without ids."""
+    """In the order of `header`; None for a missing number. `identity` None: without ids."""
     numbers = outcome.probabilities or (None,) * len(info.classes)
     confidence = None if outcome.reason else outcome.confidence
     cells: list[Cell] = [] if identity is None else [identity]
     cells += [name, outcome.label, confidence, *numbers]
     cells += [outcome.ood_score, outcome.abstained, outcome.abstain_reason or "", status(outcome)]
+    if outcome.reason:
+        return cells + ["", None] * (top_k - 1)
     for label, probability in ranked(outcome, info, top_k)[1:]:
         cells += [label, probability]
-    return cells + ["", None] * (top_k - 1) * bool(outcome.reason)
+    return cells
 
 
 def record(
     name: str, identity: str | None, outcome: Prediction, overlay: str, info: BundleInfo, top_k: int
 ) -> dict[str, Any]:
-    """For a line of JSON; `overlay` '' for none."""
+    """For a line of JSON lines; `overlay` '' for none."""
     found: dict[str, Any] = {"id": identity} if identity else {}
     found |= {"file": name, "status": status(outcome)}
     if not outcome.reason:

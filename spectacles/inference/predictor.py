@@ -1,4 +1,4 @@
-"""From files to decisions: the one path that evaluate, predict, error analysis and the server take."""
+"""From files to predictions: the one path that evaluate, predict, error analysis and the server share."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -62,7 +62,8 @@ class Predictor:
         self.info, state, self.model_id = load_bundle(bundle)
         self.classifier = build_classifier(self.info, state, bundle)
         self.ood_scorer = ood.from_state(state)
-        self.device, self.batch_size = device, batch_size
+        self.device = device
+        self.batch_size = batch_size
         self._head = engines.linear(self.classifier.head)
         network = PixelNetwork(FeaturesAndLastMap(self.classifier.backbone), self.info.preprocessing, device)
         self.engine, self._run = engine_choice.choose(network, bundle / ENGINE_FILE, engine, self._difference, images)

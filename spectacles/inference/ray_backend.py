@@ -1,4 +1,4 @@
-"""Prediction on many machines: the same Predictor in every worker of a Ray cluster, a file for each part of inputs."""
+"""Prediction on many machines: a Predictor in every worker of a Ray cluster, one file per part of the inputs."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("spectacles")
 
 TRIES = 3
-"""Of a part whose workers die: they may have died of something else."""
-GOES_ON = "Finished parts are kept, and the same command with --output {} goes on."
+"""Attempts at a part whose workers die: they may have died of something else."""
+CONTINUE = "Finished parts are kept: run the same command with --output {} to continue."
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker needs to know once."""
+    """What every worker needs."""
 
     bundle: dict[str, bytes]
     shards: Shards
@@ -48,11 +48,11 @@ class Work:
     rows: int
     """That a worker can expect."""
     witness: str
-    """A photo that this machine has; '' where all are elsewhere."""
+    """A photo on this machine, which workers must see too; '' where all are remote."""
 
 
 class Worker:
-    """One in each process of the cluster."""
+    """One per process of the cluster."""
 
     def __init__(self, reference: ray.ObjectRef[Work]) -> None:
         import ray
@@ -67,13 +67,13 @@ class Worker:
             self.predictor = Predictor(Path(folder), device, work.batch_size, images=work.rows)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Predicts a part and writes it; not one at which too many workers have died already."""
+        """Predicts a part and writes it, unless too many workers have died of it."""
         try:
             if self.work.shards.begin(part := int(item["part"])) <= TRIES:
                 self._predict(part, item)
-        except UserError as error:  # a store that does not answer; photos that cannot be read are rejected
+        except UserError as error:  # a store that does not answer; unreadable photos are rejected instead
             return {"failure": str(error).rstrip(".")}
-        except OSError as error:  # of the folder
+        except OSError as error:  # of the output folder
             return {"failure": f"{error.filename or self.work.shards.folder}: {error.strerror or error}"}
         return {"failure": ""}
 
@@ -104,7 +104,7 @@ def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -
         known = plan.finished()
     missing = [part for part in plan.parts if part not in known]
     if known:
-        log.info("  %d of %d parts are there already", len(known), len(plan.parts))
+        log.info("  %d of %d parts are finished already", len(known), len(plan.parts))
     if missing:
         with remote_files.explained(folder):
             plan.tidy()
@@ -123,16 +123,16 @@ def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -
 
 
 def _check_shared(work: Work) -> None:
-    """Raises UserError where this machine does not see what it needs."""
+    """Raises UserError where this machine cannot see the files that it needs."""
     with remote_files.explained(work.shards.folder):
         here = shards.PLAN in remote_files.names_in(work.shards.folder)
     for place, seen in ((work.shards.folder, here), (work.witness, not work.witness or os.path.exists(work.witness))):
         if not seen:
-            raise UserError(f"{platform.node()} does not see {place}: use a folder that all share, or addresses.")
+            raise UserError(f"{platform.node()} cannot see {place}: use a folder shared by all machines, or addresses.")
 
 
 def _absolute(inputs: Inputs) -> Inputs:
-    """A worker need not start where the person is."""
+    """Workers may run in another folder."""
     paths = [path if remote_files.is_address(path) else os.path.abspath(path) for path in inputs.paths]
     return Inputs(paths, inputs.names, inputs.ids, inputs.id_column)
 
@@ -151,18 +151,18 @@ def _map(inputs: Inputs, missing: list[int], plan: Shards, bundle: Path, config:
         done = _results(ray, [_item(inputs, part, plan) for part in missing], ray.put(work), workers, share)
         for answer in progress(done, "predicting", len(missing), "part"):
             if answer["failure"]:
-                raise UserError(f"{answer['failure']}. {GOES_ON.format(plan.folder)}")
-    except ray.exceptions.RayTaskError:  # ours: its traceback says more
+                raise UserError(f"{answer['failure']}. {CONTINUE.format(plan.folder)}")
+    except ray.exceptions.RayTaskError:  # our own bug: its traceback says more
         raise
     except ray.exceptions.RayError as error:
-        raise UserError(f"the cluster gave up: {_reason(error)}. {GOES_ON.format(plan.folder)}") from error
+        raise UserError(f"the cluster failed: {_reason(error)}. {CONTINUE.format(plan.folder)}") from error
     finally:
         ray.shutdown()
 
 
 def connect() -> Any:
-    """The module ray, connected: to the cluster that RAY_ADDRESS names or that was started on this machine, else to one
-    of this machine alone that ends with this process. Raises UserError."""
+    """The module ray, connected to the cluster of RAY_ADDRESS or of this machine, else to a new one on this machine
+    that ends with this process. Raises UserError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
@@ -173,7 +173,7 @@ def connect() -> Any:
     on_signal = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
-        signal.signal(signal.SIGTERM, on_signal)  # Ray has put its own there
+        signal.signal(signal.SIGTERM, on_signal)  # Ray has replaced it
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"--engine ray finds no cluster: {_reason(error)}.") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -206,7 +206,7 @@ def _item(inputs: Inputs, part: int, plan: Shards) -> dict[str, Any]:
 
 
 def _results(ray: Any, items: list[dict[str, Any]], work: Any, workers: int, share: dict[str, float]) -> Iterator[Any]:
-    """As the parts are finished. A part whose worker dies goes to another one."""
+    """Yields the workers' answers as parts are finished. A part whose worker dies goes to another one."""
     yield from (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map(
@@ -220,7 +220,7 @@ def _results(ray: Any, items: list[dict[str, Any]], work: Any, workers: int, sha
 
 
 def _reason(error: BaseException) -> str:
-    """The first line, or a mistake that a worker has found when it started."""
+    """The first line of the error, or the UserError that a worker raised when it started."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
     mistakes = (line.partition("UserError: ")[2] for line in lines)
     return next(filter(None, mistakes), lines[0] if lines else type(error).__name__)

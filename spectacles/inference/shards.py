@@ -1,5 +1,5 @@
-"""Predictions as Parquet files of one folder, each of a fixed part of the inputs and written whole: a part is there or
-it is not, whoever wrote it and however often."""
+"""Predictions as Parquet files in one folder, one per fixed part of the inputs. A part is written atomically: it is
+complete or missing, whichever worker wrote it and however often."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ from spectacles.inference.prediction_rows import Cell
 
 PLAN, TRIES = "plan.json", ".tries"
 FEWEST, MOST = 100, 20_000
-"""Rows of a part: enough to be worth a file, few enough to be lost with a worker and to be held in memory."""
+"""Rows of a part: enough to be worth a file, few enough to lose with a worker and to hold in memory."""
 PARTS = 1000
-"""As many are aimed at."""
+"""The aim."""
 KINDS = {str: "text", float: "number", bool: "flag"}
 ARROW_TYPES = {"text": pa.string(), "number": pa.float64(), "flag": pa.bool_()}
 NOTE = b"spectacles"
@@ -37,7 +37,7 @@ class Shards:
     rows: int
     rows_a_part: int
     inputs: str
-    """sha256 of what is predicted."""
+    """sha256 of the inputs."""
     model_id: str
     columns: dict[str, str]
     """Name -> text, number or flag."""
@@ -67,7 +67,7 @@ class Shards:
         remote_files.remove(self.place(self._tries(part)))
 
     def begin(self, part: int) -> int:
-        """How often the part was begun and not written, this time included. Raises OSError."""
+        """The number of attempts at the part, this one included. Raises OSError."""
         place = self.place(self._tries(part))
         try:
             with remote_files.open_file(place) as file:
@@ -78,7 +78,7 @@ class Shards:
         return tries
 
     def tidy(self) -> None:
-        """Takes away what was begun and is not gone on with. Raises OSError."""
+        """Removes the leftovers of parts that were begun. Raises OSError."""
         for name in remote_files.names_in(self.folder):
             if name.endswith(TRIES) or name.startswith(remote_files.UNFINISHED):
                 remote_files.remove(self.place(name))
@@ -87,7 +87,7 @@ class Shards:
         return f"{self.file(part)}{TRIES}"
 
     def finished(self) -> dict[int, Counter[str]]:
-        """The parts that stand in the folder, with their outcomes, as the files themselves say. Raises OSError."""
+        """The finished parts, with their outcomes, as recorded in the files. Raises OSError."""
         present = remote_files.names_in(self.folder)
         candidates = [part for part in self.parts if self.file(part) in present]
         with ThreadPoolExecutor(remote_files.READERS) as pool:
@@ -95,14 +95,14 @@ class Shards:
         return {part: outcomes for part, outcomes in found.items() if outcomes is not None}
 
     def _outcomes(self, part: int) -> Counter[str] | None:
-        """None where the file is not the part that it should be."""
+        """None where the file is not this part of this plan."""
         start, stop = self.span(part)
         with remote_files.open_file(self.place(self.file(part))) as file:
             end = _end(file)
         try:
             footer = parquet.read_metadata(BytesIO(end))
             note = json.loads((footer.metadata or {}).get(NOTE, b"{}"))
-        except (OSError, ValueError):  # as Arrow calls what it cannot make sense of
+        except (OSError, ValueError):  # how Arrow reports a file that it cannot read
             return None
         if footer.num_rows != stop - start or note.get("plan") != self.digest():
             return None
@@ -113,7 +113,7 @@ class Shards:
 
 
 def open_folder(folder: str, inputs: Inputs, model_id: str, columns: dict[str, type]) -> Shards:
-    """A new folder of parts, or the one that was begun for the same inputs and model. Raises UserError for another."""
+    """A new folder of parts, or one begun for the same inputs and model. Raises UserError for any other."""
     rows = len(inputs.paths)
     kinds = {name: KINDS[kind] for name, kind in columns.items()}
     shards = Shards(folder, rows, size_of_parts(rows), fingerprint(inputs), model_id, kinds)
@@ -124,7 +124,7 @@ def open_folder(folder: str, inputs: Inputs, model_id: str, columns: dict[str, t
             with remote_files.open_file(place) as file:
                 _compare(place, file.read(), _plan(shards))
         elif any(not name.startswith(remote_files.UNFINISHED) for name in present):
-            raise UserError(f"--output {folder} is a folder that holds other things: name a new one.")
+            raise UserError(f"--output {folder} is a folder with other files in it: name a new one.")
         else:
             remote_files.write(place, json.dumps(_plan(shards), indent=1).encode())
     return shards
@@ -147,7 +147,7 @@ def size_of_parts(rows: int) -> int:
 
 
 def _plan(shards: Shards) -> dict[str, object]:
-    """Wherever the folder is moved to."""
+    """Without the folder, which may be moved."""
     return {name: value for name, value in asdict(shards).items() if name != "folder"}
 
 

@@ -153,7 +153,7 @@ def test_the_same_command_continues_after_the_cluster_died(
     assert 0 < len(before) < 10  # some workers outlive their cluster for a moment
     again = run_script("predict.py", *arguments, *FLAGS)
     assert again.returncode == 0, again.stderr
-    found = re.search(r"(\d+) of 10 parts are there already", again.stdout)
+    found = re.search(r"(\d+) of 10 parts are finished already", again.stdout)
     assert found and int(found[1]) >= len(before)
     assert every_row_once(read(out))
     assert all((out / name).stat().st_mtime_ns == written for name, written in before.items())

@@ -84,7 +84,7 @@ def test_footers_of_any_length_are_read(folder: str) -> None:
 
 def test_a_folder_with_other_things_is_left_alone(folder: str) -> None:
     remote_files.write(f"{folder}/notes.txt", b"mine")
-    with pytest.raises(UserError, match="holds other things"):
+    with pytest.raises(UserError, match="with other files in it"):
         shards.open_folder(folder, inputs(), "model", COLUMNS)
     assert remote_files.names_in(folder) == {"notes.txt"}
 

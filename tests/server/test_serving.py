@@ -139,7 +139,7 @@ def test_urls_are_fetched_only_where_that_is_switched_on(bundle_dir: Path, monke
     monkeypatch.setattr(urls, "fetch", lambda url: PHOTO if url == "https://a.example/1.jpg" else b"")
     with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
         rejected = client.post("/predict", data={"url": "https://a.example/1.jpg"})
-        assert rejected.status_code == 422 and "fetches no photos" in rejected.json()["detail"]
+        assert rejected.status_code == 422 and "does not fetch photos" in rejected.json()["detail"]
     with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_ALLOW_URLS="1") as client:
         answer = client.post("/predict", data={"url": "https://a.example/1.jpg"}).json()
         assert answer["label"] == send(client, PHOTO).json()["label"]
@@ -204,7 +204,7 @@ def test_an_error_of_ours_is_a_500_without_its_text(bundle_dir: Path, monkeypatc
         raise RuntimeError("canary inside")
 
     with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
-        monkeypatch.setattr(api.answers, "answer", fail)
+        monkeypatch.setattr(api.schemas, "image_result", fail)
         failed = send(client, PHOTO)
     assert failed.status_code == 500 and "canary" not in failed.text and failed.json()["detail"]
 
