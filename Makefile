@@ -46,7 +46,7 @@ test: check  ## check the code and run all tests (ten minutes on two cores)
 	$(PYTEST)
 
 quick: dev  ## run the unit tests that start no browser, server or process and train nothing (a minute and a half)
-	$(PYTEST) -m "not (browser or server or process or slow)"
+	$(PYTEST) --ignore tests/e2e -m "not (browser or server or process or slow)"
 
 coverage: dev  ## run all tests and list the lines that none of them runs
 	$(PYTEST) --cov --cov-report term:skip-covered
