@@ -1,6 +1,7 @@
-"""What the competitors share: the split table, the clock that scoring stops, and the result they leave.
+"""What the competitors share: the split table, the clock that stops while they are scored, and the result file.
 
-The fastai peer runs in an environment without our requirements: only what needs numpy, pandas and torch belongs here.
+The fastai peer runs in an environment without our requirements: only code that needs numpy, pandas and torch belongs
+here.
 """
 
 import argparse

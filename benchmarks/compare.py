@@ -1,7 +1,9 @@
-"""All competitors in turn on each data set and seed, and the tables that compare them.
+"""Our pipeline against a tutorial loop and fastai: accuracy, training time and memory.
 
-`python -m benchmarks.compare --spectacles_data FOLDER --folder_data FOLDER -- --recipe fast`; flags after `--` go to
-our `run_pipeline.py`. Results that exist are kept, so a run that was stopped goes on where it was.
+`python -m benchmarks.compare --spectacles_data FOLDER --folder_data FOLDER -- --recipe fast`
+All competitors train in turn on each data set and seed, from the same splits and the same pretrained weights. Flags
+after `--` go to our `run_pipeline.py`. Existing results are kept, so an interrupted benchmark can be resumed. Writes
+results.csv and table.md.
 """
 
 import argparse
@@ -9,11 +11,10 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import common, make_splits
+from benchmarks.comparison_table import NOTES, summaries, to_markdown
 from spectacles.core.device import cpu_count
 from spectacles.core.environment import git_commit, package_versions
 from spectacles.core.errors import UserError
@@ -28,31 +30,6 @@ from spectacles.core.errors import UserError
 COMPETITORS = {"ours": "benchmarks.ours", "tutorial": "benchmarks.tutorial", "fastai": "benchmarks.fastai_peer"}
 """Name -> module, in the order of each turn."""
 FASTAI_PYTHON = common.ROOT / ".venv-fastai" / "bin" / "python"
-HEADER = {
-    "data": "data",
-    "competitor": "competitor",
-    "runs": "runs",
-    "image_size": "px",
-    "accuracy": "test accuracy",
-    "hter": "HTER",
-    "train_seconds": "training s",
-    "images_per_second": "images/s, fine-tuning",
-    "peak_memory_gb": "peak GB",
-    "wall_seconds": "whole command s",
-    "others_cpu": "CPU others took",
-    "time_vs_ours": "training time vs ours",
-    "ours_reaches_it": "its time / ours to its accuracy",
-    "it_reaches_ours": "s until it has our accuracy",
-}
-NOTES = """\
-Mean ± standard deviation over the seeds. Training seconds count loading and the validation after each epoch; not
-imports, nor scoring the test split. Images a second: training images of the fine-tuning epochs over their seconds.
-Peak memory is that of the largest process. "CPU others took": share of the machine's CPU time during the run that other
-processes used; above a few per cent the times say little, because CPU threads wait for each other. "Its time / ours to
-its accuracy": the competitor's whole training time over ours where our mean accuracy is at least its own; ours has a
-bundle to score only at the end, so our whole training time counts. "s until it has our accuracy": the first epoch whose
-test accuracy, averaged over its seeds, is at least our mean.
-"""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -135,75 +112,6 @@ def foreign_seconds() -> float:
     return (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK") - own.ru_utime - own.ru_stime
 
 
-def summaries(results: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """One row for each data set and competitor; what cannot be said is None."""
-    for (data, competitor), own in results.items():
-        ours = results.get((data, "ours"))
-        row: dict[str, Any] = {"data": data, "competitor": competitor, "runs": len(own)}
-        row["image_size"] = own[0]["image_size"]
-        for name in ("accuracy", "balanced_accuracy", "hter", "train_seconds", "images_per_second"):
-            row[name], row[f"{name}_std"] = mean_and_spread([result.get(name) for result in own])
-        for name in ("peak_memory_gb", "wall_seconds", "others_cpu"):
-            row[name], _ = mean_and_spread([result.get(name) for result in own])
-        yield row | (against(own, ours) if ours and competitor != "ours" else {})
-
-
-def mean_and_spread(values: list[float | None]) -> tuple[float | None, float | None]:
-    known = [value for value in values if value is not None]
-    return (statistics.mean(known) if known else None, statistics.stdev(known) if len(known) > 1 else None)
-
-
-def against(peer: list[dict[str, Any]], ours: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Ratios of means: `time_vs_ours`, `ours_reaches_it` (None: we do not), `it_reaches_ours` in s (None: never)."""
-    accuracy, seconds = (statistics.mean(result[name] for result in ours) for name in ("accuracy", "train_seconds"))
-    peer_accuracy, peer_seconds = (
-        statistics.mean(result[name] for result in peer) for name in ("accuracy", "train_seconds")
-    )
-    ratio = peer_seconds / seconds
-    curve = [
-        {name: statistics.mean(point[name] for point in epoch) for name in ("seconds", "accuracy")}
-        for epoch in zip(*(result["curve"] for result in peer), strict=True)
-    ]
-    reached = [point["seconds"] for point in curve if point["accuracy"] >= accuracy]
-    return {
-        "time_vs_ours": ratio,
-        "ours_reaches_it": ratio if accuracy >= peer_accuracy else None,
-        "it_reaches_ours": reached[0] if reached else None,
-    }
-
-
-def to_markdown(table: pd.DataFrame) -> str:
-    lines = [f"| {' | '.join(HEADER.values())} |", "|" + "---|" * len(HEADER)]
-    lines += [f"| {' | '.join(cells(row))} |" for row in table.to_dict("records")]
-    return "\n".join(lines) + "\n"
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    def number(name: str, form: Callable[[float], str], missing: str = "-") -> str:
-        value, spread = row.get(name), row.get(f"{name}_std")
-        if value is None or pd.isna(value):
-            return missing
-        return form(value) + ("" if spread is None or pd.isna(spread) else f" ± {form(spread)}")
-
-    is_ours = row["competitor"] == "ours"
-    return [
-        row["data"],
-        row["competitor"],
-        str(row["runs"]),
-        str(row["image_size"]),
-        number("accuracy", "{:.2%}".format),
-        number("hter", "{:.4f}".format),
-        number("train_seconds", "{:.1f}".format),
-        number("images_per_second", "{:.1f}".format),
-        number("peak_memory_gb", "{:.2f}".format),
-        number("wall_seconds", "{:.0f}".format),
-        number("others_cpu", "{:.0%}".format),
-        number("time_vs_ours", "{:.2f}x".format, "1" if is_ours else "-"),
-        number("ours_reaches_it", "{:.2f}x".format, "" if is_ours else "ours does not reach it"),
-        number("it_reaches_ours", "{:.1f}".format, "" if is_ours else "never"),
-    ]
-
-
 def machine(args: argparse.Namespace) -> str:
     versions = ", ".join(f"{name} {package_versions()[name]}" for name in ("torch", "torchvision", "timm"))
     flags = f"; our flags: {' '.join(args.flags)}" if args.flags else ""
@@ -224,13 +132,13 @@ def main() -> None:
     parser.add_argument(
         "--spectacles_data", type=Path, help="train.csv, test.csv, test_labels.csv, persons.csv, dataset/"
     )
-    parser.add_argument("--folder_data", type=Path, help="one folder a class")
+    parser.add_argument("--folder_data", type=Path, help="one folder per class")
     parser.add_argument("--competitors", default=",".join(COMPETITORS))
-    parser.add_argument("--image_size", type=int, help="of all; default: 224, and for ours what its recipe chooses")
+    parser.add_argument("--image_size", type=int, help="of all; default: 224, and for ours that of its recipe")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of ours")
     parser.add_argument("--peer_seeds", type=int, default=1, help="seeds of the others")
-    parser.add_argument("--limit", type=int, help="images of each split at most, for a quick try")
+    parser.add_argument("--limit", type=int, help="largest number of images per split, for a quick try")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
     parser.add_argument("flags", nargs="*", help="after `--`: further flags of run_pipeline.py")
     args = parser.parse_args()

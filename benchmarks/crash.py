@@ -1,9 +1,9 @@
-"""Is a run that is killed again and again the run that it would have been? Every kill is SIGKILL at a random moment.
+"""Whether a run that is killed again and again ends as one that was never killed.
 
 `python -m benchmarks.crash --output_dir FOLDER [--kills 100] [--seed 0]`
-Trains on drawn faces, both phases, once without a disturbance, then again with kills, each followed by --resume, in as
-many runs as it takes. Counts checkpoints that were lost (the run stands further back than a file that was there),
-states that cannot be loaded, runs that MLflow takes for running, files left over, and weights that differ: all 0.
+Trains on drawn faces, both phases: once undisturbed, then again with SIGKILL at random moments, each followed by
+--resume, in as many runs as that takes. Counts lost checkpoints (training resumed from an older one than the newest),
+unreadable ones, runs that MLflow still shows as running, leftover files, and different weights: all should be 0.
 """
 
 import argparse

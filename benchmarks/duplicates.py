@@ -1,4 +1,4 @@
-"""Duplicates: which copies of photos are found, how many strangers are taken for them, and how long the search takes.
+"""Which copies of photos the duplicate search finds, how many different photos it confuses, and how long it takes.
 
 `python -m benchmarks.duplicates copies --photos FOLDER`
 `python -m benchmarks.duplicates scale`

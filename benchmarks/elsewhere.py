@@ -1,7 +1,7 @@
-"""Does a model hold on photos from elsewhere? Its validation photos again, as other cameras and rooms would show them.
+"""Accuracy on photos from elsewhere, simulated: the validation photos as other cameras and rooms would show them.
 
 `python -m benchmarks.elsewhere --bundle outputs/<run>/train/bundle --splits splits.csv --backgrounds FOLDER`
-A stand-in: it compares models, it does not promise a rate on photos that nobody has labelled.
+It compares models with each other; it does not predict the accuracy on real photos from elsewhere.
 """
 
 import argparse

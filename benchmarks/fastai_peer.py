@@ -1,6 +1,6 @@
-"""fastai's way: `vision_learner` and `fine_tune(3)` with its default head, augmentations and schedule.
+"""fastai's standard recipe: `vision_learner` and `fine_tune(3)` with its default head, augmentation and schedule.
 
-`.venv-fastai/bin/python -m benchmarks.fastai_peer --splits splits.csv --seed 0 --output result.json`. Its environment
+`.venv-fastai/bin/python -m benchmarks.fastai_peer --splits splits.csv --seed 0 --output result.json`; its environment
 is benchmarks/requirements-fastai.txt.
 """
 

@@ -1,7 +1,8 @@
-"""Images a second of training all layers: torch as it comes against our preparations.
+"""Images/s when training all layers: plain torch against our optimisations.
 
-`python -m benchmarks.full_finetune`. Both sides take the same steps of EfficientNet-Lite0 on the same random pixels, in
-turn and each in a process of its own, because neither allocator settings nor freed memory can be taken back.
+`python -m benchmarks.full_finetune`
+Both take the same steps of EfficientNet-Lite0 on the same random pixels, in turn, and each in a process of its own:
+allocator settings and freed memory cannot be undone within a process.
 """
 
 import argparse

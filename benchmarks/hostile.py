@@ -1,4 +1,4 @@
-"""What an attacker sends: damaged files, bombs, and requests that are none."""
+"""What an attacker sends: damaged files, decompression bombs, malformed requests."""
 
 import random
 import struct

@@ -1,4 +1,4 @@
-"""The least of an HTTP client: what a benign or hostile client sends is bytes, and what comes back has a status."""
+"""A minimal HTTP client for well-behaved and hostile requests: it sends bytes and reads a status."""
 
 import asyncio
 import json

@@ -1,6 +1,7 @@
-"""How much of the engine's own speed is left in predict: on pictures in memory, and from files.
+"""Speed of prediction relative to the engine alone: on images in memory, and from files.
 
-`python -m benchmarks.inference --bundle outputs/<run>/train/bundle --images FOLDER`; in turn, several rounds, medians.
+`python -m benchmarks.inference --bundle outputs/<run>/train/bundle --images FOLDER`
+Measured in turn, in several rounds; prints medians.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Writes the split table that all competitors read: file (absolute path), label, split (train, val or test).
 
-`python -m benchmarks.make_splits --data FOLDER --output splits.csv`; FOLDER holds train.csv, test.csv, test_labels.csv,
-persons.csv and dataset/ (the tables' test split stays, no person is in two splits), or one folder a class.
+`python -m benchmarks.make_splits --data FOLDER --output splits.csv`
+FOLDER holds train.csv, test.csv, test_labels.csv, persons.csv and dataset/ (the test split is kept, and no person is in
+two splits), or one folder per class.
 """
 
 import argparse

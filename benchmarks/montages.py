@@ -1,9 +1,9 @@
-"""Any number of labels an image, on real photos: montages of two photos each, of faces, cats, dogs or nothing.
+"""Several labels per image, on real photos: montages of two photos each, of faces, cats, dogs or nothing.
 
 `python -m benchmarks.montages --splits faces.csv animals.csv --output_dir FOLDER --seed 0 -- --recipe fast`
-The tables come from `benchmarks.make_splits`; a montage takes photos of its own split only, so no person and no animal
-is in two splits. Prints what run_pipeline.py scores on the test montages, and the same with a threshold of 0.5 for all
-labels. Flags after `--` go to run_pipeline.py.
+The tables come from `benchmarks.make_splits`. A montage takes photos of its own split only, so no person and no animal
+is in two splits. Prints the scores of run_pipeline.py on the test montages, with the chosen thresholds and with 0.5 for
+all labels. Flags after `--` go to run_pipeline.py.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""How many wrong labels stand at the top of the list: ours beside cleanlab's defaults on plain logistic regression.
+"""How many wrong labels are at the top of the ranking: ours, and cleanlab's defaults on plain logistic regression.
 
-`python -m benchmarks.noisy_labels --data FOLDER`; FOLDER holds train.csv and dataset/, or one folder a class. Labels
-are taken as right, and 5 % of them are made wrong: at random, or of photos that look like another class, drawn with the
-probability that logistic regression gives that class out of fold. The drawn sample data bring their own wrong labels.
-With `--label_column a,b,c`, columns of 0 and 1, one label of an image is made wrong: any, or one that it has is missed.
+`python -m benchmarks.noisy_labels --data FOLDER`; FOLDER holds train.csv and dataset/, or one folder per class.
+The labels are taken as right, and 5 % of them are made wrong: at random, or to the class that the photo resembles, by
+the out-of-fold probabilities of logistic regression. The drawn sample data have wrong labels of their own. With
+`--label_column a,b,c`, columns of 0 and 1, one label of an image is flipped: any, or one that it has.
 
-average precision: of the ranking of all labels. recall: share of the N wrong labels within the first 1.5 N.
+average precision: of the ranking of all labels. recall: share of the N wrong labels among the first 1.5 N.
 """
 
 import argparse

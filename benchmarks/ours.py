@@ -1,8 +1,8 @@
-"""Our pipeline as a person runs it: `run_pipeline.py` with the stages dataset, train and evaluate.
+"""Our pipeline as a user runs it: `run_pipeline.py` with the stages dataset, train and evaluate.
 
-`python -m benchmarks.ours --splits splits.csv --seed 0 --output result.json -- --recipe fast`; flags after `--` go to
-`run_pipeline.py` and win over those given here. Without --image_size the recipe chooses the size. Everything starts
-cold, in a new output folder; a bundle exists only at the end, so the curve has one point.
+`python -m benchmarks.ours --splits splits.csv --seed 0 --output result.json -- --recipe fast`
+Flags after `--` go to `run_pipeline.py` and override those given here. Without --image_size the recipe chooses the
+size. Every run starts with an empty cache. There is a model to score only at the end, so the curve has one point.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Many images: memory and speed of prediction, and of the tables behind training.
+"""Memory and speed with many images: of prediction, and of the tables behind training.
 
 `python -m benchmarks.scale predict --bundle outputs/RUN/train/bundle`
 `python -m benchmarks.scale index`

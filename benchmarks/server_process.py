@@ -1,4 +1,4 @@
-"""A server as a process on loopback, for the benchmarks of serving and for the attacks."""
+"""A server as a process on the loopback interface, for `benchmarks.serving` and `benchmarks.attack`."""
 
 import os
 import re

@@ -1,10 +1,11 @@
-"""Our server, LitServe and `mlflow models serve` on the same bundle, in turn, and the loop without a server.
+"""Throughput and latency of our server, LitServe and `mlflow models serve`, and of the same model without a server.
 
 `python -m benchmarks.serving --bundle outputs/<run>/train/bundle --photo small.jpg --output_dir FOLDER [--pairs N]`
-Load comes from wrk (Debian: apt-get install wrk) at 1, 8 and 64 clients, each of which sends its next photo when the
-last one is answered. Ours then gets ten times the clients that it has room for: once they send ten times the requests
-that it can answer, once as many as they can. A second kind of photo is made of the first one: 12 megapixels. Prints
-requests/s, milliseconds (p50, p95, p99), rejections, cores that wrk itself took, and memory, and writes serving.json.
+All serve the same bundle, in turn. Load comes from wrk (Debian: apt-get install wrk) with 1, 8 and 64 clients, each of
+which sends its next photo when the last one is answered. Ours is then overloaded with ten times the clients that it has
+room for: once with ten times the requests that it can answer, once with as many as the clients can send. The photo is
+sent as it is, and enlarged to 12 megapixels. Prints requests/s, milliseconds (p50, p95, p99), rejections, cores used by
+wrk itself, and memory, and writes serving.json. `--pairs` compares only ours at 64 clients with no server.
 """
 
 import argparse
@@ -58,6 +59,16 @@ class Candidate:
         return json.dumps({"image": text}).encode()
 
 
+@dataclass(frozen=True)
+class Traffic:
+    photos: str
+    """Name of the kind of photo."""
+    photo: bytes
+    clients: int
+    pause: int = 0
+    """Milliseconds before each request of a client."""
+
+
 def run(args: argparse.Namespace) -> None:
     if shutil.which("wrk") is None:
         raise UserError("wrk is missing: apt-get install wrk.")
@@ -69,27 +80,26 @@ def run(args: argparse.Namespace) -> None:
     photos = {"small": small, "12 MP": enlarged(args.photo)}
     rows = []
     for candidate in candidates(args):
-        rows += [
-            offline(args.bundle, name, photo, args.seconds) for name, photo in photos.items()
-        ]  # the machine varies
+        rows += [offline(args.bundle, name, photo, args.seconds) for name, photo in photos.items()]
         with server(candidate, args.output_dir) as started:
             for name, photo in photos.items():
-                rows += [measure(candidate, started, name, photo, clients, args) for clients in CLIENTS]
+                rows += [measure(candidate, started, Traffic(name, photo, clients), args) for clients in CLIENTS]
                 if candidate.name == "ours":
                     pause = round(1000 * OVERLOAD / (10 * rows[-1]["requests_per_second"]))
-                    rows += [measure(candidate, started, name, photo, OVERLOAD, args, each) for each in (pause, 0)]
+                    traffics = [Traffic(name, photo, OVERLOAD, each) for each in (pause, 0)]
+                    rows += [measure(candidate, started, traffic, args) for traffic in traffics]
     table = pd.DataFrame(rows)
     (args.output_dir / "serving.json").write_text(table.to_json(orient="records", indent=1), encoding="utf-8")
     print(table.to_string(index=False, float_format="{:.1f}".format, na_rep=""))
 
 
 def in_turn(args: argparse.Namespace, photo: bytes) -> None:
-    """Prints images/s of the loop and of ours at the most clients: the machine's ups and downs hit both alike."""
+    """Prints images/s of the loop and of ours with the most clients, in pairs that share the state of the machine."""
     ours, rows = our_server(args), []
     with server(ours, args.output_dir) as started:
         for _ in range(args.pairs):
             pair = [offline(args.bundle, "small", photo, args.seconds),
-                    measure(ours, started, "small", photo, CLIENTS[-1], args)]  # fmt: skip
+                    measure(ours, started, Traffic("small", photo, CLIENTS[-1]), args)]  # fmt: skip
             rows.append([each["requests_per_second"] for each in pair])
     table = pd.DataFrame(rows, columns=["loop", "ours"])
     table["ratio"] = table["ours"] / table["loop"]
@@ -149,22 +159,13 @@ def offline(bundle: Path, name: str, photo: bytes, seconds: int) -> dict[str, An
     return {"server": "offline loop", "photos": name, "clients": None, "requests_per_second": rate}
 
 
-def measure(
-    candidate: Candidate,
-    server: Server,
-    name: str,
-    photo: bytes,
-    clients: int,
-    args: argparse.Namespace,
-    pause: int = 0,
-) -> dict[str, Any]:
-    """`pause`: milliseconds before each request of a client."""
+def measure(candidate: Candidate, server: Server, traffic: Traffic, args: argparse.Namespace) -> dict[str, Any]:
     body = args.output_dir / "body"
-    body.write_bytes(candidate.body(photo))
-    load(candidate, body, min(clients, 8), 2)
-    found = load(candidate, body, clients, args.seconds, pause)
+    body.write_bytes(candidate.body(traffic.photo))
+    load(candidate, body, min(traffic.clients, 8), 2)
+    found = load(candidate, body, traffic.clients, args.seconds, traffic.pause)
     return {
-        "server": candidate.name, "photos": name, "clients": clients, "pause_ms": pause,
+        "server": candidate.name, "photos": traffic.photos, "clients": traffic.clients, "pause_ms": traffic.pause,
         "requests_per_second": found["answered"] / found["seconds"],
         **{key: found[key] for key in ("p50", "p95", "p99")},
         "rejected_per_second": found["rejected"] / found["seconds"], "failed": found["failed"] + found["errors"],

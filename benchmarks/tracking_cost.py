@@ -1,10 +1,11 @@
-"""What tracking costs a step of training, with a store that is well, dead, slow or locked.
+"""What tracking costs a training step, with an MLflow store that works, is down, slow or locked.
 
-`python -m benchmarks.tracking_cost`. Each case trains a small net in a process of its own, in short blocks of steps:
-in every other one four metrics are logged every tenth step and the sender runs, in the rest nothing is logged and the
-sender is stopped. What else the machine does hits both kinds alike; how far that holds shows the case "none", where no
-block is tracked. Prints milliseconds a step, the ratio of the two kinds with the 95 % interval of a bootstrap over the
-pairs of blocks, and the seconds that the end of the command waited for the delivery.
+`python -m benchmarks.tracking_cost`
+Each case trains a small network in a process of its own, in short blocks of steps. In every other block four metrics
+are logged every tenth step and the sender runs; in the rest nothing is logged and the sender is stopped. Other load on
+the machine affects both kinds alike, which the case "none", without any tracking, verifies. Prints milliseconds per
+step, the ratio of the two kinds with the 95 % bootstrap interval over the pairs of blocks, and the seconds that the
+command waited for the delivery at its end.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""The loop that a transfer-learning tutorial shows: frozen head for 2 epochs, then everything for 3.
+"""The loop of a typical transfer-learning tutorial: 2 epochs with a frozen backbone, then 3 of all layers.
 
-`python -m benchmarks.tutorial --splits splits.csv --seed 0 --output result.json`. Torch as it comes: NCHW, eager, Adam,
-no scheduler, no allocator settings. Validation is watched after each epoch, as tutorials do, and chooses nothing.
+`python -m benchmarks.tutorial --splits splits.csv --seed 0 --output result.json`
+Plain torch: NCHW, eager, Adam, no scheduler, no allocator settings. Validation accuracy is printed after each epoch, as
+in tutorials, and selects nothing.
 """
 
 import argparse

@@ -116,7 +116,7 @@ def test_what_cannot_be_measured_is_a_row_with_its_reason_and_stops_no_other(tmp
     done = benchmark.run(config)
     table = pd.read_csv(done.path / "benchmark.csv", keep_default_na=False).set_index("backbone")
     assert tuple(pd.read_csv(done.path / "benchmark.csv").columns) == profiling.COLUMNS
-    assert "no model that timm knows" in table.loc["no_such_net", "problem"]
+    assert "not a model that timm knows" in table.loc["no_such_net", "problem"]
     assert table.loc["no_such_net", "parameters"] == ""
     assert table.loc["simple_cnn", "problem"] == ""
     assert int(table.loc["simple_cnn", "macs"]) == MACS - 128  # two classes where there are no data
