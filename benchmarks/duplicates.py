@@ -149,7 +149,7 @@ def count_pairs(pairs: np.ndarray, persons: np.ndarray | None) -> dict[str, int]
 
 
 def scale(args: argparse.Namespace) -> None:
-    """Seconds, memory and recall of both searches among generated hashes and features, 2 % of them planted copies."""
+    """Seconds, memory and recall of both searches among generated hashes and features, some of them copies."""
     rng = np.random.default_rng(0)
     copied = args.images // 50
     original = rng.permutation(args.images - copied)[:copied]

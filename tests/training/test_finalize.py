@@ -151,7 +151,7 @@ def test_what_cannot_be_decided_is_rejected_before_anything_is_trained(
 def test_a_threshold_needs_validation_images_of_both_classes() -> None:
     config = replace(TINY, threshold_for="f1")
     with pytest.raises(UserError, match="--threshold_for f1 needs validation images of both classes"):
-        finalize.check(config, np.zeros(30, dtype=np.int64), 2)
+        finalize.threshold_goal(config, np.zeros(30, dtype=np.int64), 2)
 
 
 def test_decisions_may_be_others_when_a_training_is_resumed(
@@ -175,13 +175,13 @@ def test_decisions_may_be_others_when_a_training_is_resumed(
 
 
 @pytest.mark.parametrize(("images", "over"), [(0, False), (90, False), (110, True)])
-def test_a_time_budget_leaves_room_for_the_last_look(indexed: Callable[..., RunDir], images: int, over: bool) -> None:
+def test_a_time_budget_leaves_room_for_the_final_pass(indexed: Callable[..., RunDir], images: int, over: bool) -> None:
     """50 of 100 s are spent, an epoch takes 50 s and an image 0.1 s; a tenth more than the budget is allowed."""
     training = train.prepare(TINY, indexed(), torch.device("cpu"))
     training.pixels.close()
     training.settings = replace(training.settings, config=replace(TINY, time_budget="100s"))
     training.history = [Epoch(1, "fine_tune", 0.1, 0.1, "log_loss", 0.1, 1.0, 1.0, 0.1, 50.0)]
-    training.started, training.seconds_an_image = time.monotonic() - 50, 0.1
+    training.started, training.validation_seconds_per_image = time.monotonic() - 50, 0.1
     assert training.out_of_time(images) == over
 
 

@@ -270,5 +270,5 @@ def test_precision_asked_for_is_kept_for_every_label(table: Path, tmp_path: Path
 
 def test_labels_have_thresholds_in_any_case() -> None:
     labels = np.array([[0, 1], [1, 1]])
-    assert str(finalize.check(TINY, labels, 2)) == "f1"
-    assert str(finalize.check(replace(TINY, threshold_for="recall:0.9"), labels, 2)) == "recall:0.9"
+    assert str(finalize.threshold_goal(TINY, labels, 2)) == "f1"
+    assert str(finalize.threshold_goal(replace(TINY, threshold_for="recall:0.9"), labels, 2)) == "recall:0.9"
