@@ -231,7 +231,7 @@ def test_planted_label_errors_rank_high(tmp_path: Path) -> None:
     sample = generate.draw(tmp_path / "faces", images=300)
     done = run_script(
         "run_pipeline.py", *data_flags(sample), "--stages", "dataset,train,evaluate,error_analysis", "--image_size", 96,
-        "--fine_tune", "never", "--", 0, "--device", "cpu", "--output_dir", tmp_path / "outputs",
+        "--fine_tune", "never", "--corruption_images", 0, "--device", "cpu", "--output_dir", tmp_path / "outputs",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     run_dir = find_run(tmp_path / "outputs", "latest")
