@@ -33,6 +33,9 @@ from spectacles.report.review_page import Review
 
 log = logging.getLogger("spectacles")
 
+FOLDS = 5
+"""Of the logistic regression that checks labels out of fold."""
+
 
 def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     """Writes misclassified.csv, nearest.csv, confused_pairs.csv, noisy_labels.csv, review.html, and galleries."""
@@ -167,7 +170,7 @@ def check_labels(
     """
     labels = label_sets.encode(rows["label"], info.classes, info.multi_label)
     groups = rows["cluster"].to_numpy(dtype=np.int64)
-    probabilities = label_quality.out_of_fold_probabilities(features, labels, config.folds, config.seed, groups)
+    probabilities = label_quality.out_of_fold_probabilities(features, labels, FOLDS, config.seed, groups)
     if config.fine_tuned_folds:
         device = resolve_device(config.device)
         fine_tuned = cross_training.out_of_fold_probabilities(

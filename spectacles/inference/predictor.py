@@ -70,10 +70,14 @@ class Predictor:
         self.classifier.to(device)
 
     @property
-    def lanes(self) -> tuple[int, int]:
-        """(threads that may predict at once, pictures that each should take at a time) to use the device best."""
-        threads = engines.num_streams(self.engine, self.device)
-        return threads, engines.CHUNK if threads > 1 else self.batch_size
+    def num_streams(self) -> int:
+        """Threads that should predict at once to use the device best."""
+        return engines.num_streams(self.engine, self.device)
+
+    @property
+    def stream_batch_size(self) -> int:
+        """Images that each of these threads should take at a time."""
+        return engines.CHUNK if self.num_streams > 1 else self.batch_size
 
     def embed(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (B, S, S, C), as `info.preprocessing` gives them -> features (B, D) and last maps (B, E), float32."""

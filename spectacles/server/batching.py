@@ -89,14 +89,13 @@ class Batcher:
         self._done = time.monotonic()
         self._waiting: SimpleQueue[Job | None] = SimpleQueue()
         self._ready: SimpleQueue[Job | None] = SimpleQueue()
-        self._room = Semaphore(AHEAD * math.prod(model.lanes))
+        self._room = Semaphore(AHEAD * model.num_streams * model.stream_batch_size)
 
     async def __aenter__(self) -> Batcher:
         self._loop = asyncio.get_running_loop()
         self._decoding = ThreadPoolExecutor(1, "decode explained")
         self._inference = ThreadPoolExecutor(1, "explain")
-        lanes = self.model.lanes[0]
-        targets = [self._decode_all] * self.decoders.count + [self._infer_all] * lanes
+        targets = [self._decode_all] * self.decoders.count + [self._infer_all] * self.model.num_streams
         self._threads = [Thread(target=target, name=target.__name__) for target in targets]
         for thread in self._threads:
             thread.start()
@@ -213,7 +212,7 @@ class Batcher:
 
     def _infer_all(self) -> None:
         while (job := self._ready.get()) is not None:
-            jobs = [job, *_more(self._ready, job.model.lanes[1] - 1)]
+            jobs = [job, *_more(self._ready, job.model.stream_batch_size - 1)]
             self._room.release(len(jobs))
             for model, batch in groupby(jobs, key=lambda job: job.model):
                 wanted = [job for job in batch if self._wanted(job)]

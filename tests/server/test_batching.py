@@ -23,8 +23,8 @@ PIXELS = np.zeros((2, 2, 3), dtype=np.uint8)
 class Model:
     """Predicts what a content says; waits for `go` first."""
 
-    lanes = (1, 4)
-    """One thread, four pictures at a time."""
+    num_streams = 1
+    stream_batch_size = 4
 
     def __init__(self, name: str = "one") -> None:
         self.name, self.info = name, SimpleNamespace(preprocessing=name)
@@ -212,7 +212,7 @@ def test_a_file_that_kills_the_decoder_spoils_no_other() -> None:
 
 
 def test_pictures_are_not_prepared_long_before_they_are_needed() -> None:
-    most = batching.AHEAD * Model.lanes[1]
+    most = batching.AHEAD * Model.stream_batch_size
 
     async def test(batcher: Batcher, model: Model) -> None:
         model.go.clear()

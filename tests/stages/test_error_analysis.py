@@ -40,7 +40,7 @@ class Prepared:
         self.table.to_csv(self.run_dir.predictions, index=False)
         facts = {"summary": [], "metrics": {}, "artifacts": [], "model_id": "x", "accuracy_interval": (0.0, 1.0)}
         self.run_dir.save_result("evaluate", EvaluateReport(scored_on=scored_on, **facts))
-        config = ErrorAnalysisConfig(device="cpu", num_workers=1, folds=4, gallery_size=4, batch_size=3, **flags)
+        config = ErrorAnalysisConfig(device="cpu", num_workers=1, gallery_size=4, batch_size=3, **flags)
         return error_analysis.run(config, self.run_dir)
 
     def predict(self, row: int, predicted: str, confidence: float) -> None:
@@ -237,8 +237,6 @@ def test_user_errors_are_clear(prepared: Prepared) -> None:
         error_analysis.run(config, prepared.run_dir)
     with pytest.raises(UserError, match="--fine_tuned_folds 1"):
         error_analysis.run(ErrorAnalysisConfig(device="cpu", fine_tuned_folds=1), prepared.run_dir)
-    with pytest.raises(UserError, match="--folds 1"):
-        error_analysis.run(ErrorAnalysisConfig(device="cpu", folds=1), prepared.run_dir)
     prepared.run()
     prepared.run_dir.predictions.unlink()
     with pytest.raises(UserError, match=r"run `python evaluate\.py"):

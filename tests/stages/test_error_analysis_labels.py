@@ -75,7 +75,7 @@ def analyse(run_dir: RunDir, table: pd.DataFrame) -> ErrorReport:
     table.to_csv(run_dir.predictions, index=False)
     facts = {"summary": [], "metrics": {}, "artifacts": [], "model_id": "x", "accuracy_interval": (0.0, 1.0)}
     run_dir.save_result("evaluate", EvaluateReport(scored_on="test", **facts))
-    config = ErrorAnalysisConfig(device="cpu", num_workers=1, folds=4, gallery_size=4, batch_size=8)
+    config = ErrorAnalysisConfig(device="cpu", num_workers=1, gallery_size=4, batch_size=8)
     return error_analysis.run(config, run_dir)
 
 

@@ -73,8 +73,6 @@ class EvaluateConfig(RunConfig, ComputeConfig):
 
 @dataclass(frozen=True)
 class ErrorAnalysisConfig(RunConfig, ComputeConfig, GalleryConfig, ExplainConfig):
-    folds: Annotated[int, Field(ge=2)] = 5
-    """Folds of the logistic regression that looks for wrong labels."""
     fine_tuned_folds: Annotated[int, Field(ge=0)] = 0
     """Folds of fine-tuned networks that look for wrong labels as well; each costs a training. 0 leaves them out."""
 
