@@ -31,7 +31,7 @@ LABELS = ("cat", "dog", "face", "glasses")
 EMPTY = 0.25
 MONTAGES = {"train": 1200, "val": 300, "test": 400}
 SIDE = 160
-TOLD = ("accuracy", "label_accuracy", "micro_f1", "macro_f1", "mean_average_precision", "log_loss", "ece")
+METRICS = ("accuracy", "label_accuracy", "micro_f1", "macro_f1", "mean_average_precision", "log_loss", "ece")
 
 
 def draw(tables: list[Path], folder: Path, seed: int) -> Path:
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     train = json.loads(finished.result("train").read_text(encoding="utf-8"))
     halves = at_one_half(finished)
     print(f"{own['images']} test montages, trained in {train['seconds']:.0f} s")
-    rows = [{"metric": name, "own thresholds": own[name], "0.5 for all": halves[name]} for name in TOLD]
+    rows = [{"metric": name, "own thresholds": own[name], "0.5 for all": halves[name]} for name in METRICS]
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4f}".format))
     f1 = ", ".join(f"{name} {score['f1']:.3f}" for name, score in own["per_class"].items())
     print(f"F1 of each label: {f1}")

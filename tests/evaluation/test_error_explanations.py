@@ -142,11 +142,11 @@ def test_a_photo_that_is_gone_is_named(scored: pd.DataFrame, bundle_dir: Path, t
 def test_of_several_labels_the_most_probable_decided_one_is_explained(
     scored: pd.DataFrame, make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    captions_seen: list[str] = []
     draw = error_explanations.image_grid
 
     def listen(pictures: list[Image.Image], captions: list[str], *rest: object) -> Path:
-        told.extend(captions)
+        captions_seen.extend(captions)
         return draw(pictures, captions, *rest)
 
     monkeypatch.setattr(error_explanations, "image_grid", listen)
@@ -159,4 +159,4 @@ def test_of_several_labels_the_most_probable_decided_one_is_explained(
     checked = json.loads((tmp_path / "out" / "faithfulness.json").read_text(encoding="utf-8"))["methods"]["gradcam"]
     # cat is more probable than the labels that were decided on, and is explained where there are none
     assert {name: of["images"] for name, of in checked["classes"].items()} == {"face": 4, "cat": 13}
-    assert "none -> dog, 0.750" in told[0] and told[1] == "gradcam: saliency for dog"
+    assert "none -> dog, 0.750" in captions_seen[0] and captions_seen[1] == "gradcam: saliency for dog"

@@ -84,6 +84,6 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
         assert second.height > 1.5 * first.height
 
 
-def test_a_network_without_such_a_layout_is_told() -> None:
+def test_a_network_without_such_a_layout_is_reported() -> None:
     with pytest.raises(NoFeatureMap, match="not laid out like the image"):
         stage_maps(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), torch.zeros(1, 3, 32, 32))

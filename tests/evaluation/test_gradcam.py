@@ -138,7 +138,7 @@ def test_the_heat_is_gradient_times_activation_before_the_last_reduction() -> No
     np.testing.assert_allclose(grad_cam(classifier, images, targets), expected.numpy(), atol=1e-5)
 
 
-def test_a_backbone_without_a_map_is_told() -> None:
+def test_a_backbone_without_a_map_is_reported() -> None:
     class Flat(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.flatten(1)[:, :2]

@@ -33,7 +33,7 @@ def bundle_dir(make_bundle: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Names that want to collide or to get out, and a file that is no picture."""
+    """Names that want to collide or to get out, and a file that is not a picture."""
     folder = tmp_path / "photos"
     for number, name in enumerate(["a.png", "a.jpg", "b/a.png", "b/a..png", "b/日本 語.png", "b/c*d.png"]):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,9 +106,9 @@ def test_a_single_photo_is_answered_on_the_screen_with_the_overlays_path(
     bundle_dir: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(bundle_dir, [photos / "a.png"], output_dir=tmp_path / "outputs")
-    answer, told = capsys.readouterr().out.splitlines()
+    answer, note = capsys.readouterr().out.splitlines()
     assert answer.startswith(f"{photos / 'a.png'}: ")
-    path = Path(told.partition(": ")[2])
+    path = Path(note.partition(": ")[2])
     assert path.is_file() and path.name == "000001-a.png"
     assert path.parent.parent.parent == tmp_path / "outputs"
     with pytest.raises(UserError, match="was rejected"):
@@ -160,7 +160,7 @@ def test_no_more_than_a_batch_is_read_ahead(bundle_dir: Path, photos: Path, tmp_
     assert taken == 4
 
 
-def test_a_backbone_without_a_map_is_told_with_the_methods_that_work(
+def test_a_backbone_without_a_map_is_reported_with_the_methods_that_work(
     bundle_dir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reject(*_: object) -> None:

@@ -107,7 +107,7 @@ def odd_files() -> dict[str, bytes]:
         "converted_animated.png": encoded(red, "PNG", **frames()),
         "converted_pages.tiff": encoded(red, "TIFF", **frames()),
         "rejected_empty.jpg": b"",
-        "rejected_text.jpg": b"this is no picture\n",
+        "rejected_text.jpg": b"this is not a picture\n",
         "rejected_truncated.jpg": photo[: len(photo) // 2],
         "rejected_truncated.png": encoded(noise(18))[:90],
         "rejected_only_a_start.jpg": photo[:20],

@@ -118,7 +118,7 @@ def test_a_parquet_list_keeps_text_empty_cells_and_lists(tmp_path: Path) -> None
         collect([str(tmp_path / "broken.parquet")], PredictCommand())
 
 
-def test_what_cannot_be_reached_is_told(store: str) -> None:
+def test_what_cannot_be_reached_is_reported(store: str) -> None:
     with pytest.raises(UserError, match="cannot be reached"):
         collect(["nonsense://bucket/photos"], PredictCommand())
     with pytest.raises(UserError, match="cannot be reached"):
@@ -207,7 +207,7 @@ def test_a_marker_of_a_folder_is_no_photo(store: str) -> None:
     assert "" not in remote_files.names_in(address) and "photos" not in remote_files.names_in(address)
 
 
-def test_a_name_that_leads_to_another_file_is_told(store: str) -> None:
+def test_a_name_that_leads_to_another_file_is_reported(store: str) -> None:
     fsspec.filesystem("memory").pipe_file(f"{store}/odd/a::b.png", b"")
     with pytest.raises(UserError, match=r"a::b\.png', which has no address of its own"):
         collect([f"{store}/odd"], PredictCommand())

@@ -121,7 +121,7 @@ def test_a_part_is_begun_a_number_of_times_until_it_is_written(folder: str) -> N
     assert plan.begin(1) == 1
 
 
-def test_a_damaged_plan_is_told(folder: str) -> None:
+def test_a_damaged_plan_is_reported(folder: str) -> None:
     remote_files.write(f"{folder}/{shards.PLAN}", b"{")
     with pytest.raises(UserError, match=r"plan\.json is damaged"):
         shards.open_folder(folder, inputs(), "model", COLUMNS)

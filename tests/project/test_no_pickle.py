@@ -113,7 +113,7 @@ def test_nothing_loads_pickled_data_but_for_what_has_a_reason():
         ("eval(x)", "eval"),
     ],
 )
-def test_whoever_would_load_it_is_found(code, found):
+def test_code_that_would_load_a_pickle_is_found(code, found):
     assert list(suspects(code)) == [found]
 
 

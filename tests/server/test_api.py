@@ -150,7 +150,7 @@ def test_too_many_files_are_rejected_and_the_limit_is_allowed(client: TestClient
     assert f"at most {MAX_FILES}" in rejected.json()["detail"]
 
 
-def test_requests_without_the_file_field_are_told_how_to_send_one(client: TestClient) -> None:
+def test_requests_without_the_file_field_are_reported_how_to_send_one(client: TestClient) -> None:
     wrong_name = client.post("/predict", files={"photo": READABLE["jpeg"]})
     no_multipart = client.post("/predict", content=READABLE["jpeg"], headers={"Content-Type": "image/jpeg"})
     text_field = client.post("/predict", data={"file": "photo.jpg"})

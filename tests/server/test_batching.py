@@ -71,7 +71,7 @@ class Decode:
 
     def decoded(self, name: str, preprocessing: Any) -> Decoded:
         rejected = name.startswith("bad") or name == "bomb"
-        return Decoded(f"{name} for {preprocessing}" if name == "told" else name, None if rejected else PIXELS, (),
+        return Decoded(f"{name} for {preprocessing}" if name == "slow" else name, None if rejected else PIXELS, (),
                        "broken" if rejected else "")  # fmt: skip
 
 
@@ -299,15 +299,15 @@ def test_an_exchanged_model_answers_what_it_has_prepared_itself() -> None:
         model.go.clear()
         first = asyncio.create_task(batcher.predict(b"first"))
         await started(model)
-        before = asyncio.create_task(batcher.predict(b"told"))
+        before = asyncio.create_task(batcher.predict(b"slow"))
         await settle(batcher, 1)
         batcher.model = Model("two")  # type: ignore[assignment]
-        after = asyncio.create_task(batcher.predict(b"told"))
+        after = asyncio.create_task(batcher.predict(b"slow"))
         await settle(batcher, 2)
         model.go.set()
         answers = await asyncio.gather(first, before, after)
-        told = ["one: first", "one: told for one", "two: told for two"]
-        assert [answer.prediction.label for answer in answers] == told
+        labels = ["one: first", "one: slow for one", "two: slow for two"]
+        assert [answer.prediction.label for answer in answers] == labels
 
     run(test)
 

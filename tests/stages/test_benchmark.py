@@ -169,7 +169,7 @@ def test_given_data_each_backbone_is_trained_and_scored_on_validation_data_only(
     assert row["parameters"] == PARAMETERS
     assert row["train_seconds"] == json.loads((own / "train" / "result.json").read_text())["train_seconds"]
     assert "test" in set(pd.read_csv(done.path / "data" / "dataset" / "splits.csv")["split"])
-    assert not (tmp_path / "latest").exists(), "a benchmark is no run that other commands go on with"
+    assert not (tmp_path / "latest").exists(), "other commands do not continue a benchmark"
 
 
 def test_a_mistake_in_the_data_ends_the_benchmark_at_once(tmp_path: Path, monkeypatch) -> None:

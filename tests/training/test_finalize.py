@@ -245,7 +245,7 @@ def test_a_model_that_knows_nothing_abstains_on_every_image() -> None:
     assert "abstains on every image" in decided.sentences[1]
 
 
-def test_a_precision_out_of_reach_is_told() -> None:
+def test_a_precision_out_of_reach_is_reported() -> None:
     labels = np.tile([0, 1], 100)
     logits = np.stack([np.zeros(200), np.random.default_rng(0).normal(size=200) - 2 * labels], axis=1)
     decided = decide(replace(TINY, threshold_for="precision:0.99"), INFO, logits, labels, None)
