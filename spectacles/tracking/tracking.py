@@ -196,15 +196,7 @@ def log_report(report: Report, run_dir: RunDir) -> None:
 def _start_sender(run_dir: RunDir) -> "subprocess.Popen[bytes] | None":
     """The process that delivers the event log, in a process group of its own: Ctrl-C does not reach it."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    command = [
-        sys.executable,
-        "-m",
-        "spectacles.tracking.tracking",
-        "send",
-        str(run_dir.path),
-        "--parent",
-        str(os.getpid()),
-    ]
+    command = [sys.executable, "-m", "spectacles.tracking", "send", str(run_dir.path), "--parent", str(os.getpid())]
     try:
         with (run_dir.path / event_log.LOG).open("ab") as output:
             sender = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
