@@ -67,7 +67,7 @@ def test_files_and_globs_at_an_address(store: str) -> None:
     given_name = f"{store}/sub/[x]*.png"
     assert collect([given_name], PredictCommand()).paths == [given_name]
     assert collect([f"{store}/*.png"], PredictCommand()).paths == [f"{store}/b 2.png", f"{store}/b 10.png"]
-    with pytest.raises(UserError, match="no file, no folder and matches nothing"):
+    with pytest.raises(UserError, match="is neither a file nor a folder and matches nothing"):
         collect([f"{store}/nothing"], PredictCommand())
 
 
