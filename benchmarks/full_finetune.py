@@ -100,7 +100,7 @@ def print_profile(side: str, take_steps: Callable[[int], None], args: argparse.N
 
 
 def measure(side: str, args: argparse.Namespace) -> float:
-    """Images a second of one round, in a fresh process."""
+    """Images per second of one round, in a fresh process."""
     settings = ("image_size", "batch_size", "steps", "device")
     flags = [part for name in settings for part in (f"--{name}", str(getattr(args, name)))]
     flags += ["--profile"] if args.profile else []

@@ -39,7 +39,7 @@ def draw(tables: list[Path], folder: Path, seed: int) -> Path:
     photos = pd.concat([common.read_splits(path) for path in tables])
     unknown = set(photos["label"]) - set(SHOWS)
     if unknown:
-        raise UserError(f"--splits: the label {min(unknown)!r} is none of {', '.join(SHOWS)}.")
+        raise UserError(f"--splits: the label {min(unknown)!r} is not one of {', '.join(SHOWS)}.")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng, rows = np.random.default_rng(seed), []
     for split, count in MONTAGES.items():

@@ -185,9 +185,9 @@ def _filtered(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--data", type=Path, help="photos with right labels: train.csv and dataset/, or a folder a class"
+        "--data", type=Path, help="photos with correct labels: train.csv and dataset/, or one folder per class"
     )
-    parser.add_argument("--label_column", help="columns of 0 and 1 in train.csv, with commas between: a label each")
+    parser.add_argument("--label_column", help="columns of 0 and 1 in train.csv, one per label, separated by commas")
     parser.add_argument("--output_dir", type=Path, default=common.ROOT / "outputs" / "bench" / "noisy_labels")
     with common.exit_codes():
         run(parser.parse_args())

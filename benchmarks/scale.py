@@ -34,7 +34,7 @@ CLASSES = ["no", "yes"]
 
 
 def predict(args: argparse.Namespace) -> dict[str, object]:
-    """Images a second and resident memory of `predict.py` on a folder of generated photos."""
+    """Images per second and resident memory of `predict.py` on a folder of generated photos."""
     if not args.bundle.is_dir():
         raise UserError(f"--bundle {args.bundle} is not a folder: give the train/bundle of a run.")
     with tempfile.TemporaryDirectory() as folder:

@@ -99,7 +99,7 @@ class PredictCommand(PredictConfig, FileNameConfig):
 
     engine: Literal["auto", "torch", "onnxruntime", "openvino", "ray"] = "auto"  # type: ignore[assignment]
     """What runs the network on the CPU; auto: the fastest here that gives torch's answers. ray: a Ray cluster, or a
-    worker a core of this machine, each with auto; it writes a folder of Parquet files."""
+    worker per core of this machine, each with auto; it writes a folder of Parquet files."""
     image_dir: str | None = None
     """Folder or address that the table's file names start from. Default: the table's own."""
 
