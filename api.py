@@ -4,11 +4,17 @@ import argparse
 import sys
 
 
+def port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: 0 to 65535")
+    return int(text)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve a bundle over HTTP, with a page to try it at /.")
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on. One that other machines can reach "
                         "needs SPECTACLES_API_KEYS.")  # fmt: skip
-    parser.add_argument("--port", type=int, default=8000, help="Port to listen on; 0 takes a free one.")
+    parser.add_argument("--port", type=port, default=8000, help="Port to listen on; 0 takes a free one.")
     parser.add_argument("--bundle", help="Bundle folder. Default: SPECTACLES_BUNDLE, else the latest run's.")
     parser.add_argument("--output_dir", help="Folder of the runs. Default: SPECTACLES_OUTPUT_DIR, else outputs.")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps. Default: SPECTACLES_DEVICE, else auto.")
@@ -49,8 +55,10 @@ from spectacles.server.schemas import (
     Status,
     Swapped,
 )
+from spectacles.server.protocol import MAX_CONNECTIONS
 from spectacles.server.serve import serve
 from spectacles.server.service import LOADING, Service
+from spectacles.server.sockets import listen
 
 AGAIN = {"Retry-After": "1"}
 
@@ -259,4 +267,5 @@ def main(args: argparse.Namespace) -> None:
                 f"--host {args.host} lets other machines in, and there are no keys: set SPECTACLES_API_KEYS "
                 "(python api.py --make_key NAME prints one), or leave --host out."
             )
-    serve(app, args.host, args.port, given.drain)
+        listener = listen(args.host, args.port, MAX_CONNECTIONS)
+    serve(app, listener, given.drain)

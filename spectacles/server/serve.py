@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -11,8 +12,11 @@ from typing import Any
 
 import uvicorn
 
-from spectacles.server.protocol import MAX_CONNECTIONS, LoadSheddingProtocol
-from spectacles.server.sockets import drop_new_connections, listen, pending_connections
+from spectacles.server.protocol import LoadSheddingProtocol
+from spectacles.server.sockets import drop_new_connections, pending_connections, url
+
+log = logging.getLogger("uvicorn.error")
+"""Where uvicorn itself says what the server does, on stderr."""
 
 POLL_SECONDS = 0.05
 FIRST_REQUEST_SECONDS = 2.0
@@ -70,13 +74,13 @@ class DrainingServer(uvicorn.Server):
         return LoadSheddingProtocol(self.config, self.server_state, self.lifespan.state)
 
 
-def serve(app: Any, host: str, port: int, seconds: float) -> None:
+def serve(app: Any, listener: socket.socket, seconds: float) -> None:
     """Runs until a signal. The app provides `app.state.drain` for SIGTERM and `app.state.reload` for SIGHUP."""
     config = uvicorn.Config(
-        app, host=host, port=port, http=LoadSheddingProtocol, access_log=False,
-        timeout_graceful_shutdown=GRACE_SECONDS, backlog=MAX_CONNECTIONS,
+        app, http=LoadSheddingProtocol, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS,
     )  # fmt: skip
     server = DrainingServer(config, app.state.drain, seconds)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: app.state.reload())
-    server.run([listen(config)])
+    log.info("Uvicorn running on %s (Press CTRL+C to quit)", url(*listener.getsockname()[:2]))
+    server.run([listener])

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
-import uvicorn
+from spectacles.core.errors import UserError
 
 SO_ATTACH_FILTER = 26
 """asm-generic/socket.h; Python does not name it."""
@@ -20,11 +20,20 @@ FLAGS, SYN = 13, 0x02
 DROP_SYN = ((LOAD_BYTE, 0, 0, FLAGS), (JUMP_IF_SET, 0, 1, SYN), (RETURN, 0, 0, 0), (RETURN, 0, 0, 0xFFFFFFFF))
 
 
-def listen(config: uvicorn.Config) -> socket.socket:
-    """Logs the address. From then on clients wait while the app starts; uvicorn would let them be refused."""
-    listener = config.bind_socket()
-    listener.listen(config.backlog)
-    return listener
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """Clients may connect from now on, and wait while the app starts; uvicorn would let them be refused. Port 0 takes a
+    free one. Raises UserError where nothing can listen."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=backlog)
+    except OSError as error:
+        raise UserError(
+            f"The server cannot listen on {url(host, port)} ({error}): choose another --host or --port."
+        ) from None
+
+
+def url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def drop_new_connections(listener: socket.socket) -> None:

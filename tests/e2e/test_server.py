@@ -97,6 +97,7 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from spectacles.server.serve import serve
+from spectacles.server.sockets import listen
 
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -111,7 +112,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body"})
 
 app.state = SimpleNamespace(drain=lambda: None, reload=lambda: None)
-serve(app, "127.0.0.1", 0, 0)
+serve(app, listen("127.0.0.1", 0, 10), 0)
 """
 
 
