@@ -45,6 +45,7 @@ from spectacles.core.errors import UserError
 from spectacles.server import auth, forms, handlers, limits, middleware, page, schemas, service, settings, telemetry
 from spectacles.server.auth import Rejected
 from spectacles.server.openapi import DENIED, EXPLAINED, METRICS, NOT_READY, REJECTIONS, page_for
+from spectacles.server.protocol import MAX_CONNECTIONS
 from spectacles.server.schemas import (
     Explanation,
     ModelCard,
@@ -55,7 +56,6 @@ from spectacles.server.schemas import (
     Status,
     Swapped,
 )
-from spectacles.server.protocol import MAX_CONNECTIONS
 from spectacles.server.serve import serve
 from spectacles.server.service import LOADING, Service
 from spectacles.server.sockets import listen
