@@ -14,8 +14,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import IO, Protocol
 
 import pandas as pd
 import torch
@@ -57,18 +60,31 @@ class Outcome:
         return self.lost + self.unloadable + self.orphans + self.left_over + self.different
 
 
-def run(output_dir: Path, kills: int, seed: int, images: int = IMAGES) -> Outcome:
+class Process(Protocol):
+    """What is used of subprocess.Popen."""
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+
+
+def popen(command: list[str], output: IO[bytes]) -> Process:
+    return subprocess.Popen([sys.executable, *command], cwd=common.ROOT, stdout=output, stderr=output)
+
+
+def run(output_dir: Path, kills: int, seed: int, launch: Callable[[list[str], IO[bytes]], Process] = popen) -> Outcome:
     random.seed(seed)
     output_dir.mkdir(parents=True, exist_ok=True)
-    sample = generate.draw(output_dir / "sample", images=images)
+    sample = generate.draw(output_dir / "sample", images=IMAGES)
     whole = _folder(output_dir / "whole")
-    if start(sample, whole, resume=False).wait() != 0:
+    launcher = partial(_start, launch, sample)
+    if launcher(whole).wait() != 0:
         raise UserError(f"the run without a disturbance failed: see {whole.output_dir / 'printed.txt'}.")
     outcome = Outcome()
     while outcome.kills < kills:
         outcome.runs += 1
         killed = _folder(output_dir / f"killed-{outcome.runs}")
-        end = _kill_until_done(sample, killed, outcome, kills)
+        end = _kill_until_done(launcher, killed, outcome, kills)
         _judge(whole, killed, end, outcome)
     return outcome
 
@@ -78,19 +94,19 @@ def _folder(output_dir: Path) -> RunDir:
     return RunDir(output_dir / NAME)
 
 
-def start(sample: Path, run_dir: RunDir, resume: bool) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable, "run_pipeline.py", "--train_csv", sample / "train.csv", "--image_dir", sample / "dataset",
-        "--output_dir", run_dir.output_dir, *FLAGS, *["--resume"] * resume,
-    ]  # fmt: skip
+def _start(launch: Callable[[list[str], IO[bytes]], Process], sample: Path, run_dir: RunDir) -> Process:
+    """Goes on with what stands in the run folder already."""
+    resume = ["--resume"] if run_dir.config.is_file() else []
+    command = ["run_pipeline.py", "--train_csv", sample / "train.csv", "--image_dir", sample / "dataset",
+               "--output_dir", run_dir.output_dir, *FLAGS, *resume]  # fmt: skip
     with (run_dir.output_dir / "printed.txt").open("ab") as printed:
-        return subprocess.Popen(list(map(str, command)), cwd=common.ROOT, stdout=printed, stderr=printed)
+        return launch(list(map(str, command)), printed)
 
 
-def _kill_until_done(sample: Path, run_dir: RunDir, outcome: Outcome, kills: int) -> int:
+def _kill_until_done(launcher: Callable[[RunDir], Process], run_dir: RunDir, outcome: Outcome, kills: int) -> int:
     """The exit status of the last process, which was left in peace."""
     while True:
-        process = start(sample, run_dir, resume=run_dir.config.is_file())
+        process = launcher(run_dir)
         if outcome.kills == kills or not _reached_its_end(process, run_dir):
             return process.wait()
         before = _newest(run_dir)
@@ -107,7 +123,7 @@ def _kill_until_done(sample: Path, run_dir: RunDir, outcome: Outcome, kills: int
         outcome.lost += not finished and before is not None and (found is None or found.values["number"] < before)
 
 
-def _reached_its_end(process: subprocess.Popen[bytes], run_dir: RunDir) -> bool:
+def _reached_its_end(process: Process, run_dir: RunDir) -> bool:
     """Waits for a random moment; False where the process has ended before it."""
     until = time.monotonic() + random.uniform(0, EARLY_SECONDS) if random.random() < EARLY else float("inf")
     wanted, last, seen = random.randint(0, MOST_CHECKPOINTS), _newest(run_dir), 0

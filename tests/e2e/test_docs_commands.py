@@ -1,7 +1,6 @@
 """Blocks of the pages that are marked `sh run`, run as they stand there."""
 
 import csv
-import os
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pages
 import pytest
 import warm
-from command_line import PATIENCE, ROOT, Finished
+from command_line import PATIENCE, ROOT, Finished, clean_environment
 
 BLOCKS = [block for block in pages.blocks() if block.runs]
 
@@ -32,7 +31,7 @@ def folder(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page}-{block.content[:30]!r}")
 def test_a_block_runs(block: pages.Block, folder: Path) -> None:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SPECTACLES_", "MLFLOW_"))}
+    clean = clean_environment()
     for environment, (python, *words) in block.commands():
         assert python == "python"
         done = warm.run([str(ROOT / words[0]), *words[1:]], folder, clean | environment, timeout=PATIENCE)

@@ -1,16 +1,16 @@
 """predict.py on files as people have them, and Ctrl-C in the middle of training."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import ROOT, SMALL, Finished, data_flags, run_script
+import warm
+from command_line import ROOT, SMALL, Finished, clean_environment, data_flags, run_script
+from tracking_servers import until
 
 from spectacles.core.run_dir import find_run
 from spectacles.models.bundle import read_bundle_info
@@ -114,20 +114,17 @@ def test_a_signal_leaves_a_usable_bundle_and_a_checkpoint(
     finished: Finished, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     assert run_script("dataset.py", *data_flags(finished.sample), "--output_dir", tmp_path).returncode == 0
-    command = [sys.executable, str(ROOT / "train.py"), *SMALL[:6], "--epochs", "500", "--patience", "500"]
-    training = subprocess.Popen(
-        [*command, "--output_dir", str(tmp_path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    assert training.stdout is not None
-    next(line for line in training.stdout if "epoch 2/501" in line)
+    command = ["train.py", *SMALL[:6], "--epochs", "500", "--patience", "500", "--output_dir", str(tmp_path)]
+    printed, errors = tmp_path / "printed.txt", tmp_path / "errors.txt"
+    with printed.open("wb") as stdout, errors.open("wb") as stderr:
+        training = warm.Process(warm.request(command, ROOT, clean_environment(), stdout, stderr))
+    until(lambda: "epoch 2/501" in printed.read_text() or training.poll() is not None, "the second epoch is over")
     training.send_signal(number)
-    output, errors = training.communicate(timeout=60)
+    assert training.wait(timeout=60) == status, errors.read_text()
     run_dir = find_run(tmp_path, "latest")
-    assert training.returncode == status, errors
     assert checkpoint.load_newest(run_dir.folder("train")) is not None
-    assert "Traceback" not in errors
-    assert f"--bundle {run_dir.bundle}" in output
+    assert "Traceback" not in errors.read_text()
+    assert f"--bundle {run_dir.bundle}" in printed.read_text()
     assert not run_dir.done("train")
     assert read_bundle_info(run_dir.bundle)[0].epoch >= 1
     table = pd.read_csv(run_dir.splits)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from command_line import PATIENCE, ROOT
+from command_line import PATIENCE, ROOT, clean_environment
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from tracking_servers import Proxy, Server, postgres, until
@@ -26,7 +26,7 @@ class Command:
 
     def __init__(self, output_dir: Path, name: str, to: str | None) -> None:
         self.run_dir = RunDir(output_dir / name)
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("SPECTACLES_", "MLFLOW_"))}
+        clean = clean_environment()
         environment = clean | {"PYTHONPATH": os.pathsep.join([str(ROOT), clean.get("PYTHONPATH", "")])}
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "helpers" / "tracked_command.py"), str(output_dir), name], text=True,

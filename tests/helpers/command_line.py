@@ -31,7 +31,7 @@ def run_command(
     return subprocess.run(
         command,
         cwd=ROOT,
-        env=_clean() | (environment or {}),
+        env=clean_environment() | (environment or {}),
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -44,10 +44,10 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """The same, seconds sooner: forked from a warm process, and nothing is delivered to MLflow."""
     command = [str(ROOT / script), *map(str, arguments)]
-    return warm.run(command, ROOT, _clean() | (environment or {}), timeout=PATIENCE)
+    return warm.run(command, ROOT, clean_environment() | (environment or {}), timeout=PATIENCE)
 
 
-def _clean() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(("SPECTACLES_", "MLFLOW_"))}
 
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 LIBRARIES = (
     "captum.attr", "cleanlab.rank", "fsspec", "jinja2", "jsonargparse", "matplotlib.figure", "onnxruntime", "pandas",
@@ -23,29 +25,61 @@ LIBRARIES = (
 """None of ours, which a command imports as from a shell; none that starts threads, which do not survive a fork."""
 
 
+class Process:
+    """A started command, like subprocess.Popen. The warm process attends to one at a time: wait for its end."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self.server = server
+        self.pid = int(server.recv(64))
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        with suppress(TimeoutError):
+            self.wait(timeout=1e-3)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises TimeoutError."""
+        if self.returncode is None:
+            self.server.settimeout(timeout)
+            try:
+                self.returncode = int(self.server.recv(64))
+            finally:
+                self.server.settimeout(None)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+
+def request(
+    command: list[str], folder: Path, environment: dict[str, str], output: IO[bytes], errors: IO[bytes]
+) -> socket.socket:
+    """Asks the warm process to start a script. A Process follows it."""
+    server, content = _server(), {"command": command, "folder": str(folder), "environment": environment}
+    with open(os.devnull, "rb") as nothing:
+        streams = [nothing.fileno(), output.fileno(), errors.fileno()]
+        socket.send_fds(server, [json.dumps(content).encode()], streams)
+    return server
+
+
 def run(
     command: list[str], folder: Path, environment: dict[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
     """Like subprocess.run(capture_output=True, text=True) of a Python script."""
-    server = _server()
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, open(os.devnull, "rb") as nothing:
-        request = {"command": command, "folder": str(folder), "environment": environment}
-        streams = [nothing.fileno(), output.fileno(), errors.fileno()]
-        socket.send_fds(server, [json.dumps(request).encode()], streams)
-        process = int(server.recv(64))
-        server.settimeout(timeout)
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = Process(request(command, folder, environment, output, errors))
         try:
-            status = int(server.recv(64))
+            status = process.wait(timeout)
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                os.kill(process, 9)
-            server.settimeout(None)
-            server.recv(64)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
             raise subprocess.TimeoutExpired(command, timeout) from None
         return subprocess.CompletedProcess(command, status, _text(output), _text(errors))
 
 
-def _text(file: "tempfile._TemporaryFileWrapper[bytes]") -> str:
+def _text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode()
 
@@ -102,12 +136,12 @@ def main() -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.freeze()
-    request = serve(socket.socket(fileno=int(sys.argv[1])))
-    if request is not None:
+    wanted = serve(socket.socket(fileno=int(sys.argv[1])))
+    if wanted is not None:
         os.environ.clear()
-        os.environ.update(request["environment"])
-        os.chdir(request["folder"])
-        sys.argv = request["command"]
+        os.environ.update(wanted["environment"])
+        os.chdir(wanted["folder"])
+        sys.argv = wanted["command"]
         sys.path[0] = str(Path(sys.argv[0]).parent)
         _deliver_nothing()
         runpy.run_path(sys.argv[0], run_name="__main__")

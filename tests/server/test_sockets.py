@@ -1,4 +1,4 @@
-"""The listening socket: open before its address is known; at the end accepted connections are kept, new ones dropped."""
+"""The listening socket: open before its address is known; in the end accepted connections are kept, others dropped."""
 
 import socket
 import sys
