@@ -27,6 +27,8 @@ LOOK_AHEAD = 3
 """Batches prepared before they are needed."""
 STALE = 24 * 3600
 """Seconds after which an unfinished file is abandoned."""
+RESIZER = "rows first"
+"""Part of the name of each file: another order of resizing gives other pixels."""
 FREE_SHARE = 0.5
 """Largest part of the disk's free space that the cache takes, whatever --pixel_cache_gb says."""
 
@@ -154,7 +156,7 @@ def _changed(path: str, change: str) -> UserError:
 
 def _key(hashes: list[str], preprocessing: Preprocessing) -> str:
     """16 hex digits of the contents in their order and of the settings that determine the pixels."""
-    decisive = [preprocessing.shape, preprocessing.resize, preprocessing.interpolation]
+    decisive = [RESIZER, preprocessing.shape, preprocessing.resize, preprocessing.interpolation]
     digest = hashlib.sha256(json.dumps(decisive).encode())
     for content in hashes:
         digest.update(content.encode())

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
 from spectacles.data.images import MAX_PIXELS, ImageRejected, Source, decode
+from spectacles.data.resizing import resize
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -52,11 +53,13 @@ class Preprocessing:
     def fit(self, image: Image.Image) -> Image.Image:
         size, resampling = (self.image_size, self.image_size), RESAMPLING[self.interpolation]
         if self.resize == "squash":
-            return image.resize(size, resampling, reducing_gap=None)
+            return resize(image, size, resampling)
         if self.resize == "crop":
-            return ImageOps.fit(image, size, resampling)
-        scale = self.image_size / max(image.size)  # ImageOps.pad loses a picture whose short side rounds to zero
-        inner = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resampling)
+            side = min(image.size)
+            left, top = (image.width - side) / 2, (image.height - side) / 2
+            return resize(image, size, resampling, (left, top, left + side, top + side))
+        scale = self.image_size / max(image.size)
+        inner = resize(image, (max(1, round(image.width * scale)), max(1, round(image.height * scale))), resampling)
         canvas = Image.new("RGB", size)
         canvas.paste(inner, ((self.image_size - inner.width) // 2, (self.image_size - inner.height) // 2))
         return canvas
