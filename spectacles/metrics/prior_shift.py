@@ -1,0 +1,63 @@
+"""Probabilities under another class mix than the one they were fitted to (Saerens, Latinne and Decaestecker 2002)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spectacles.core.errors import UserError
+from spectacles.metrics.basics import Float64s, Floats
+
+NORM = 1e-6
+"""By which shares that are meant to add up to 1 may miss it."""
+
+
+def parse(text: str, classes: Sequence[str], fitted: Sequence[float], multi_label: bool) -> list[float]:
+    """`1=0.5` or `cat=0.2,dog=0.3` -> the share of each class, 0..1, in the order of `classes`.
+
+    Classes that are not named share the rest in the proportions of `fitted`; with any number of labels per image they
+    keep their share. Raises UserError.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = part.rpartition("=")
+        if name not in classes or not equals:
+            raise UserError(f"--prior {text!r}: {name or part!r} is not one of the classes {', '.join(classes[:20])}.")
+        if name in shares:
+            raise UserError(f"--prior {text!r} names {name!r} twice.")
+        shares[name] = _share(text, number)
+    if multi_label:
+        return [shares.get(name, share) for name, share in zip(classes, fitted, strict=True)]
+    rest, others = 1 - sum(shares.values()), sum(f for n, f in zip(classes, fitted, strict=True) if n not in shares)
+    if rest < -NORM or (len(shares) == len(classes) and rest > NORM) or (len(shares) < len(classes) and rest <= NORM):
+        raise UserError(f"--prior {text!r}: the shares of all classes must add up to 1, each above 0.")
+    return [
+        shares[name] if name in shares else max(0.0, rest) * share / others
+        for name, share in zip(classes, fitted, strict=True)
+    ]
+
+
+def _share(text: str, number: str) -> float:
+    try:
+        share = float(number)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise UserError(f"--prior {text!r}: {number!r} is not a share between 0 and 1.")
+    return share
+
+
+def adjust(probabilities: Floats, fitted: Sequence[float], actual: Sequence[float], multi_label: bool) -> Float64s:
+    """(N, K) under the class shares `fitted` -> (N, K) float64 under `actual`, both (K,), 0..1.
+
+    What each class looks like is taken to be the same, so p(k | x) changes in proportion to its share; with any number
+    of labels per image the odds of each label change by themselves.
+    """
+    given = np.asarray(probabilities, dtype=np.float64)
+    before, after = np.asarray(fitted, dtype=np.float64), np.asarray(actual, dtype=np.float64)
+    if multi_label:
+        has, lacks = given * after / before, (1 - given) * (1 - after) / (1 - before)
+        return np.asarray(has / (has + lacks))
+    weighed = given * after / before
+    return np.asarray(weighed / weighed.sum(axis=1, keepdims=True))
