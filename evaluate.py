@@ -72,9 +72,12 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     if not splits:
         raise UserError(f"{run_dir.splits} has no readable labelled validation or test image: nothing can be scored.")
     scores = {split.name: split_scores.score(split, config) for split in splits}
+    headline = splits[-1]
+    val = next((split for split in splits if split.name == "val"), None)
+    if points := split_scores.other_thresholds(headline, val, config):
+        scores[headline.name]["operating_points"] = points
     write_json(folder / "metrics.json", scores)
 
-    headline = splits[-1]
     scored_rows = rows.loc[headline.rows.index]
     analyses = {}
     if other is not None:

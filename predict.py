@@ -88,7 +88,7 @@ def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
 def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, submission: Path) -> PredictReport:
     """Streams predictions of `inputs` into `output`, and into `submission` where they have ids, in constant memory."""
     device = prepare_device(resolve_device(config.device))
-    predictor = Predictor(bundle, device, config.batch_size, config.engine, images=len(inputs.paths))
+    predictor = Predictor(bundle, device, config.batch_size, config.engine, len(inputs.paths), config.prior)
     prediction_rows.check_top_k(config.top_k, predictor.info)
     outcomes = explained(
         predictor.predict(map(locate, inputs.paths), readers(inputs.paths, config.num_workers)),
@@ -248,7 +248,7 @@ def _bundle_of(config: PredictCommand) -> Path:
 
 def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
     device = prepare_device(resolve_device(config.device))
-    predictor = Predictor(bundle, device, 1, config.engine, images=1)
+    predictor = Predictor(bundle, device, 1, config.engine, 1, config.prior)
     output = _new_folder(config) / "predictions.csv"
     [(outcome, overlay)] = explained(predictor.predict([locate(inputs.paths[0])], 1), inputs, predictor, config, output)
     if outcome.reason:

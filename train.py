@@ -30,6 +30,7 @@ from spectacles.data import file_index, label_sets
 from spectacles.data.pixel_cache import Pixels
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.data.schemas import load_split
+from spectacles.metrics import prior_shift
 from spectacles.models import freezing, recipes
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
@@ -106,6 +107,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     pixels = Pixels(rows, preprocessing, run_dir.cache / "pixels", cache_bytes, config.num_workers)
     train, val = (Examples(pixels, places[split], labels[places[split]]) for split in ("train", "val"))
     weights = balanced_weights(train.labels, len(data.classes)) if config.class_weights == "balanced" else None
+    shares = prior_shift.fitted_shares(train.labels, len(data.classes), weights)
     on_device = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
     return Trainer(
         settings=StepSettings(config, device, len(data.classes), on_device, data.multi_label),
@@ -115,7 +117,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
         train=train,
         val=val,
         augmentation=Augmentation(select(config, AugmentConfig), preprocessing),
-        info=_info(config, data, rows, classifier, preprocessing),
+        info=_info(config, data, rows, classifier, preprocessing, shares),
         run_dir=run_dir,
         started=started,
         rows=rows,
@@ -169,7 +171,12 @@ def _check_processes(config: TrainConfig) -> None:
 
 
 def _info(
-    config: TrainConfig, data: DatasetReport, rows: pd.DataFrame, classifier: Classifier, preprocessing: Preprocessing
+    config: TrainConfig,
+    data: DatasetReport,
+    rows: pd.DataFrame,
+    classifier: Classifier,
+    preprocessing: Preprocessing,
+    class_shares: tuple[float, ...],
 ) -> BundleInfo:
     """What is known before training; the rest is decided at the end."""
     return BundleInfo(
@@ -184,6 +191,7 @@ def _info(
         temperature=1.0,
         data_fingerprint=data.fingerprint,
         training_profile=_profile(rows[rows["split"] == "train"], data.counts["train"]),
+        class_shares=class_shares,
         metric=config.metric,
         metric_value=0.0,
         epoch=0,

@@ -87,6 +87,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             temperature=1.0,
             data_fingerprint="f" * 64,
             training_profile={},
+            class_shares=(1 / len(classes),) * len(classes),
             metric="accuracy",
             metric_value=0.5,
             epoch=1,

@@ -12,9 +12,10 @@ import pandas as pd
 
 from spectacles.core.config import EvaluateConfig
 from spectacles.data import label_sets, schemas
-from spectacles.metrics import abstention, classification, multilabel, scoring, selective
+from spectacles.metrics import abstention, classification, multilabel, operating_points, scoring, selective
 from spectacles.metrics.calibration import Calibration
 from spectacles.metrics.decisions import Scored
+from spectacles.metrics.operating_points import Positives
 from spectacles.models.bundle import BundleInfo
 from spectacles.report import evaluation_plots, reliability_plots
 
@@ -84,6 +85,19 @@ def score(split: ScoredSplit, config: EvaluateConfig) -> dict[str, Any]:
         reasons = split.rows["abstain_reason"].to_numpy(dtype=str)
         values |= selective.by_abstention(scored.correct, reasons, scored.clusters, seed, resamples)
     return values
+
+
+def other_thresholds(split: ScoredSplit, val: ScoredSplit | None, config: EvaluateConfig) -> list[dict[str, Any]]:
+    """The `operating_points` of a split for thresholds chosen on `val`; none unless there are two classes."""
+    if len(split.info.classes) != 2 or split.info.multi_label:
+        return []
+    in_use = 0.5 if split.info.threshold is None else split.info.threshold
+    positives = _positives((val or split).scored), _positives(split.scored)
+    return operating_points.operating_points(*positives, in_use, config.seed, config.bootstrap_resamples)
+
+
+def _positives(scored: Scored) -> Positives:
+    return Positives(scored.labels == 1, scored.probabilities[:, 1], scored.clusters)
 
 
 def draw(split: ScoredSplit, values: dict[str, Any], folder: Path) -> list[Path]:

@@ -57,9 +57,12 @@ class Predictor:
         batch_size: int = 32,
         engine: str = "auto",
         images: float = math.inf,
+        prior: str | None = None,
     ) -> None:
-        """`images`: how many are to be expected; for few of them no engine is measured."""
-        self.info, state, self.model_id = load_bundle(bundle)
+        """`images`: how many are to be expected; for few of them no engine is measured. `prior`: the photos' class mix,
+        where it is another than the bundle's. Raises UserError."""
+        info, state, self.model_id = load_bundle(bundle)
+        self.info = info if prior is None else info.with_prior(prior)
         self.classifier = build_classifier(self.info, state, bundle)
         self.ood_scorer = ood.from_state(state)
         self.device = device

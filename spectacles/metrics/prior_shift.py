@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import logit
 
 from spectacles.core.errors import UserError
-from spectacles.metrics.basics import Float64s, Floats
+from spectacles.metrics.basics import Float64s, Floats, Ints
 
 NORM = 1e-6
 """By which shares that are meant to add up to 1 may miss it."""
+LEAST = 1e-6
+"""Share of a class without a training image: its odds can be multiplied."""
 
 
 def parse(text: str, classes: Sequence[str], fitted: Sequence[float], multi_label: bool) -> list[float]:
@@ -48,16 +51,25 @@ def _share(text: str, number: str) -> float:
     return share
 
 
-def adjust(probabilities: Floats, fitted: Sequence[float], actual: Sequence[float], multi_label: bool) -> Float64s:
-    """(N, K) under the class shares `fitted` -> (N, K) float64 under `actual`, both (K,), 0..1.
+def fitted_shares(labels: Ints, num_classes: int, weights: Floats | None) -> tuple[float, ...]:
+    """The share of each class (K,) that a network trained on `labels` takes for granted, of class indices (N,) or
+    labels (N, K) of 0 and 1, with the loss's `weights` (K,): those of `cross_entropy`, or `pos_weight`."""
+    each = np.ones(num_classes) if weights is None else np.asarray(weights, dtype=np.float64)
+    if labels.ndim == 2:
+        having = each * labels.sum(axis=0)
+        shares = having / np.maximum(having + len(labels) - labels.sum(axis=0), 1)
+    else:
+        counted = each * np.bincount(labels, minlength=num_classes)
+        shares = counted / counted.sum()
+    return tuple(shares.clip(LEAST, 1 - LEAST).tolist())
+
+
+def biases(fitted: Sequence[float], actual: Sequence[float], multi_label: bool) -> Float64s:
+    """(K,): what to add to the logits of probabilities under the class shares `fitted` to have them under `actual`.
 
     What each class looks like is taken to be the same, so p(k | x) changes in proportion to its share; with any number
     of labels per image the odds of each label change by themselves.
     """
-    given = np.asarray(probabilities, dtype=np.float64)
     before, after = np.asarray(fitted, dtype=np.float64), np.asarray(actual, dtype=np.float64)
-    if multi_label:
-        has, lacks = given * after / before, (1 - given) * (1 - after) / (1 - before)
-        return np.asarray(has / (has + lacks))
-    weighed = given * after / before
-    return np.asarray(weighed / weighed.sum(axis=1, keepdims=True))
+    odds = logit(after) - logit(before) if multi_label else np.log(after) - np.log(before)
+    return np.asarray(odds)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path, write_json
 from spectacles.data import label_sets
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.metrics import abstention, decisions
+from spectacles.metrics import abstention, decisions, prior_shift
 from spectacles.metrics.calibration import Calibration
 
 FORMAT = 3
@@ -45,6 +45,8 @@ class BundleInfo:
     data_fingerprint: str
     training_profile: dict[str, Any]
     """Of the training data: images per class, mean and standard deviation of brightness, contrast and sharpness."""
+    class_shares: tuple[float, ...]
+    """The share of each class, or of images with each label, 0..1, that the probabilities assume."""
     metric: str
     metric_value: float
     """On the validation data, in the best epoch."""
@@ -70,6 +72,14 @@ class BundleInfo:
     def labels_of(self, text: str) -> list[str]:
         """The text of a decision as a list: one class, or any number of labels."""
         return label_sets.parts(text) if self.multi_label else [text]
+
+    def with_prior(self, text: str) -> "BundleInfo":
+        """The same model for photos of another class mix, as `prior_shift.parse` reads it. Raises UserError."""
+        shares = prior_shift.parse(text, self.classes, self.class_shares, self.multi_label)
+        moved = prior_shift.biases(self.class_shares, shares, self.multi_label)
+        ones, zeros = (1.0,) * len(self.classes), (0.0,) * len(self.classes)
+        return replace(self, class_shares=tuple(shares), class_scales=self.class_scales or ones,
+                       class_biases=tuple((np.array(self.class_biases or zeros) + moved).tolist()))  # fmt: skip
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """(N, K) -> class indices (N,), or labels (N, K) of 0 and 1."""
@@ -166,7 +176,7 @@ def _from_json(manifest: dict[str, Any]) -> BundleInfo:
             f"the bundle lacks {missing[0]!r}: another version wrote it. Train the model again, or use that version."
         )
     values = {name: manifest[name] for name in names}
-    for name in ("classes", "class_scales", "class_biases", "label_thresholds"):
+    for name in ("classes", "class_scales", "class_biases", "class_shares", "label_thresholds"):
         values[name] = tuple(values[name])
     values["preprocessing"] = Preprocessing.from_json(values["preprocessing"])
     return BundleInfo(**values)

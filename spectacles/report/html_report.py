@@ -39,6 +39,12 @@ MAX_NOISY_ROWS = 12
 MAX_OUTLIERS_OF_A_KIND = 5
 MAX_CROSSING_PAIRS = 12
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.5)
+OPERATING_RATES = {
+    "precision": "precision",
+    "recall": "recall",
+    "false_positive_rate": "false positives",
+    "hter": "HTER",
+}
 WIDE = 900
 """Pixels; only galleries are wider."""
 CHARTS_ONLY = ("train", "evaluate")
@@ -184,6 +190,7 @@ def _scores(run: RunSummary) -> dict[str, Any]:
         "corruptions": [
             (name.replace("_", " "), values) for name, values in run.corruptions.get("accuracies", {}).items()
         ],
+        "operating_rates": OPERATING_RATES,
         "attacks": list((run.corruptions.get("attacks") or {}).items()),
     }
 

@@ -13,7 +13,7 @@ from spectacles.core.fileio import safe_name
 from spectacles.core.progress import progress
 from spectacles.core.results import TrainReport
 from spectacles.data.pixel_cache import in_batches
-from spectacles.metrics import abstention, calibration_fit, decision_threshold
+from spectacles.metrics import abstention, calibration_fit, decision_threshold, prior_shift
 from spectacles.metrics.calibration import Calibration
 from spectacles.metrics.decisions import is_correct
 from spectacles.models import engine_choice, ood
@@ -95,6 +95,8 @@ def decide(
     calibrated = calibration_fit.fit(logits, labels)
     info = replace(info, temperature=calibrated.temperature, class_scales=calibrated.scales,
                    class_biases=calibrated.biases)  # fmt: skip
+    if calibrated.biases:  # they fit the probabilities to the validation data's class mix
+        info = replace(info, class_shares=prior_shift.fitted_shares(labels, len(info.classes), None))
     decided = Decided(info, [_about_calibration(calibrated, len(labels))], {"temperature": calibrated.temperature})
     probabilities = calibrated.probabilities(logits)
     goal = threshold_goal(config, labels, len(info.classes))

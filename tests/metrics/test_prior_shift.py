@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import expit, logit, softmax
 from scipy.stats import norm
+from sklearn.linear_model import LogisticRegression
 
 from spectacles.core.errors import UserError
 from spectacles.metrics import prior_shift
@@ -18,19 +20,22 @@ def test_two_normal_densities_follow_the_rule_of_bayes(before, after, points):
         one, zero = share * norm.pdf(points, 1), (1 - share) * norm.pdf(points, -1)
         return np.stack([zero, one], axis=1) / (zero + one)[:, None]
 
-    moved = prior_shift.adjust(posterior(before), [1 - before, before], [1 - after, after], multi_label=False)
-    np.testing.assert_allclose(moved, posterior(after), rtol=1e-9)
-    label = prior_shift.adjust(posterior(before)[:, 1:], [before], [after], multi_label=True)
-    np.testing.assert_allclose(label[:, 0], posterior(after)[:, 1], rtol=1e-9)
+    moved = prior_shift.biases([1 - before, before], [1 - after, after], multi_label=False)
+    np.testing.assert_allclose(softmax(np.log(posterior(before)) + moved, axis=1), posterior(after), rtol=1e-9)
+    moved = prior_shift.biases([before], [after], multi_label=True)
+    np.testing.assert_allclose(expit(logit(posterior(before)[:, 1]) + moved), posterior(after)[:, 1], rtol=1e-7)
 
 
-@given(st.lists(shares, min_size=3, max_size=3))
-def test_the_same_mix_changes_nothing_and_there_and_back_is_here(fitted):
-    mix = np.array(fitted) / sum(fitted)
-    given_ = np.random.default_rng(0).dirichlet(np.ones(3), 5)
-    np.testing.assert_allclose(prior_shift.adjust(given_, mix, mix, False), given_, rtol=1e-12)
-    there = prior_shift.adjust(given_, mix, [0.2, 0.3, 0.5], False)
-    np.testing.assert_allclose(prior_shift.adjust(there, [0.2, 0.3, 0.5], mix, False), given_, rtol=1e-9)
+@pytest.mark.parametrize("weights", [None, np.array([1.0, 3.0])])
+def test_the_shares_that_a_trained_network_assumes_are_those_of_its_weighed_images(weights):
+    """A logistic regression on nothing but a constant learns them."""
+    labels = np.repeat([0, 1], [30, 10])
+    sample_weight = None if weights is None else weights[labels]
+    model = LogisticRegression(C=1e6, tol=1e-8).fit(np.zeros((40, 1)), labels, sample_weight)
+    expected = model.predict_proba(np.zeros((1, 1)))[0]
+    assert prior_shift.fitted_shares(labels, 2, weights) == pytest.approx(expected, abs=1e-6)
+    of_label = prior_shift.fitted_shares(labels[:, None], 1, None if weights is None else weights[1:])
+    assert of_label == pytest.approx(expected[1:], abs=1e-6)
 
 
 def test_classes_that_are_not_named_share_the_rest():

@@ -38,6 +38,7 @@ INFO = BundleInfo(
     temperature=1.25,
     data_fingerprint="f" * 64,
     training_profile={"images": {"no": 3, "yes": 2, "ünsure": 1}, "brightness": {"mean": 100.5, "std": 0.0}},
+    class_shares=(0.5, 0.3, 0.2),
     metric="accuracy",
     metric_value=0.75,
     epoch=3,
@@ -272,3 +273,17 @@ def test_a_new_model_forgets_which_engine_was_fastest_for_the_one_before(folder:
     (folder / ENGINE_FILE).write_text("{}")
     save_bundle(folder, replace(INFO, epoch=4), network.state_dict())
     assert not (folder / ENGINE_FILE).exists()
+
+
+def test_another_class_mix_moves_the_odds_and_nothing_else() -> None:
+    logits = np.random.default_rng(0).normal(size=(20, 3))
+    moved = INFO.with_prior("no=0.25")
+    assert moved.class_shares == pytest.approx((0.25, 0.45, 0.3))
+    before, after = (info.calibration.probabilities(logits) for info in (INFO, moved))
+    odds = before * np.array(moved.class_shares) / np.array(INFO.class_shares)
+    np.testing.assert_allclose(after, odds / odds.sum(axis=1, keepdims=True))
+    assert replace(moved, class_shares=INFO.class_shares, class_biases=INFO.class_biases) == INFO
+    plain = replace(INFO, class_scales=(), class_biases=())
+    np.testing.assert_allclose(
+        plain.with_prior("no=0.5").calibration.probabilities(logits), plain.calibration.probabilities(logits)
+    )

@@ -77,7 +77,8 @@ def save_model(run_dir: RunDir, folder: Path) -> None:
     classifier = Classifier(backbones.build("simple_cnn", 3, 32), 128, 2, 0.0)
     info = BundleInfo(
         backbone="simple_cnn", classes=CLASSES, label_column="label", preprocessing=PREPROCESSING, feature_dim=128,
-        dropout=0.0, threshold=None, temperature=1.0, data_fingerprint="", training_profile={}, metric="accuracy",
+        dropout=0.0, threshold=None, temperature=1.0, data_fingerprint="", training_profile={}, class_shares=(0.5, 0.5),
+        metric="accuracy",
         metric_value=0.5, epoch=1, phase="head",
     )  # fmt: skip
     save_bundle(run_dir.bundle, info, classifier.state_dict())

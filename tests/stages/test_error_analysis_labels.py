@@ -61,7 +61,8 @@ def run_dir(tmp_path: Path) -> RunDir:
     classifier = Classifier(backbones.build("simple_cnn", 3, 32), 128, 2, 0.0)
     info = BundleInfo(
         backbone="simple_cnn", classes=CLASSES, label_column="bright,red", preprocessing=PREPROCESSING, feature_dim=128,
-        dropout=0.0, threshold=None, temperature=1.0, data_fingerprint="", training_profile={}, metric="accuracy",
+        dropout=0.0, threshold=None, temperature=1.0, data_fingerprint="", training_profile={}, class_shares=(0.5, 0.5),
+        metric="accuracy",
         metric_value=0.5, epoch=1, phase="head", multi_label=True, label_thresholds=(0.5, 0.5),
     )  # fmt: skip
     save_bundle(run.bundle, info, classifier.state_dict())

@@ -198,7 +198,8 @@ def test_without_galleries_no_picture_is_kept(indexed: Callable[..., RunDir]) ->
 INFO = BundleInfo(
     backbone="simple_cnn", classes=("no", "yes"), label_column="label",
     preprocessing=Preprocessing(16, "pad", "bilinear", (0.5,) * 3, (0.5,) * 3, 3), feature_dim=128, dropout=0.0,
-    threshold=None, temperature=1.0, data_fingerprint="", training_profile={}, metric="log_loss", metric_value=0.1,
+    threshold=None, temperature=1.0, data_fingerprint="", training_profile={}, class_shares=(0.5, 0.5),
+    metric="log_loss", metric_value=0.1,
     epoch=1, phase="head",
 )  # fmt: skip
 

@@ -83,6 +83,9 @@ class PredictConfig(RunConfig, ComputeConfig, ExplainConfig):
     """Write an overlay beside the predictions for each image: where in it the model looks."""
     top_k: Annotated[int, Field(ge=1)] = 1
     """Labels listed for each image, most probable first."""
+    prior: str | None = None
+    """The share of each class among the photos to predict where it is another than in training, for example 1=0.5 or
+    cat=0.2,dog=0.3 (Saerens et al. 2002); classes that are not named share the rest as they did."""
     format: Literal["csv", "jsonl", "txt"] = "csv"
     """txt: one label a line, in input order; rejected files give an empty line."""
 
