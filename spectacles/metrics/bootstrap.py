@@ -7,7 +7,8 @@ a metric's values in them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,17 @@ def clopper_pearson(share: float, units: int) -> list[float]:
     """Exact interval of Clopper & Pearson (1934) for a share of 0 or 1 of independent units."""
     bound = float(TAIL ** (1 / units))
     return [0.0, 1 - bound] if share == 0 else [bound, 1.0]
+
+
+def mean_of_two(rates: Sequence[float], intervals: Sequence[Sequence[float]]) -> list[float]:
+    """[low, high] of the mean of two independent rates from their intervals, by the method of variance estimates
+    recovery (Zou & Donner 2008)."""
+    below, above = (
+        math.hypot(*(interval[side] - rate for rate, interval in zip(rates, intervals, strict=True))) / 2
+        for side in (0, 1)
+    )
+    mean = sum(rates) / 2
+    return [max(0.0, mean - below), min(1.0, mean + above)]
 
 
 def percentile_interval(values: Float64s) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -91,10 +90,7 @@ def _calibration_error_by_chance(scored: Scored, seed: int, resamples: int) -> F
 
 
 def _error_rate_intervals(intervals: dict[str, list[float]], scored: Scored) -> dict[str, list[float]]:
-    """Of two classes: exact intervals for rates of 0 and 1, and then for HTER and balanced accuracy too.
-
-    The interval of the rates' mean combines theirs by the method of variance estimates recovery (Zou & Donner 2008).
-    """
+    """Of two classes: exact intervals for rates of 0 and 1, and then for HTER and balanced accuracy too."""
     wrong = scored.predicted != scored.labels
     rates: dict[str, float] = {}
     exact: dict[str, list[float]] = {}
@@ -104,9 +100,7 @@ def _error_rate_intervals(intervals: dict[str, list[float]], scored: Scored) -> 
             rates[name] = float(wrong[members].mean())
             exact[name] = bootstrap.exact_if_unanimous(intervals[name], wrong[members], scored.clusters[members])
     if len(rates) == 2 and any(exact[name] != intervals[name] for name in rates):
-        mean = sum(rates.values()) / 2
-        below, above = (math.hypot(*(exact[name][side] - rates[name] for name in rates)) / 2 for side in (0, 1))
-        exact["hter"] = [max(0.0, mean - below), min(1.0, mean + above)]
+        exact["hter"] = bootstrap.mean_of_two([*rates.values()], [exact[name] for name in rates])
         exact["balanced_accuracy"] = [1 - exact["hter"][1], 1 - exact["hter"][0]]
     return exact
 

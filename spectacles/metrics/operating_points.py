@@ -44,14 +44,19 @@ def operating_points(
     val: Positives, scored: Positives, in_use: float, seed: int, resamples: int
 ) -> list[dict[str, Any]]:
     """A row for the threshold in use (`goal` "in use") and for each of GOALS: `goal`, `threshold`, whether validation
-    data `reached` it, precision, recall, false_positive_rate and hter (None where undefined) and their `intervals`.
+    data `reached` it, precision, recall, false_positive_rate and hter (None where undefined) and their `intervals`;
+    for costs also the mean `cost` per image and `cost_in_use`, that of the threshold in use.
 
-    The goals are empty of meaning without validation images of both classes: then there is the first row alone.
+    Without validation images of both classes no threshold can be chosen: then there is the first row alone.
     """
+    goals = GOALS if val.both_occur else ()
+    choices = [decision_threshold.choose(goal, val.has.astype(np.int64), val.scores) for goal in goals]
     rows: list[dict[str, Any]] = [{"goal": "in use", "threshold": in_use, "reached": True}]
-    for goal in GOALS if val.both_occur else ():
-        choice = decision_threshold.choose(goal, val.has.astype(np.int64), val.scores)
-        rows.append({"goal": str(goal), "threshold": choice.threshold, "reached": choice.reached})
+    for goal, choice in zip(goals, choices, strict=True):
+        row = {"goal": str(goal), "threshold": choice.threshold, "reached": choice.reached}
+        if goal.name == "cost":
+            row |= {"cost": _cost(goal, choice.threshold, scored), "cost_in_use": _cost(goal, in_use, scored)}
+        rows.append(row)
     claimed = np.asarray(scored.scores, dtype=np.float64) >= np.array([row["threshold"] for row in rows])[:, None]
     measured = _rates(_counts(claimed, scored.has).sum(axis=2)[..., None])
     columns = sparse.csr_matrix(_counts(claimed, scored.has).reshape(-1, len(scored.has)))
@@ -62,8 +67,16 @@ def operating_points(
         row |= {name: None if np.isnan(value) else value for name, value in values.items()}
         row["intervals"] = {
             name: bootstrap.percentile_interval(drawn[name][number]) for name in NAMES if row[name] is not None
-        } | _exact(claimed[number], scored)
+        }
+        _correct_shares_of_all_and_none(row, claimed[number], scored)
     return rows
+
+
+def _cost(goal: Goal, threshold: float, scored: Positives) -> float:
+    claimed = scored.scores >= threshold
+    of_false_positive, of_false_negative = goal.costs
+    false_positives, false_negatives = (claimed & ~scored.has).mean(), (~claimed & scored.has).mean()
+    return float(of_false_positive * false_positives + of_false_negative * false_negatives)
 
 
 def _counts(claimed: Bools, has: Bools) -> Float64s:
@@ -83,13 +96,15 @@ def _rates(sums: Float64s) -> dict[str, Float64s]:
     }
 
 
-def _exact(claimed: Bools, scored: Positives) -> dict[str, list[float]]:
-    """Of shares of 0 and 1, in which all resamples are alike."""
+def _correct_shares_of_all_and_none(row: dict[str, Any], claimed: Bools, scored: Positives) -> None:
+    """Exact intervals for shares of 0 and 1, in which all resamples are alike, and for the HTER of two such rates."""
     parts = {"precision": (scored.has, claimed), "recall": (claimed, scored.has),
              "false_positive_rate": (claimed, ~scored.has)}  # fmt: skip
-    shares = {name: (right[among], scored.clusters[among]) for name, (right, among) in parts.items() if among.any()}
-    return {
-        name: bootstrap.clopper_pearson(float(right.mean()), len(np.unique(clusters)))
-        for name, (right, clusters) in shares.items()
-        if right.all() or not right.any()
-    }
+    intervals, before = row["intervals"], dict(row["intervals"])
+    for name, (right, among) in parts.items():
+        if among.any():
+            intervals[name] = bootstrap.exact_if_unanimous(intervals[name], right[among], scored.clusters[among])
+    if row["hter"] is not None and intervals != before:
+        low, high = intervals["recall"]
+        rates = [row["false_positive_rate"], 1 - row["recall"]]
+        intervals["hter"] = bootstrap.mean_of_two(rates, [intervals["false_positive_rate"], [1 - high, 1 - low]])

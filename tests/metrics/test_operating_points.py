@@ -48,6 +48,18 @@ def test_shares_of_all_and_none_have_exact_intervals():
     [row, *_] = operating_points(perfect, perfect, 0.5, seed=0, resamples=50)
     assert row["intervals"]["recall"] == pytest.approx([0.025 ** (1 / 20), 1])
     assert row["intervals"]["false_positive_rate"] == pytest.approx([0, 1 - 0.025 ** (1 / 20)])
+    bound = 1 - 0.025 ** (1 / 20)
+    assert row["intervals"]["hter"] == pytest.approx([0, np.hypot(bound, bound) / 2])
+
+
+def test_costs_are_per_image_and_beside_those_of_the_threshold_in_use():
+    val, test = drawn(300, 0), drawn(400, 1)
+    rows = {row["goal"]: row for row in operating_points(val, test, 0.9, seed=0, resamples=20)}
+    row = rows["cost:FP=1,FN=5"]
+    for threshold, cost in ((row["threshold"], row["cost"]), (0.9, row["cost_in_use"])):
+        _, false_positives, false_negatives, _ = metrics.confusion_matrix(test.has, test.scores >= threshold).ravel()
+        assert cost == pytest.approx((false_positives + 5 * false_negatives) / 400)
+    assert row["cost"] < row["cost_in_use"] and "cost" not in rows["f1"]
 
 
 def test_what_is_undefined_is_none():
