@@ -59,6 +59,7 @@ from spectacles.inference import prediction_rows
 from spectacles.inference.inputs import Inputs, collect, parse_shard
 from spectacles.inference.prediction_rows import OVERLAY_FOLDER
 from spectacles.inference.predictor import Prediction, Predictor
+from spectacles.metrics import prior_shift
 from spectacles.metrics.abstention import AbstainReason
 from spectacles.models.bundle import BundleInfo
 
@@ -108,6 +109,8 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
             counts[prediction_rows.outcome_kind(outcome)] += 1
     written = [output, submission] if inputs.ids else [output]
     report = _report(counts, written, predictor.model_id)
+    if config.prior is not None:
+        report.summary.append(f"expected {prior_shift.sentence(predictor.info.classes, predictor.info.class_shares)}")
     if config.explain:
         report.summary.append(f"wrote {report.predicted} overlays to {output.with_name(OVERLAY_FOLDER)}")
     return report

@@ -8,10 +8,13 @@ import numpy as np
 from scipy.special import logit
 
 from spectacles.core.errors import UserError
+from spectacles.core.wording import percent
 from spectacles.metrics.basics import Float64s, Floats, Ints
 
 NORM = 1e-6
 """By which shares that are meant to add up to 1 may miss it."""
+NAMED = 10
+"""Classes in a sentence, at most."""
 LEAST = 1e-6
 """Share of a class without a training image: its odds can be multiplied."""
 
@@ -73,3 +76,10 @@ def biases(fitted: Sequence[float], actual: Sequence[float], multi_label: bool) 
     before, after = np.asarray(fitted, dtype=np.float64), np.asarray(actual, dtype=np.float64)
     odds = logit(after) - logit(before) if multi_label else np.log(after) - np.log(before)
     return np.asarray(odds)
+
+
+def sentence(classes: Sequence[str], shares: Sequence[float]) -> str:
+    """The largest shares first, in words."""
+    largest = sorted(zip(shares, classes, strict=True), reverse=True)[:NAMED]
+    more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
+    return ", ".join(f"{percent(share)} {name!r}" for share, name in largest) + more

@@ -60,6 +60,19 @@ def test_a_folder_gives_a_row_for_every_file(finished: Finished, photos: Path, t
     assert (good["confidence"].astype(float) + good["confidence_2"].astype(float)).sub(1).abs().max() < 1e-9
 
 
+def test_another_class_mix_multiplies_the_odds(finished: Finished, photos: Path, tmp_path: Path) -> None:
+    tables = []
+    for name, flags in (("as_trained", ()), ("half", ("--prior", "1=0.5"))):
+        done = predict(finished, photos, "--output", tmp_path / f"{name}.csv", *flags)
+        assert ("expected 50.0 % '1', 50.0 % '0'" in done.stdout) == bool(flags)
+        tables.append(pd.read_csv(tmp_path / f"{name}.csv").dropna(subset="p_1"))
+    before, after = ((table["p_1"] / table["p_0"]).to_numpy() for table in tables)
+    share = read_bundle_info(finished.run_dir.bundle)[0].class_shares[1]
+    trained = pd.read_csv(finished.run_dir.splits, dtype=str).query("split == 'train'")["label"]
+    assert share == pytest.approx((trained == "1").mean())
+    assert after / before == pytest.approx((1 - share) / share)
+
+
 def test_a_folder_of_one_file_is_a_folder(finished: Finished, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "notes.txt").write_text("not a photo")
@@ -99,6 +112,7 @@ def test_a_table_with_ids_gives_a_submission_too(finished: Finished, tmp_path: P
         (["nowhere.jpg"], "matches nothing"),
         ([".", "--top_k", "3"], "--top_k 3"),
         ([".", "--format", "xml"], "format"),
+        ([".", "--prior", "hat=0.5"], "--prior 'hat=0.5': 'hat' is not one of the classes 0, 1"),
         ([".", "--format", "csv", "--output", "x.jsonl"], "contradict"),
         ([".", "--output", "."], "is a folder"),
     ],

@@ -54,3 +54,8 @@ def test_classes_that_are_not_named_share_the_rest():
 def test_a_mix_that_cannot_be_is_reported(text, words):
     with pytest.raises(UserError, match=words):
         prior_shift.parse(text, ["a", "b"], [0.5, 0.5], False)
+
+
+def test_a_sentence_names_the_largest_shares():
+    assert prior_shift.sentence(["a", "b"], [0.25, 0.75]) == "75.0 % 'b', 25.0 % 'a'"
+    assert prior_shift.sentence([str(n) for n in range(12)], [1 / 12] * 12).endswith("8.3 % '10' and 2 more")
