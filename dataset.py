@@ -89,9 +89,7 @@ def find_duplicates(
         log.info("  comparing %d images by features of %s", len(used), config.backbone)
         network, preprocessing = backbone
         # Test rows too; training finds its own in the cache.
-        extractor = FeatureExtractor(
-            network, config.backbone, preprocessing, run_dir.cache, device, config.batch_size, config.engine
-        )
+        extractor = FeatureExtractor(network, config.backbone, preprocessing, run_dir.cache, device, config)
         features = extractor.embed_rows(used, config.num_workers)
     pairs = duplicates.find(used, features, config.duplicate_distance, config.duplicate_similarity)
     positions = pairs[["a", "b"]].to_numpy()

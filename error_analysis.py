@@ -137,9 +137,7 @@ def labelled_features(
     backbone, notes = frozen_backbone(run_dir, classifier, info)
     log.info("  checking %d labels with features of %s", len(rows), info.backbone)
     device = resolve_device(config.device)
-    extractor = FeatureExtractor(
-        backbone, info.backbone, info.preprocessing, run_dir.cache, device, config.batch_size, config.engine
-    )
+    extractor = FeatureExtractor(backbone, info.backbone, info.preprocessing, run_dir.cache, device, config)
     return rows, extractor.embed_rows(rows, config.num_workers), notes
 
 

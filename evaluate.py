@@ -142,9 +142,7 @@ def _frozen_features(
         backbone = pretrained.frozen_backbone_of_run(run_dir, info)
         if backbone is None:
             return None
-        extractor = FeatureExtractor(
-            backbone, info.backbone, info.preprocessing, run_dir.cache, device, config.batch_size, config.engine
-        )
+        extractor = FeatureExtractor(backbone, info.backbone, info.preprocessing, run_dir.cache, device, config)
         return extractor.embed_rows(rows, config.num_workers)
     except UserError as error:
         log.info("  images are not grouped by similarity: %s", error)

@@ -112,9 +112,7 @@ def frozen_features(used: pd.DataFrame, config: ExploreConfig, run_dir: RunDir) 
     except UserError as error:
         return None, str(error)
     device = prepare_device(resolve_device(config.device))
-    extractor = FeatureExtractor(
-        backbone, config.backbone, preprocessing, run_dir.cache, device, config.batch_size, config.engine
-    )
+    extractor = FeatureExtractor(backbone, config.backbone, preprocessing, run_dir.cache, device, config)
     return extractor.embed_rows(used, config.num_workers), ""
 
 

@@ -85,7 +85,8 @@ def look_at(data: Path, name: str, output_dir: Path, label_column: str | None = 
 def embed(rows: pd.DataFrame, config: DatasetConfig, folder: RunDir) -> np.ndarray:
     backbone, preprocessing = pretrained.frozen_backbone(config)
     device = prepare_device(resolve_device(config.device))
-    return FeatureExtractor(backbone, config.backbone, preprocessing, folder.cache, device).embed_rows(rows, None)
+    extractor = FeatureExtractor(backbone, config.backbone, preprocessing, folder.cache, device, config)
+    return extractor.embed_rows(rows, None)
 
 
 def drawn(seed: int, output_dir: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import logging
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +12,17 @@ import pandas as pd
 import torch
 from torch import nn
 
-from spectacles.core.fileio import atomic_path
+from spectacles.core.config import FeatureConfig
 from spectacles.core.progress import progress
 from spectacles.data.pixel_cache import Pixels, in_batches
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import engine_choice
-from spectacles.models.engines import Engine, PixelNetwork
-
-log = logging.getLogger("spectacles")
+from spectacles.models.engines import Engine, PixelNetwork, torch_engine
+from spectacles.models.feature_store import Features, FeatureStore
 
 SAVE_EVERY = 4096
 """Images between two writes, which is what a crash can cost."""
-Table = dict[str, np.ndarray]
-"""Name of an image's content (and view) -> features (D,) float32."""
+FILE = "features.sqlite"
 
 
 class PixelView(Protocol):
@@ -48,10 +44,9 @@ class FeatureExtractor:
     name: str
     preprocessing: Preprocessing
     cache: Path
-    """Of the run. There is one folder of tables for each (name, weights, preprocessing)."""
+    """Of the run. What is stored belongs to (name, weights, preprocessing)."""
     device: torch.device
-    batch_size: int = 32
-    engine: str = "auto"
+    config: FeatureConfig
 
     def embed_rows(self, rows: pd.DataFrame, num_workers: int | None) -> np.ndarray:
         """Features (N, D) float32 of `rows` (columns path, sha256). Raises UserError for a file that has changed since
@@ -62,39 +57,59 @@ class FeatureExtractor:
     def embed(self, pixels: Pixels, positions: np.ndarray | None = None, view: PixelView | None = None) -> np.ndarray:
         """Features (N, D) float32, not normalised, of all images or of those at `positions`; of a view of them where
         one is given. Raises UserError for a file that has changed since it was indexed."""
-        folder = self._folder()
-        table = _read(folder)
         positions = np.arange(len(pixels)) if positions is None else positions
+        if not len(positions):
+            return self._run_torch(np.zeros((1, *self.preprocessing.shape), dtype=np.uint8))[:0]
         keys = [view.name(pixels.hashes[at]) if view else pixels.hashes[at] for at in positions]
         first: dict[str, int] = {}
         for position, key in zip(positions, keys, strict=True):
             first.setdefault(key, int(position))
+        store = FeatureStore(self.cache / FILE, int(self.config.cache_gb * 2**30))
+        known = store.read(identity := self._identity(), list(first))
         key_of = {position: key for key, position in first.items()}
         # The batches of an empty cache: other batches would change the last digits of what an interrupted run left.
-        batches = in_batches(np.array(sorted(key_of), dtype=np.int64), self.batch_size)
-        batches = [batch for batch in batches if any(key_of[int(position)] not in table for position in batch)]
+        batches = in_batches(np.array(sorted(key_of), dtype=np.int64), self.config.batch_size)
+        batches = [batch for batch in batches if any(key_of[int(position)] not in known for position in batch)]
         if batches:
-            network = PixelNetwork(self.backbone, self.preprocessing, self.device)
-            _, run = engine_choice.choose(network, folder / "engine.json", self.engine, images=len(first))
-            missing = np.concatenate(batches)
-            computed: Table = {}
-            vectors = progress(_compute(run, pixels, batches, view), "embedding", len(missing))
-            for position, vector in zip(missing, vectors, strict=True):
-                if key_of[int(position)] not in table:
-                    computed[key_of[int(position)]] = vector
-                if len(computed) == SAVE_EVERY or position == missing[-1]:
-                    _write(folder, computed)
-                    table |= computed
-                    computed = {}
-        return np.stack([table[key] for key in keys])
+            vectors = self._compute(identity, pixels, batches, view, images=len(first))
+            for computed in _in_parts(key_of, np.concatenate(batches), vectors, known):
+                store.write(identity, computed)
+                known |= computed
+        return np.stack([known[key] for key in keys])
 
-    def _folder(self) -> Path:
+    def _compute(
+        self, identity: str, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None, images: int
+    ) -> Iterator[np.ndarray]:
+        """Features (D,) float32 of one position after the other."""
+        choice = self.cache / "engines" / f"{identity}.json"
+        network = PixelNetwork(self.backbone, self.preprocessing, self.device)
+        _, run = engine_choice.choose(network, choice, self.config.engine, images=images)
+        return progress(_embed(run, pixels, batches, view), "embedding", sum(map(len, batches)))
+
+    def _identity(self) -> str:
         name = self.name.replace("/", "_").replace(":", "_")
-        return self.cache / "embeddings" / f"{name}-{_fingerprint(self.backbone, self.name, self.preprocessing)}"
+        return f"{name}-{_fingerprint(self.backbone, self.name, self.preprocessing)}"
+
+    def _run_torch(self, pixels: np.ndarray) -> np.ndarray:
+        return torch_engine(PixelNetwork(self.backbone, self.preprocessing, self.device))(pixels)
 
 
-def _compute(run: Engine, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None) -> Iterator[np.ndarray]:
-    """Features (D,) float32 of one position after the other."""
+def _in_parts(
+    key_of: dict[int, str], positions: np.ndarray, vectors: Iterator[np.ndarray], known: Features
+) -> Iterator[Features]:
+    """Those that are not known yet, SAVE_EVERY at a time."""
+    part: Features = {}
+    for position, vector in zip(positions.tolist(), vectors, strict=True):
+        if key_of[position] not in known:
+            part[key_of[position]] = vector
+        if len(part) == SAVE_EVERY:
+            yield part
+            part = {}
+    if part:
+        yield part
+
+
+def _embed(run: Engine, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None) -> Iterator[np.ndarray]:
     for positions, batch in zip(batches, pixels.batches(batches), strict=True):
         yield from run(view(batch, [pixels.hashes[position] for position in positions]) if view else batch)
 
@@ -106,27 +121,3 @@ def _fingerprint(backbone: nn.Module, name: str, preprocessing: Preprocessing) -
         digest.update(f"{tensor_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _read(folder: Path) -> Table:
-    """The undamaged parts of the table."""
-    table: Table = {}
-    for path in sorted(folder.glob("[!.]*.npz")):
-        try:
-            # The zip's checksums find flipped bits.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                names, features = stored["names"].astype(str), stored["features"]
-            if features.ndim != 2 or features.dtype != np.float32 or len(names) != len(features):
-                raise ValueError("not a table of features")
-        except Exception as error:  # noqa: BLE001 - a damaged zip raises zipfile's, struct's, numpy's and OS errors
-            log.warning("warning: %s cannot be read (%s); its features are computed again.", path, error)
-            path.unlink(missing_ok=True)
-            continue
-        table |= dict(zip(names.tolist(), features, strict=True))
-    return table
-
-
-def _write(folder: Path, table: Table) -> None:
-    """As a separate part: earlier ones are not written again, and two processes do not collide."""
-    with atomic_path(folder / f"{uuid.uuid4().hex}.npz") as temporary:
-        np.savez(temporary, names=np.array(list(table), dtype=bytes), features=np.stack(list(table.values())))

@@ -54,7 +54,7 @@ def fit_head(trainer: Trainer) -> Epoch:
     config, started = trainer.config, time.monotonic()
     extractor = FeatureExtractor(
         trainer.classifier.backbone, config.backbone, trainer.pixels.preprocessing, trainer.run_dir.cache,
-        trainer.settings.device, config.batch_size, config.engine,
+        trainer.settings.device, config,
     )  # fmt: skip
     count = len(trainer.train.labels)
     plain = extractor.embed(trainer.pixels, np.concatenate([trainer.train.positions, trainer.val.positions]))

@@ -30,8 +30,8 @@ log = logging.getLogger("spectacles")
 
 HEAD, FINE_TUNE = "head", "fine_tune"
 MAY_DIFFER_ON_RESUME = (
-    "output_dir", "run_name", "device", "num_workers", "resume", "pixel_cache_gb", "galleries", "time_budget",
-    "threshold_for", "target_accuracy", "ood_quantile", "checkpoint_every",
+    "output_dir", "run_name", "device", "num_workers", "resume", "pixel_cache_gb", "cache_gb", "galleries",
+    "time_budget", "threshold_for", "target_accuracy", "ood_quantile", "checkpoint_every",
 )  # fmt: skip
 """Settings without influence on the weights: where and with how many threads, and what is decided last."""
 

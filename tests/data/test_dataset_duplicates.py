@@ -1,7 +1,9 @@
 """Copies of every kind stay in one split; across given splits they are reported and not moved."""
 
 import shutil
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import train
 from spectacles.core.config import TrainConfig
 from spectacles.core.errors import UserError
 from spectacles.data.schemas import load_index
-from spectacles.models import backbones
+from spectacles.models import backbones, feature_cache
 
 
 def test_copies_and_near_copies_stay_in_one_split(tmp_path):
@@ -155,10 +157,12 @@ def test_training_finds_the_features_in_the_cache(tmp_path):
         "engine": "torch", "output_dir": tmp_path / "outputs",
     }  # fmt: skip
     _, run_dir = run_table(tmp_path, *make_rows(tmp_path, 60), no_pretrained=False, **shared)
-    kept = {path: path.read_bytes() for path in (run_dir.cache / "embeddings").rglob("*.npz")}
-    assert len(kept) == 1
+    with closing(sqlite3.connect(run_dir.cache / feature_cache.FILE)) as database:
+        before = database.execute("SELECT * FROM features").fetchall()
+    assert len(before) == 60
     train.run(TrainConfig(fine_tune="never", batch_size=8, **shared), run_dir.for_stage("train"))
-    assert {path: path.read_bytes() for path in (run_dir.cache / "embeddings").rglob("*.npz")} == kept
+    with closing(sqlite3.connect(run_dir.cache / feature_cache.FILE)) as database:
+        assert database.execute("SELECT * FROM features").fetchall() == before
 
 
 def test_a_photo_of_megapixels_and_its_small_copy_are_near_duplicates(tmp_path):

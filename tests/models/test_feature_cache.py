@@ -1,6 +1,8 @@
 """Features are computed once for each content and view, whatever happens to the run, the files or the cache."""
 
 import logging
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from pictures import write_rows
 from torch import nn
 
-from spectacles.core.config import AugmentConfig
+from spectacles.core.config import AugmentConfig, FeatureConfig
 from spectacles.core.errors import UserError
 from spectacles.data.images import decode
 from spectacles.data.pixel_cache import Pixels
@@ -48,11 +50,12 @@ def embed(
     preprocessing: Preprocessing = PREPROCESSING,
     places: list[int] | None = None,
     view: View | None = None,
+    cache_gb: float = 1.0,
 ) -> np.ndarray:
     with Pixels(rows, preprocessing, folder / "pixels", 2**20, 1) as pixels:
-        chosen = None if places is None else np.array(places)
-        extractor = FeatureExtractor(backbone, "tiny/net:1", preprocessing, folder, CPU, 2, engine="torch")
-        return extractor.embed(pixels, chosen, view)
+        chosen = None if places is None else np.array(places, dtype=np.int64)
+        config = FeatureConfig(batch_size=2, engine="torch", cache_gb=cache_gb)
+        return FeatureExtractor(backbone, "tiny/net:1", preprocessing, folder, CPU, config).embed(pixels, chosen, view)
 
 
 def pictures_of(rows: pd.DataFrame) -> np.ndarray:
@@ -68,9 +71,11 @@ def directly(rows: pd.DataFrame) -> np.ndarray:
     return features_of(CountingBackbone(), pictures_of(rows))
 
 
-def parts_of(folder: Path) -> list[Path]:
-    """The files of all tables, the oldest first."""
-    return sorted((folder / "embeddings").glob("*/*.npz"), key=lambda path: path.stat().st_mtime_ns)
+def stored(folder: Path) -> list[tuple[object, ...]]:
+    """(network, image, checksum, vector) of all features, in the order in which they were written."""
+    with closing(sqlite3.connect(folder / feature_cache.FILE)) as database:
+        query = "SELECT name, image, checksum, vector FROM features JOIN networks ON network = networks.id"
+        return database.execute(f"{query} ORDER BY features.id").fetchall()
 
 
 def test_features_are_the_backbones_own_in_the_order_of_the_rows(tmp_path: Path) -> None:
@@ -98,13 +103,15 @@ def test_only_new_contents_are_computed(tmp_path: Path) -> None:
 def test_what_stands_is_not_written_again(tmp_path: Path) -> None:
     rows = write_rows(tmp_path, 6)
     embed(CountingBackbone(), rows.iloc[:4], tmp_path)
-    [first] = parts_of(tmp_path)
-    before = first.read_bytes(), first.stat().st_mtime_ns
+    before = stored(tmp_path)
     embed(CountingBackbone(), rows, tmp_path)
-    assert len(parts_of(tmp_path)) == 2 and parts_of(tmp_path)[0] == first
-    assert (first.read_bytes(), first.stat().st_mtime_ns) == before
-    embed(CountingBackbone(), rows, tmp_path)
-    assert len(parts_of(tmp_path)) == 2
+    assert stored(tmp_path)[:4] == before and len(stored(tmp_path)) == 6
+
+
+def test_nothing_has_no_features(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path, 2)
+    assert embed(CountingBackbone(), rows, tmp_path, places=[]).shape == (0, 4)
+    assert embed(CountingBackbone(), rows.iloc[:0], tmp_path).shape == (0, 4)
 
 
 def test_equal_contents_are_computed_once(tmp_path: Path) -> None:
@@ -132,7 +139,7 @@ def test_another_network_or_input_has_a_table_of_its_own(tmp_path: Path, other: 
     changed = embed(backbone, rows, tmp_path, replace(PREPROCESSING, **changes.get(other, {})))
     assert backbone.seen == 3
     assert changed.shape != features.shape or not np.allclose(changed, features)
-    assert len({path.parent for path in parts_of(tmp_path)}) == 2
+    assert len({network for network, *_ in stored(tmp_path)}) == 2
 
 
 def test_the_mirror_view_gives_the_features_of_the_mirror_images(tmp_path: Path) -> None:
@@ -179,38 +186,41 @@ def test_a_view_of_a_picture_depends_on_its_number_and_content_alone(tmp_path: P
     assert not np.array_equal(View(3, view.augmentation)(pictures, digests), together)
 
 
-def flip_a_bit(content: bytes) -> bytes:
-    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
-
-
-@pytest.mark.parametrize("damage", [flip_a_bit, lambda content: content[:-30], lambda content: b"", lambda c: b"text"])
-def test_only_a_damaged_part_is_computed_again_with_a_warning(tmp_path: Path, caplog, damage) -> None:
-    rows = write_rows(tmp_path, 40)
-    embed(CountingBackbone(), rows.iloc[:10], tmp_path)
+def test_features_that_changed_on_disk_are_computed_again(tmp_path: Path, caplog) -> None:
+    rows = write_rows(tmp_path, 10)
     features = embed(CountingBackbone(), rows, tmp_path)
-    part = parts_of(tmp_path)[1]
-    part.write_bytes(damage(part.read_bytes()))
+    _, image, _, vector = stored(tmp_path)[3]
+    file = tmp_path / feature_cache.FILE
+    content = file.read_bytes()
+    assert content.count(vector) == 1
+    file.write_bytes(content.replace(vector, bytes([vector[0] ^ 1]) + vector[1:]))
     backbone = CountingBackbone()
     with caplog.at_level(logging.WARNING, "spectacles"):
-        np.testing.assert_allclose(embed(backbone, rows, tmp_path), features, rtol=1e-4, atol=1e-5)
-    assert backbone.seen == 30
-    assert part.name in caplog.text
+        np.testing.assert_array_equal(embed(backbone, rows, tmp_path), features)
+    assert backbone.seen == 2, "its batch"
+    assert f"1 features in {file} are damaged" in caplog.text
+    assert {name for _, name, *_ in stored(tmp_path)} == set(rows["sha256"]) and image in set(rows["sha256"])
     embed(backbone, rows, tmp_path)
-    assert backbone.seen == 30
+    assert backbone.seen == 2
 
 
-@pytest.mark.parametrize("content", ["pickled names", "integers", "a feature too few"])
-def test_a_part_that_is_no_table_of_features_is_not_trusted(tmp_path: Path, content: str) -> None:
-    rows, backbone = write_rows(tmp_path, 2), CountingBackbone()
+@pytest.mark.parametrize("damage", [lambda content: content[:5000], lambda c: b"text" * 5000, lambda c: bytes(len(c))])
+def test_a_damaged_file_is_replaced_with_a_warning(tmp_path: Path, caplog, damage) -> None:
+    rows, backbone = write_rows(tmp_path, 4), CountingBackbone()
     features = embed(backbone, rows, tmp_path)
-    [part] = parts_of(tmp_path)
-    names = rows["sha256"].to_numpy(dtype=bytes)
-    if content == "pickled names":
-        np.savez(part, names=rows["sha256"].to_numpy(dtype=object), features=features)
-    else:
-        np.savez(part, names=names, features=features.astype(int) if content == "integers" else features[:1])
-    np.testing.assert_allclose(embed(backbone, rows, tmp_path), features, rtol=1e-4, atol=1e-5)
-    assert backbone.seen == 4
+    file = tmp_path / feature_cache.FILE
+    file.write_bytes(damage(file.read_bytes()))
+    with caplog.at_level(logging.WARNING, "spectacles"):
+        np.testing.assert_array_equal(embed(backbone, rows, tmp_path), features)
+    assert backbone.seen == 8 and f"{file} cannot be read" in caplog.text
+    embed(backbone, rows, tmp_path)
+    assert backbone.seen == 8
+
+
+def test_nothing_is_stored_without_space_for_it(tmp_path: Path) -> None:
+    rows, backbone = write_rows(tmp_path, 2), CountingBackbone()
+    np.testing.assert_array_equal(*(embed(backbone, rows, tmp_path, cache_gb=0) for _ in range(2)))
+    assert backbone.seen == 4 and not (tmp_path / feature_cache.FILE).exists()
 
 
 def test_a_file_that_changed_since_it_was_indexed_is_named_and_not_stored(tmp_path: Path) -> None:
@@ -221,7 +231,7 @@ def test_a_file_that_changed_since_it_was_indexed_is_named_and_not_stored(tmp_pa
     Path(rows["path"][1]).unlink()
     with pytest.raises(UserError, match=r"1\.png can no longer be read \(file not found\)"):
         embed(backbone, rows, tmp_path)
-    assert not list((tmp_path / "embeddings").glob("*"))
+    assert not (tmp_path / feature_cache.FILE).exists() or not stored(tmp_path)
 
 
 def test_an_interruption_costs_only_what_was_computed_since_the_last_write(tmp_path: Path, monkeypatch) -> None:

@@ -22,7 +22,7 @@ from spectacles.core.results import DatasetReport, EvaluateReport, RowAccounting
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import schemas
 from spectacles.metrics import classification, decisions, probability_scores
-from spectacles.models import backbones
+from spectacles.models import backbones, feature_cache
 from spectacles.models.bundle import load_bundle, save_bundle
 from spectacles.models.classifier import Classifier
 from spectacles.report import evaluation_plots, reliability_plots
@@ -161,7 +161,7 @@ def test_looks_come_from_the_backbone_before_training(make_run: Make, tmp_path: 
     finish(made)
     looks = [entry for entry in read(made, "slices.json")["slices"] if entry["column"] == "looks"]
     assert len(looks) == 2 and sum(entry["images"] for entry in looks) == 66
-    assert list((made.output_dir / "cache" / "embeddings").iterdir())
+    assert (made.output_dir / "cache" / feature_cache.FILE).is_file()
     made.write_config({"no_pretrained": False, "weights": str(tmp_path / "lost.safetensors")})
     finish(made)
     assert read(made, "slices.json")["slices"] == []

@@ -65,6 +65,7 @@ def test_a_linear_probe_is_one_epoch_more_and_gradient_descent_shares_them(setti
         ("clip_grad_norm", -1.0),
         ("warmup_epochs", -1.0),
         ("pixel_cache_gb", -1.0),
+        ("cache_gb", -1.0),
         ("unfreeze", "last"),
         ("unfreeze", "last:0"),
         ("time_budget", "soon"),

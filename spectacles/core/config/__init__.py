@@ -7,6 +7,7 @@ from spectacles.core.config.base import help_texts, select, to_plain
 from spectacles.core.config.groups import (
     ComputeConfig,
     ExplainConfig,
+    FeatureConfig,
     FileNameConfig,
     GalleryConfig,
     ImageDirConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "EvaluateConfig",
     "ExplainConfig",
     "ExploreConfig",
+    "FeatureConfig",
     "FileNameConfig",
     "GalleryConfig",
     "Goal",

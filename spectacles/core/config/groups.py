@@ -35,6 +35,13 @@ class ComputeConfig(Settings):
 
 
 @dataclass(frozen=True)
+class FeatureConfig(ComputeConfig):
+    cache_gb: Annotated[float, Field(ge=0)] = 8.0
+    """Disk space below --output_dir for features of frozen backbones, shared by all runs; the least recently used go
+    first."""
+
+
+@dataclass(frozen=True)
 class FileNameConfig(Settings):
     file_column: str | None = None
     """Column with the image file. Default: found by name, then by content."""

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from spectacles.core.config.groups import (
     ComputeConfig,
     ExplainConfig,
+    FeatureConfig,
     FileNameConfig,
     GalleryConfig,
     ImageDirConfig,
@@ -20,7 +21,7 @@ from spectacles.core.errors import UserError
 
 
 @dataclass(frozen=True)
-class DatasetConfig(RunConfig, ComputeConfig, ModelConfig, ImageDirConfig):
+class DatasetConfig(RunConfig, FeatureConfig, ModelConfig, ImageDirConfig):
     train_csv: Path | None = None
     """Table of labelled images: CSV (any delimiter), JSON, JSONL or Parquet, one row per file."""
     test_csv: Path | None = None
@@ -55,12 +56,12 @@ class DatasetConfig(RunConfig, ComputeConfig, ModelConfig, ImageDirConfig):
 
 
 @dataclass(frozen=True)
-class ExploreConfig(RunConfig, ComputeConfig, ModelConfig, GalleryConfig):
+class ExploreConfig(RunConfig, FeatureConfig, ModelConfig, GalleryConfig):
     pass
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(RunConfig, ComputeConfig):
+class EvaluateConfig(RunConfig, FeatureConfig):
     bootstrap_resamples: Annotated[int, Field(ge=1)] = 1000
     """Resamples behind each 95 % interval."""
     compare: str | None = None
@@ -72,7 +73,7 @@ class EvaluateConfig(RunConfig, ComputeConfig):
 
 
 @dataclass(frozen=True)
-class ErrorAnalysisConfig(RunConfig, ComputeConfig, GalleryConfig, ExplainConfig):
+class ErrorAnalysisConfig(RunConfig, FeatureConfig, GalleryConfig, ExplainConfig):
     fine_tuned_folds: Annotated[int, Field(ge=0)] = 0
     """Folds of fine-tuned networks that look for wrong labels as well; each costs a training. 0 leaves them out."""
 

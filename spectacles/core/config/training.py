@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from spectacles.core.config.base import Settings, Share
-from spectacles.core.config.groups import ComputeConfig, ModelConfig, RunConfig
+from spectacles.core.config.groups import FeatureConfig, ModelConfig, RunConfig
 from spectacles.core.config.values import parse_duration, parse_goal
 from spectacles.core.errors import UserError
 
@@ -41,7 +41,7 @@ class AugmentConfig(Settings):
 
 
 @dataclass(frozen=True)
-class TrainConfig(RunConfig, ComputeConfig, ModelConfig, AugmentConfig):
+class TrainConfig(RunConfig, FeatureConfig, ModelConfig, AugmentConfig):
     time_budget: str | None = None
     """Training time, such as 90s, 10m or 1h: measures this machine and chooses image size, depth and epochs to fit."""
     epochs: Annotated[int | None, Field(ge=1)] = None
