@@ -6,6 +6,7 @@ An engine is a function: pixels, uint8 (B, S, S, C) -> outputs, float32 (B, D). 
 import importlib.util
 import math
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -138,6 +139,8 @@ def _openvino(path: Path) -> Engine:
     """A single image is computed on all cores, if they are idle. Of several images each core computes its own, a few at
     a time: cores that do not wait for each other, with their data in their caches, are a quarter faster. Several
     threads may call it."""
+    # Importing openvino reports that to Google Analytics, by this package where it is found; there is no switch.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     cores = cpu_count()

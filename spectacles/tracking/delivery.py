@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,10 +20,31 @@ log = logging.getLogger("spectacles.tracking.delivery")
 GIVE_UP_AFTER = 30.0
 """Seconds without success, once the command has ended."""
 MAX_PAUSE = 10.0
+ADOPTED_BY_ANOTHER = os.name != "nt"
+"""When its parent ends, a process gets another one; on Windows it still names the old one."""
+
+
+class Command:
+    """The process `parent` that runs a command and has started this one."""
+
+    def __init__(self, parent: int, watch_stdin: bool = not ADOPTED_BY_ANOTHER) -> None:
+        self.parent, self.closed = parent, threading.Event()
+        self.watch_stdin = watch_stdin
+        if watch_stdin:
+            threading.Thread(target=self._wait_for_end, name="command", daemon=True).start()
+
+    def _wait_for_end(self) -> None:
+        """Whatever is at the other end of the pipe holds it open while it lives."""
+        sys.stdin.buffer.read()
+        self.closed.set()
+
+    def has_ended(self) -> bool:
+        return self.closed.is_set() if self.watch_stdin else os.getppid() != self.parent
 
 
 def send(run_dir: RunDir, parent: int) -> None:
     """Delivers the folder's event log while the process `parent` runs a command on it, and for a while after."""
+    command = Command(parent)
     _lower_priority()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stdout)
     folder, to = run_dir.path, event_log.destination()
@@ -30,12 +52,12 @@ def send(run_dir: RunDir, parent: int) -> None:
         with event_log.delivering(folder) as mine:
             if mine:
                 _catch_up(run_dir, only=to)  # first: this run may be shown below one of them
-                _follow(run_dir, to, parent)
+                _follow(run_dir, to, command)
                 for other in set(event_log.waiting(folder)) - {to}:
                     _try(run_dir, other)
                 _catch_up(run_dir)
                 return
-        if os.getppid() != parent and not event_log.waiting(folder)[to]:
+        if command.has_ended() and not event_log.waiting(folder)[to]:
             return
         time.sleep(0.25)
 
@@ -58,13 +80,13 @@ def set_group_niceness(sender: int, niceness: int) -> None:
         Path(f"/proc/{sender}/autogroup").write_text(str(niceness), encoding="ascii")
 
 
-def _follow(run_dir: RunDir, to: str, parent: int) -> None:
+def _follow(run_dir: RunDir, to: str, command: Command) -> None:
     """Delivers until the command is over and all has arrived, or nothing arrives for GIVE_UP_AFTER any more."""
     folder, failures, success = run_dir.path, 0, time.monotonic()
     while (size := event_log.size(folder)) >= 0:
-        if os.getppid() != parent:
+        if command.has_ended():
             event_log.close_dead(folder)
-        over = os.getppid() != parent or not event_log.open_runs(folder)
+        over = command.has_ended() or not event_log.open_runs(folder)
         if over:
             set_group_niceness(os.getpid(), 0)
         before = event_log.sent(folder)
@@ -76,12 +98,12 @@ def _follow(run_dir: RunDir, to: str, parent: int) -> None:
         failures += not arrived
         pause = None if arrived else min(2.0**failures, 2 if over else MAX_PAUSE)
         # After a failure, new events are no reason to try again: they come every few milliseconds.
-        _wait(partial(_more_to_do, folder, size if arrived else None, parent), pause)
+        _wait(partial(_more_to_do, folder, size if arrived else None, command), pause)
 
 
-def _more_to_do(folder: Path, seen: int | None, parent: int) -> bool:
+def _more_to_do(folder: Path, seen: int | None, command: Command) -> bool:
     """Whether the command is over, or its event log is longer than `seen` bytes; None: its size does not matter."""
-    return os.getppid() != parent or (seen is not None and event_log.size(folder) != seen)
+    return command.has_ended() or (seen is not None and event_log.size(folder) != seen)
 
 
 def _wait(news: Callable[[], bool], pause: float | None) -> None:

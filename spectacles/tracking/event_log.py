@@ -6,7 +6,6 @@ It holds one event per line: {"do": "start", "params", "metrics", "dataset", "ar
 
 import json
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,8 +16,10 @@ from typing import Any
 
 from spectacles.core.fileio import atomic_write
 
-if sys.platform != "win32":
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 EVENTS, SENT, LOG = "tracking.jsonl", "tracking-sent.json", "tracking.log"
 
@@ -169,7 +170,7 @@ def _append(descriptor: int, event: Event) -> None:
 
 def _lock(descriptor: int, exclusive: bool) -> bool:
     """Exclusive: at once or not at all. Shared: waits for the one who closes dead runs, which takes milliseconds."""
-    if sys.platform == "win32":
+    if fcntl is None:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)

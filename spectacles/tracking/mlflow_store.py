@@ -69,7 +69,6 @@ def record(store: Store, events: list[Event], run_dir: RunDir) -> None:
 @cache
 def _connect(address: str, output_dir: Path, own: bool) -> Store:
     """Imports MLflow, which takes seconds. A request waits long: one that is given up may still be done later."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
     from mlflow.tracking import MlflowClient

@@ -199,7 +199,8 @@ def _start_sender(run_dir: RunDir) -> "subprocess.Popen[bytes] | None":
     command = [sys.executable, "-m", "spectacles.tracking", "send", str(run_dir.path), "--parent", str(os.getpid())]
     try:
         with (run_dir.path / event_log.LOG).open("ab") as output:
-            sender = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            stdin = subprocess.DEVNULL if delivery.ADOPTED_BY_ANOTHER else subprocess.PIPE
+            sender = subprocess.Popen(command, stdin=stdin, stdout=output, stderr=output,
                                       env=os.environ | {"PYTHONPATH": path}, start_new_session=True)  # fmt: skip
     except OSError as error:
         log.warning("warning: nothing is delivered to MLflow yet: %s", error)
@@ -245,7 +246,8 @@ def where_to_look(run_dir: RunDir) -> str:
         return f"not in MLflow yet: deliver with {python} -m spectacles.tracking sync --output_dir {output_dir}"
     if store.startswith("http"):
         return address
-    return f"{python} -m mlflow ui --backend-store-uri {shlex.quote(store)}   then {address}"
+    switch = "" if os.name == "nt" else "MLFLOW_DISABLE_TELEMETRY=true "
+    return f"{switch}{python} -m mlflow ui --backend-store-uri {shlex.quote(store)}   then {address}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

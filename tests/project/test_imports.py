@@ -110,6 +110,7 @@ def state():
         "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)],
     }
 
+import spectacles  # switches off what other libraries report: they read that when they are imported
 before = state()
 for name in MODULES:
     importlib.import_module(name)

@@ -81,7 +81,9 @@ def test_the_address_of_a_run_is_known_once_it_has_arrived(
     run_dir, run_id, _ = track("delivered")
     page = f"/#/experiments/1/runs/{run_id}?workflowType=machine_learning"
     assert tracking.run_address(run_dir) == tracking.LOCAL_UI + page
-    assert tracking.where_to_look(run_dir).endswith(f"mlflow.db   then {tracking.LOCAL_UI}{page}")
+    command = tracking.where_to_look(run_dir)
+    assert command.endswith(f"mlflow.db   then {tracking.LOCAL_UI}{page}")
+    assert command.startswith("MLFLOW_DISABLE_TELEMETRY=true ")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@server:5000/")
     assert tracking.run_address(run_dir) is None  # it went to another store
     write_json(run_dir.tracking, json.loads(run_dir.tracking.read_text()) | {"uri": tracking.uri(outputs)})
