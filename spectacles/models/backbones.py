@@ -23,7 +23,10 @@ ALIASES = {
 FEW_TENSORS = 3
 """A last group of at most so many tensors is not a layer group of its own."""
 
-SIMPLE_CNN_CFG = {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
+SIMPLE_CNN_CFG = {
+    "input_size": (3, 64, 64), "fixed_input_size": True, "mean": (0.5,) * 3, "std": (0.5,) * 3,
+    "interpolation": "bilinear",
+}  # fmt: skip
 
 
 class SimpleCNN(nn.Module):
@@ -74,15 +77,32 @@ def timm_name(name: str) -> str:
 
 
 def build(name: str, in_chans: int, image_size: int | None) -> nn.Module:
-    """The bare architecture, random weights: (B, in_chans, S, S) -> features (B, D). UserError for an unknown name."""
+    """The bare architecture, random weights: (B, in_chans, S, S) -> features (B, D). UserError for an unknown name, and
+    for a size that the backbone does not take."""
     if name == "simple_cnn":
         return SimpleCNN(in_chans, image_size or 64)
-    options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": in_chans}
+    return create(name, in_chans, image_size, pretrained=False)
+
+
+def create(name: str, in_chans: int, image_size: int | None, pretrained: bool) -> nn.Module:
+    """timm's model without its classifier. Backbones of a fixed size are built for `image_size` where they can be."""
     full_name = timm_name(name)
+    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "in_chans": in_chans}
+    if image_size and fixed_size(name) and image_size != native_size(name):
+        options["img_size"] = image_size
     try:
-        if image_size and fixed_size(name):
-            options["img_size"] = image_size
-        return timm.create_model(full_name, **options)
+        model: nn.Module = timm.create_model(full_name, **options)
+        return model
+    except TypeError as error:
+        if "img_size" not in options or "img_size" not in str(error):
+            raise
+        raise UserError(
+            f"--backbone {name} takes images of {native_size(name)} px only: leave --image_size {image_size} out."
+        ) from error
+    except (AssertionError, ValueError) as error:  # windows or patches that do not fit
+        if "img_size" not in options:
+            raise
+        raise _does_not_fit(name, image_size, error) from error
     except RuntimeError as error:
         if "Invalid pretrained tag" in str(error):
             raise UserError(f"--backbone {name}: {error}") from None
@@ -93,9 +113,9 @@ def build(name: str, in_chans: int, image_size: int | None) -> nn.Module:
 
 
 def fixed_size(name: str) -> bool:
-    """Transformers with a table of positions or windows are built for one image size: others cost accuracy or do not
+    """Backbones with a table of positions or with windows are built for one image size: others cost accuracy or do not
     fit."""
-    return re.match(r"(vit|deit|beit|eva|swin|cait|xcit)", timm_name(name)) is not None
+    return bool(_pretrained_cfg(name).get("fixed_input_size"))
 
 
 def layer_groups(backbone: nn.Module) -> list[list[str]]:
@@ -118,14 +138,16 @@ def count_layer_groups(name: str) -> int:
         return len(layer_groups(build(name, 3, None)))
 
 
-@cache
 def native_size(name: str) -> int:
     """Side in pixels of the images that the weights were pretrained on."""
-    if name == "simple_cnn":
-        return 64
-    with torch.device("meta"):
-        cfg: dict[str, Any] = vars(build(name, 3, None)).get("pretrained_cfg") or {}
-    return int(cfg.get("input_size", (3, 224, 224))[-1])
+    return int(_pretrained_cfg(name).get("input_size", (3, 224, 224))[-1])
+
+
+@cache
+def _pretrained_cfg(name: str) -> dict[str, Any]:
+    """timm's facts about the weights and the input."""
+    with torch.device("meta"):  # the model's own, which may differ from those of its family
+        return getattr(build(name, 3, None), "pretrained_cfg", None) or {}
 
 
 def feature_dim(backbone: nn.Module, in_chans: int, image_size: int) -> int:
@@ -142,4 +164,8 @@ def fitting_feature_dim(name: str, backbone: nn.Module, in_chans: int, image_siz
     try:
         return feature_dim(backbone, in_chans, image_size)
     except (AssertionError, RuntimeError) as error:  # patches that do not fit, or an image smaller than a kernel
-        raise UserError(f"--backbone {name} cannot take --image_size {image_size}: {error}") from error
+        raise _does_not_fit(name, image_size, error) from error
+
+
+def _does_not_fit(name: str, image_size: int | None, error: Exception) -> UserError:
+    return UserError(f"--backbone {name} cannot take --image_size {image_size}: {error}")

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -50,7 +49,15 @@ def build_pretrained(name: str, in_chans: int, image_size: int | None, weights: 
     """
     if weights is not None:
         model = backbones.build(name, in_chans, image_size)
-        load_weights(model, read_state(weights), str(weights), in_chans)
+        try:
+            load_weights(model, read_state(weights), str(weights), in_chans)
+        except UserError as error:
+            if not backbones.fixed_size(name) or image_size in (None, backbones.native_size(name)):
+                raise
+            raise UserError(
+                f"{error} Weights of {name} are for {backbones.native_size(name)} px: leave --image_size {image_size} "
+                "out."
+            ) from error
         return model
     if name == "simple_cnn":
         raise UserError("--backbone simple_cnn has no pretrained weights: add --no_pretrained.")
@@ -67,11 +74,8 @@ def _from_hub(name: str, in_chans: int, image_size: int | None) -> nn.Module:
     if not cfg.get("url") and not cfg.get("hf_hub_id"):
         raise UserError(f"--backbone {name}: timm has no pretrained weights for it. Give --weights or --no_pretrained.")
     log.info("  fetching the pretrained weights of %s (from timm's cache or its hub)", name)
-    options: dict[str, Any] = {"num_classes": 0, "in_chans": in_chans}
-    if image_size and backbones.fixed_size(name):
-        options["img_size"] = image_size
     try:
-        return timm.create_model(backbones.timm_name(name), pretrained=True, **options)
+        return backbones.create(name, in_chans, image_size, pretrained=True)
     except Exception as error:  # huggingface_hub, httpx and urllib each raise their own when there is no network
         raise UserError(
             f"the pretrained weights of {name} are neither in the local cache nor downloadable "

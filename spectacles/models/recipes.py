@@ -33,7 +33,7 @@ def resolve(config: TrainConfig, recipe: Recipe | None = None) -> TrainConfig:
     native, scratch = backbones.native_size(config.backbone), config.no_pretrained
     if recipe is None:
         recipe = Recipe(1.0, 1.0, SCRATCH_EPOCHS[config.recipe]) if scratch else RECIPES[config.recipe]
-    fixed = backbones.fixed_size(config.backbone) or config.backbone == "simple_cnn"
+    fixed = backbones.fixed_size(config.backbone)
     if config.progressive_size and fixed:
         raise UserError(f"--progressive_size does not work with {config.backbone}: it takes images of one size only.")
     size = native if fixed else round_size(recipe.size * native)
@@ -51,7 +51,7 @@ def resolve(config: TrainConfig, recipe: Recipe | None = None) -> TrainConfig:
 def image_size(config: ModelConfig) -> int:
     """The side by --image_size, or else by the recipe. Raises UserError for an unknown backbone."""
     native = backbones.native_size(config.backbone)
-    fixed = backbones.fixed_size(config.backbone) or config.backbone == "simple_cnn"
+    fixed = backbones.fixed_size(config.backbone)
     size = 1.0 if config.no_pretrained else RECIPES[config.recipe].size
     return config.image_size or (native if fixed else round_size(size * native))
 

@@ -299,7 +299,7 @@ def test_the_head_alone_gives_torchs_logits_bit_for_bit(batch):
 
 
 def test_a_network_that_cannot_be_exported_is_reported_in_one_line(tmp_path, capfd):
-    network = backbones.build("test_vit", 3, 32).eval()  # at another size than its own it resizes its positions
+    network = backbones.build("test_vit", 3, None).eval()  # at another size than its own it resizes its positions
     for engine in INSTALLED:
         with pytest.raises(UserError, match=f"--engine {engine} cannot run this network") as caught:
             engine_choice.choose(PixelNetwork(network, COLOUR, CPU), tmp_path / "engine.json", engine)
