@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,10 @@ class Pixels:
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
-        if self.unfinished is not None:
+        self.stored = np.array(self.stored[:0])  # unmapped, which Windows wants before the file changes
+        if self.unfinished is not None and self.known.all():
+            self._finish()
+        elif self.unfinished is not None:
             self.unfinished.unlink(missing_ok=True)
 
     def __enter__(self) -> "Pixels":
@@ -124,8 +128,13 @@ class Pixels:
         self.stored[index], self.known[index] = pixels, True
         if self.unfinished is not None and self.known.all():
             self.stored.flush()  # type: ignore[attr-defined]  # a memory map
-            self.unfinished.replace(self.path)
-            self.unfinished = None
+            with suppress(PermissionError):  # of Windows, for a file that is mapped: it is renamed when it is closed
+                self._finish()
+
+    def _finish(self) -> None:
+        assert self.unfinished is not None
+        self.unfinished.replace(self.path)
+        self.unfinished = None
 
     def _decode(self, index: int) -> np.ndarray:
         decoded = decode_unchanged(Path(self.paths[index]), self.hashes[index], self.preprocessing)
@@ -187,4 +196,5 @@ def _make_room(folder: Path, allowed: int) -> None:
         if total <= allowed:
             return
         total -= path.stat().st_size
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # of Windows, for a file that another process has mapped
+            path.unlink(missing_ok=True)

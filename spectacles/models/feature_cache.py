@@ -14,7 +14,7 @@ from torch import nn
 
 from spectacles.core.config import FeatureConfig
 from spectacles.core.progress import progress
-from spectacles.data.pixel_cache import Pixels, in_batches
+from spectacles.data.pixel_cache import RESIZER, Pixels, in_batches
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import engine_choice
 from spectacles.models.engines import Engine, PixelNetwork, torch_engine
@@ -116,7 +116,7 @@ def _embed(run: Engine, pixels: Pixels, batches: list[np.ndarray], view: PixelVi
 
 def _fingerprint(backbone: nn.Module, name: str, preprocessing: Preprocessing) -> str:
     """16 hex digits that depend on everything that determines the features besides the file."""
-    digest = hashlib.sha256(json.dumps([name, preprocessing.to_json()], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([name, RESIZER, preprocessing.to_json()], sort_keys=True).encode())
     for tensor_name, tensor in sorted(backbone.state_dict().items()):
         digest.update(f"{tensor_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

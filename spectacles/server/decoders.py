@@ -10,7 +10,6 @@ import json
 import math
 import multiprocessing
 import queue
-import resource
 import signal
 import sys
 import warnings
@@ -99,8 +98,11 @@ class Decoders:
 
     def __init__(self, count: int, max_pixels: int, memory: int = MEMORY) -> None:
         # Forked from a process that has imported everything and runs no thread: quick to replace, and safe.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__])
+        # Windows has none, and starts each from scratch.
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload(["__main__", __name__])
         self.count = count
         self._idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         self._all = [Decoder(context, max_pixels, memory) for _ in range(count)]
@@ -176,6 +178,8 @@ def _pictures(pixels: np.ndarray, count: int, preprocessing: Preprocessing) -> n
 def limit_memory(more: int) -> None:
     """Allocations of more than so many bytes on top of now fail with MemoryError; on Linux only."""
     if sys.platform.startswith("linux"):
+        import resource
+
         with open("/proc/self/status", encoding="ascii") as file:
             data = next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData:"))
         resource.setrlimit(resource.RLIMIT_DATA, (data + more, data + more))

@@ -266,3 +266,24 @@ def test_two_processes_that_build_the_same_file_both_give_the_right_images(rows,
     assert files(tmp_path) == [one.path.name]
     with open_pixels(rows, tmp_path) as pixels:
         np.testing.assert_array_equal(pixels.batch(np.arange(6)), expected)
+
+
+def test_a_file_that_cannot_be_renamed_while_it_is_mapped_is_renamed_when_it_is_closed(rows, tmp_path, monkeypatch):
+    """As on Windows."""
+    rename, mapped = Path.replace, []
+
+    def replace_unmapped(path: Path, target: Path) -> Path:
+        if isinstance(mapped[0].stored, np.memmap):
+            raise PermissionError(13, "The process cannot access the file", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_unmapped)
+    with open_pixels(rows, tmp_path) as pixels:
+        mapped.append(pixels)
+        np.testing.assert_array_equal(pixels.batch(np.arange(6)), expected_of(rows))
+        np.testing.assert_array_equal(pixels.batch(np.arange(6)), expected_of(rows))
+        assert not pixels.path.exists()
+    assert files(tmp_path) == [pixels.path.name]
+    with open_pixels(rows, tmp_path) as pixels:
+        mapped[0] = pixels
+        np.testing.assert_array_equal(pixels.batch(np.arange(6)), expected_of(rows))
