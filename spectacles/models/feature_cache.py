@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -79,7 +79,7 @@ class FeatureExtractor:
 
     def _compute(
         self, identity: str, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None, images: int
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterable[np.ndarray]:
         """Features (D,) float32 of one position after the other."""
         choice = self.cache / "engines" / f"{identity}.json"
         network = PixelNetwork(self.backbone, self.preprocessing, self.device)
@@ -95,7 +95,7 @@ class FeatureExtractor:
 
 
 def _in_parts(
-    key_of: dict[int, str], positions: np.ndarray, vectors: Iterator[np.ndarray], known: Features
+    key_of: dict[int, str], positions: np.ndarray, vectors: Iterable[np.ndarray], known: Features
 ) -> Iterator[Features]:
     """Those that are not known yet, SAVE_EVERY at a time."""
     part: Features = {}
