@@ -19,7 +19,6 @@ from benchmarks import common, proxy, server_process
 from benchmarks.attacks import ATTACKS, BEHIND_PROXY, PORT
 from spectacles.models.bundle import load_bundle, save_bundle
 
-
 ONE_ADDRESS = {"limit_conn per_address 256": "limit_conn per_address 4096"}
 """All clients are this machine."""
 
@@ -69,6 +68,7 @@ def main() -> None:
     parser.add_argument("--odd", type=Path, help="folder of odd files")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--slow", type=int, default=500)
     parser.add_argument("--pipelined", type=int, default=100)
     parser.add_argument("--abandoned", type=int, default=100_000)
     parser.add_argument("--swaps", type=int, default=50)

@@ -113,7 +113,7 @@ async def slow_clients(server: Server, photo: bytes, args: argparse.Namespace) -
 
     starts = [b"GET / HTTP/1.1\r\nX-Slow: ", photo_request(bytes(100_000))[:1000], b""] * 200
     slow = [asyncio.create_task(drip(start)) for start in starts]
-    replies = await in_parallel(server.entrance, (photo_request(photo) for _ in range(500)), row, 4)
+    replies = await in_parallel(server.entrance, (photo_request(photo) for _ in range(args.slow)), row, 4)
     stop.set()
     await asyncio.gather(*slow, return_exceptions=True)
     row.note = f"p99 {percentile(replies, 0.99):.0f} ms"

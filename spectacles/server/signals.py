@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
@@ -28,15 +28,20 @@ def handled(service: Service) -> Iterator[None]:
         yield
         return
     before: dict[int, Any] = {}
+    asked = False
 
     def end(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
         pass_on = partial(before[number], number, frame)
-        if service.draining:
+        if asked:
             pass_on()
-        else:
-            service.drain()
-            # A handler may interrupt the event loop anywhere, or while it sleeps.
-            service.loop.call_soon_threadsafe(service.loop.call_later, service.settings.drain, pass_on)
+        else:  # from the event loop, which the signal may have interrupted anywhere, or while it sleeps
+            asked = True
+            service.loop.call_soon_threadsafe(drain, pass_on)
+
+    def drain(then: Callable[[], None]) -> None:
+        service.drain()
+        service.loop.call_later(service.settings.drain, then)
 
     def reload(number: int, frame: FrameType | None) -> None:
         asyncio.run_coroutine_threadsafe(_reload(service), service.loop)

@@ -84,6 +84,7 @@ def test_an_error_while_decoding_or_computing_ends_no_thread(bundle_dir: Path, m
             assert client.get("/health/ready").status_code == send(client).status_code == 200
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_has_ended_leaves_nobody_waiting(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def end(*_: object) -> Any:
         raise SystemExit  # ends a thread without a word

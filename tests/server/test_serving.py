@@ -290,7 +290,7 @@ def test_a_flood_waits_for_its_rejections_and_never_longer_than_a_second(bundle_
 
 
 @contextmanager
-def full(client: TestClient) -> Iterator[None]:
+def full() -> Iterator[None]:
     """As if a photo were being computed that takes up all the time there is."""
     batcher = api.app.state.service.batcher
     with pytest.MonkeyPatch.context() as patch:
@@ -310,7 +310,7 @@ def test_a_photo_without_room_is_rejected_unread_and_the_next_one_answered(bundl
 
     form = {"Content-Type": "multipart/form-data; boundary=b"}
     with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
-        with full(client):
+        with full():
             small = send(client, PHOTO)
             large = send(client, bytes(admission.LARGE))
             client.post("/predict", content=body(), headers=form)
@@ -323,10 +323,10 @@ def test_a_photo_without_room_is_rejected_unread_and_the_next_one_answered(bundl
         assert send(client, PHOTO).status_code == 200
 
 
-def test_strangers_are_told_so_however_busy_the_server_is(locked: TestClient) -> None:
-    with full(locked):
-        assert send(locked, PHOTO).status_code == 401
-        assert send(locked, PHOTO, headers=BEARER).status_code == 503
+def test_strangers_are_told_so_however_busy_the_server_is(bundle_dir: Path) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_API_KEYS=KEYS) as client, full():
+        assert send(client, PHOTO).status_code == 401
+        assert send(client, PHOTO, headers=BEARER).status_code == 503
 
 
 @pytest.mark.parametrize("ends", ["with its body", "with its time", "with the request"])
@@ -388,9 +388,10 @@ def test_signals_drain_and_reach_the_server() -> None:
         try:
             with signals.handled(service):
                 signal.raise_signal(signal.SIGTERM)
-                assert service.draining and not reached
+                assert not reached
                 while not reached:
                     await asyncio.sleep(0.001)
+                assert service.draining
                 signal.raise_signal(signal.SIGINT)
                 assert reached == [signal.SIGTERM, signal.SIGINT]
             signal.raise_signal(signal.SIGTERM)
