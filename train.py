@@ -116,7 +116,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
         pixels=pixels,
         train=train,
         val=val,
-        augmentation=Augmentation(select(config, AugmentConfig), preprocessing),
+        augmentation=Augmentation(select(config, AugmentConfig), preprocessing).to(device),
         info=_info(config, data, rows, classifier, preprocessing, shares),
         run_dir=run_dir,
         started=started,
@@ -151,7 +151,7 @@ def _plan(
     for line in reasons:
         log.info("  %s", line)
     chosen = {name: value for name, value in to_plain(plan).items() if name in time_budget.CHOSEN}
-    return recipes.resolve(replace(config, **collectives.broadcast_object(chosen, device)))
+    return recipes.resolve(replace(config, **collectives.broadcast_object(chosen)))
 
 
 def _check_processes(config: TrainConfig) -> None:

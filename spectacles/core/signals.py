@@ -69,7 +69,7 @@ def handled() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Work that must not be interrupted at any point; it calls `check` where it may be."""
+    """Work that must not be interrupted at any point; it calls `check` where it may be, and after it."""
     handler = _active.get()
     if handler is None:
         yield
@@ -79,7 +79,6 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         handler.deferred = False
-    check()
 
 
 def stop_requested() -> bool:

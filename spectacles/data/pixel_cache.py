@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +24,8 @@ from spectacles.data.preprocessing import Decoded, Preprocessing, decode_one
 
 log = logging.getLogger("spectacles")
 
+Change = Callable[[int, np.ndarray], np.ndarray]
+"""(number of a batch, the batch) -> the batch as the consumer gets it. Called in another thread."""
 LOOK_AHEAD = 3
 """Batches prepared before they are needed."""
 STALE = 24 * 3600
@@ -75,14 +77,19 @@ class Pixels:
             self._store(int(indices[place]), pixels)
         return batch
 
-    def batches(self, order: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """One batch for each array of indices, prepared ahead of the consumer."""
+    def batches(self, order: Iterable[np.ndarray], change: Change | None = None) -> Iterator[np.ndarray]:
+        """One batch for each array of indices, prepared ahead of the consumer, and changed there by `change`."""
         pending: deque[Future[np.ndarray]] = deque()
-        remaining = iter(order)
+        remaining = enumerate(order)
+
+        def prepare(number: int, indices: np.ndarray) -> np.ndarray:
+            batch = self.batch(indices)
+            return change(number, batch) if change else batch
+
         with ThreadPoolExecutor(1, "gather") as ahead:
             while True:
-                while len(pending) < LOOK_AHEAD and (indices := next(remaining, None)) is not None:
-                    pending.append(ahead.submit(self.batch, indices))
+                while len(pending) < LOOK_AHEAD and (numbered := next(remaining, None)) is not None:
+                    pending.append(ahead.submit(prepare, *numbered))
                 if not pending:
                     return
                 yield pending.popleft().result()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
@@ -67,9 +68,8 @@ class Preprocessing:
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (or float 0..255) (B, S, S, C) -> float32 (B, C, S, S) in channels_last memory: 0..1, minus mean, over
         std. Element by element, so an image's values do not depend on the batch it is in."""
-        mean = torch.tensor(self.mean, device=pixels.device)
-        std = torch.tensor(self.std, device=pixels.device)
-        return (pixels.float() * (1 / (255 * std)) - mean / std).permute(0, 3, 1, 2)
+        normalized: torch.Tensor = Normalize(self).to(pixels.device)(pixels)
+        return normalized
 
     def at(self, image_size: int) -> "Preprocessing":
         return replace(self, image_size=image_size)
@@ -80,6 +80,23 @@ class Preprocessing:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+class Normalize(nn.Module):
+    """`Preprocessing.normalize` of many batches: its constants are on the device already, so that no batch waits until
+    they are copied there."""
+
+    scale: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("offset", mean / std, persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels.float() * self.scale - self.offset).permute(0, 3, 1, 2)
 
 
 def to_picture(pixels: np.ndarray) -> np.ndarray:

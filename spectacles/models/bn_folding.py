@@ -1,5 +1,6 @@
 """Frozen BatchNorm folded into the convolution before it: the same function with fewer passes over memory."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +34,17 @@ def fold_batchnorm(backbone: nn.Module, example: torch.Tensor) -> list[FoldedBat
     """
     backbone.eval()
     before = backbone(example)
-    folded = [_fold_pair(backbone, conv, norm) for conv, norm in _pairs(backbone, example)]
+    folded = fold_pairs(backbone, _pairs(backbone, example))
     difference = (backbone(example) - before).abs().max() / before.abs().max().clamp_min(1e-6)
     if not difference < TOLERANCE:
         raise ValueError(f"folding BatchNorm changed the features by {float(difference):.2g}")
     return folded
+
+
+@torch.no_grad()
+def fold_pairs(backbone: nn.Module, pairs: Iterable[tuple[str, str]]) -> list[FoldedBatchNorm]:
+    """Folds the named pairs (convolution, BatchNorm), in place, whether that is exact or not."""
+    return [_fold_pair(backbone, conv, norm) for conv, norm in pairs]
 
 
 def unfolded_state(state: State, folded: list[FoldedBatchNorm], prefix: str = "") -> State:

@@ -24,7 +24,7 @@ from torch import nn
 
 from spectacles.core.device import cpu_count, to_device
 from spectacles.core.errors import UserError
-from spectacles.data.preprocessing import Preprocessing
+from spectacles.data.preprocessing import Normalize, Preprocessing
 
 Engine = Callable[[np.ndarray], np.ndarray]
 ENGINES = ("torch", "onnxruntime", "openvino")
@@ -46,21 +46,21 @@ class FromPixels(nn.Module):
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.network, self.preprocessing = network, preprocessing
+        self.normalize, self.network = Normalize(preprocessing), network
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = self.network(self.preprocessing.normalize(pixels))
+        outputs: torch.Tensor = self.network(self.normalize(pixels))
         return outputs
 
 
 def torch_engine(model: PixelNetwork) -> Engine:
     """Moves the network to the device and sets it to evaluation mode."""
-    network = model.network.to(device=model.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    from_pixels = FromPixels(model.network, model.preprocessing).eval()
+    from_pixels.to(device=model.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def run(pixels: np.ndarray) -> np.ndarray:
-        images = model.preprocessing.normalize(to_device(pixels, model.device))
-        outputs: np.ndarray = network(images).float().cpu().numpy()
+        outputs: np.ndarray = from_pixels(to_device(pixels, model.device)).float().cpu().numpy()
         return outputs
 
     return run

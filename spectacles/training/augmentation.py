@@ -7,19 +7,19 @@ sizes (crop, zoom out, turn), other cameras (light, colour, grey, blur, JPEG), a
 
 import hashlib
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import affine_grid, avg_pool2d, conv2d, grid_sample, pad
 from torchvision.transforms import v2
 
 from spectacles.core.config import AugmentConfig
 from spectacles.core.device import derive_seed, to_device
 from spectacles.data.images import jpeg_round_trip
-from spectacles.data.preprocessing import Preprocessing
+from spectacles.data.preprocessing import Normalize, Preprocessing
 
 COLUMNS = (
     "crop_area", "crop_x", "crop_y", "aspect", "flip", "turn", "zooms_out", "zoom",
@@ -49,33 +49,61 @@ def row_for(*parts: int | str) -> np.ndarray:
     return np.random.default_rng(derive_seed("view", *parts)).random(len(COLUMNS), dtype=np.float32)
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """uint8 (B, S, S, C) -> float32 (B, C, size, size), normalised, channels_last."""
+class Augmentation(nn.Module):
+    """uint8 (B, S, S, C) -> float32 (B, C, size, size), normalised, channels_last, on the module's device.
 
-    config: AugmentConfig
-    preprocessing: Preprocessing
+    `rows` (B, len(COLUMNS)) are the batch's draws everywhere; `size` is the side of the result.
+    """
 
-    def __call__(self, pixels: np.ndarray, rows: np.ndarray, size: int, device: torch.device) -> torch.Tensor:
-        """`rows` (B, len(COLUMNS)) are the batch's draws; `size` is the side of the result."""
-        images = self._change(pixels, rows, size, device)
-        return self.preprocessing.normalize(images.permute(0, 2, 3, 1)).contiguous(memory_format=torch.channels_last)
+    luma: torch.Tensor
+
+    def __init__(self, config: AugmentConfig, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.config, self.normalize = config, Normalize(preprocessing)
+        weights = torch.tensor(LUMA if preprocessing.in_chans == 3 else [1.0])
+        self.register_buffer("luma", weights.view(1, -1, 1, 1), persistent=False)
+        self._policy = v2.RandAugment(num_ops=2, magnitude=config.randaugment)
+
+    def forward(self, pixels: np.ndarray, rows: np.ndarray, size: int) -> torch.Tensor:
+        return self.on_device(self.on_host(pixels, rows), rows, size)
+
+    @property
+    def host_part_is_pure(self) -> bool:
+        """Whether `on_host` may run in another thread: RandAugment draws from torch's global generator."""
+        return not self.config.randaugment
+
+    def on_host(self, pixels: np.ndarray, rows: np.ndarray, pool: Executor | None = None) -> np.ndarray:
+        """What is done on the CPU even if there is a GPU, to uint8 (B, S, S, C): on a GPU, every step would wait for
+        nvjpeg. Each image is compressed in a thread of `pool`."""
+        pixels = self._randaugment(pixels, rows)
+        drawn = dict(zip(COLUMNS, rows.T, strict=True))
+        chosen = np.flatnonzero(drawn["is_jpeg"] < self.config.jpeg)
+        if not len(chosen):
+            return pixels
+        qualities = [round(_between(JPEG_QUALITY, float(drawn["jpeg"][place]))) for place in chosen]
+        compressed = (pool.map if pool else map)(jpeg_round_trip, pixels[chosen], qualities)
+        pixels = pixels.copy()
+        for place, picture in zip(chosen, compressed, strict=True):
+            pixels[place] = picture
+        return pixels
+
+    def on_device(self, pixels: np.ndarray, rows: np.ndarray, size: int) -> torch.Tensor:
+        """The rest, of what `on_host` returned."""
+        images = self._change(pixels, rows, size)
+        normalized: torch.Tensor = self.normalize(images.permute(0, 2, 3, 1))
+        return normalized.contiguous(memory_format=torch.channels_last)
 
     def view(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The changed images as pixels again, uint8 (B, S, S, C)."""
-        changed = self._change(pixels, rows, pixels.shape[1], torch.device("cpu"))
-        return changed.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
+        changed = self._change(self.on_host(pixels, rows), rows, pixels.shape[1])
+        return changed.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).contiguous().cpu().numpy()
 
-    def _change(self, pixels: np.ndarray, rows: np.ndarray, size: int, device: torch.device) -> torch.Tensor:
+    def _change(self, pixels: np.ndarray, rows: np.ndarray, size: int) -> torch.Tensor:
         """float32 (B, C, size, size), 0..255."""
         drawn = dict(zip(COLUMNS, rows.T, strict=True))
-        images = to_device(self._compress(self._randaugment(pixels, rows), drawn), device)
+        images = to_device(pixels, self.luma.device)
         images = self._frame(images.permute(0, 3, 1, 2).float(), drawn, size)
         return self._erase(self._blur(self._recolour(images, drawn), drawn), drawn)
-
-    @cached_property
-    def _policy(self) -> v2.RandAugment:
-        return v2.RandAugment(num_ops=2, magnitude=self.config.randaugment)
 
     def _randaugment(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
         if not self.config.randaugment:
@@ -86,17 +114,6 @@ class Augmentation:
                 torch.default_generator.manual_seed(derive_seed(row.tobytes().hex()))
                 changed.append(self._policy(torch.from_numpy(picture).permute(2, 0, 1)).permute(1, 2, 0).numpy())
         return np.stack(changed)
-
-    def _compress(self, pixels: np.ndarray, drawn: dict[str, np.ndarray]) -> np.ndarray:
-        """JPEG at a random quality. On the CPU even if there is a GPU: every step would wait for nvjpeg."""
-        chosen = np.flatnonzero(drawn["is_jpeg"] < self.config.jpeg)
-        if not len(chosen):
-            return pixels
-        pixels = pixels.copy()
-        for place in chosen:
-            quality = round(_between(JPEG_QUALITY, float(drawn["jpeg"][place])))
-            pixels[place] = jpeg_round_trip(pixels[place], quality)
-        return pixels
 
     def _frame(self, images: torch.Tensor, drawn: dict[str, np.ndarray], size: int) -> torch.Tensor:
         """Crops or zooms out, mirrors and rotates, in one resampling; strong reductions start from a halved copy, to
@@ -126,8 +143,7 @@ class Augmentation:
             to_device(value, images.device).view(-1, 1, 1, 1) for value in factors.values()
         )  # fmt: skip
         images = images * brightness
-        weights = torch.tensor([1.0] if grey_channels else LUMA, device=images.device).view(1, -1, 1, 1)
-        grey = (images * weights).sum(1, keepdim=True)
+        grey = (images * self.luma).sum(1, keepdim=True)
         images = torch.lerp(grey, images, saturation) if not grey_channels else images
         mean = grey.mean((2, 3), keepdim=True)
         return torch.lerp(mean.expand_as(images), images, contrast).clamp_(0, 255)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from spectacles.core import collectives
+from spectacles.core import collectives, distributed
 from spectacles.core.config import TrainConfig
 from spectacles.core.device import derive_seed, to_device
 from spectacles.data.pixel_cache import Pixels, in_batches
@@ -56,12 +56,31 @@ def augmented_batches(
     examples: Examples, augmentation: Augmentation, settings: StepSettings, epoch: int, size: int, start: int = 0
 ) -> Iterator[Batch]:
     """One epoch of freshly augmented images, without the first `start` batches. Their order and augmentation are
-    functions of (seed, epoch). With several processes, each gets its share of every batch, which may be empty."""
-    seed, device = settings.config.seed, settings.device
+    functions of (seed, epoch). With several processes, each gets its share of every batch."""
+    seed = settings.config.seed
     rows = draws(seed, epoch, len(examples.labels))
     whole = epoch_order(seed, epoch, len(examples.labels), settings.config.batch_size)[start:]
-    batches = [collectives.shard_batch(indices) for indices in whole]
-    pictures = examples.pixels.batches(examples.positions[indices] for indices in batches if len(indices))
-    for indices in batches:
-        images = augmentation(next(pictures), rows[indices], size, device) if len(indices) else torch.empty(0)
-        yield images, to_device(examples.labels[indices], device)
+    parts = [own_part(indices) for indices in whole]
+
+    def on_host(number: int, pixels: np.ndarray) -> np.ndarray:
+        return augmentation.on_host(pixels, rows[parts[number]], examples.pixels.pool)
+
+    ahead = augmentation.host_part_is_pure
+    pictures = examples.pixels.batches((examples.positions[indices] for indices in parts), on_host if ahead else None)
+    for number, (indices, pixels) in enumerate(zip(parts, pictures, strict=True)):
+        images = augmentation.on_device(pixels if ahead else on_host(number, pixels), rows[indices], size)
+        yield images, to_device(examples.labels[indices], settings.device)
+
+
+def own_part(indices: np.ndarray) -> np.ndarray:
+    """This process's part of a batch; two images of the others where its part is empty, because all processes exchange
+    gradients in every step. `loss_share` is 0 then."""
+    own = collectives.shard_batch(indices)
+    return own if len(own) else indices[[0, -1]]
+
+
+def loss_share(labels: np.ndarray, class_weights: np.ndarray | None) -> float:
+    """What to multiply the mean loss of this process's part of a batch by, so that the mean over all processes is the
+    mean loss of the whole batch, which has these `labels`, (B,) or (B, K)."""
+    weights = np.ones(len(labels)) if class_weights is None else class_weights[labels]
+    return float(distributed.world_size() * collectives.shard_batch(weights).sum() / weights.sum())

@@ -4,7 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -18,12 +18,13 @@ from spectacles.models import bn_folding, freezing, linear_probe, recipes
 from spectacles.models.classifier import Classifier, network_state
 from spectacles.models.engine_choice import photographs
 from spectacles.models.feature_cache import FeatureExtractor
-from spectacles.training import finalize, lr_schedule, train_loop
+from spectacles.training import batches, finalize, lr_schedule, train_loop
 from spectacles.training.augmentation import View
 from spectacles.training.batches import Batch, augmented_batches, epoch_order
 from spectacles.training.checkpoint import Checkpoint
+from spectacles.training.epoch_progress import NotFinite, Position
 from spectacles.training.history import Epoch, epochs_of, improvements, phase_finished
-from spectacles.training.train_loop import EpochPlan, Learner, NotFinite, Position, make_optimizer, training_dtype
+from spectacles.training.train_loop import EpochPlan, Hooks, Learner, make_optimizer, training_dtype
 from spectacles.training.trainer import FINE_TUNE, HEAD, Trainer
 from spectacles.training.validation import validate
 
@@ -43,9 +44,11 @@ def run(trainer: Trainer, phase: str, epochs: int) -> None:
 
 def fit_head_in_main_process(trainer: Trainer) -> Epoch:
     """The other processes receive the head and the record of the epoch."""
-    epoch = asdict(fit_head(trainer)) if distributed.is_main_process() else None
+    with collectives.long_wait() as group:
+        epoch = asdict(fit_head(trainer)) if distributed.is_main_process() else None
+        record = collectives.broadcast_object(epoch, group)
     collectives.broadcast_tensors([tensor.data for tensor in trainer.classifier.head.parameters()])
-    return Epoch(**collectives.broadcast_object(epoch, trainer.settings.device))
+    return Epoch(**record)
 
 
 def fit_head(trainer: Trainer) -> Epoch:
@@ -58,7 +61,8 @@ def fit_head(trainer: Trainer) -> Epoch:
     )  # fmt: skip
     count = len(trainer.train.labels)
     plain = extractor.embed(trainer.pixels, np.concatenate([trainer.train.positions, trainer.val.positions]))
-    views = [View(number, trainer.augmentation) for number in range(1, config.views)]
+    on_cpu = copy.deepcopy(trainer.augmentation).cpu()
+    views = [View(number, on_cpu) for number in range(1, config.views)]
     changed = [extractor.embed(trainer.pixels, trainer.train.positions, view) for view in views]
     features = np.concatenate([plain[:count], *changed])
     labels = np.concatenate([trainer.train.labels] * config.views)
@@ -88,6 +92,8 @@ class PhaseState:
     average: ModelEmaV3 | None
     """Moving average of the weights, with --ema."""
     position: Position
+    folded: list[tuple[str, str]]
+    """Names (convolution, BatchNorm) of the folded pairs of layers."""
 
     @property
     def validated(self) -> Classifier:
@@ -98,7 +104,8 @@ class PhaseState:
         states = {"model": self.classifier.state_dict()}
         if self.average:
             states["average"] = self.average.module.state_dict()
-        values = {"phase": self.phase, "scaler": self.learner.scaler.state_dict(), **asdict(self.position)}
+        values = {"phase": self.phase, "scaler": self.learner.scaler.state_dict(), "folded": self.folded,
+                  **asdict(self.position)}  # fmt: skip
         return Checkpoint(values, states, self.learner.optimizer.state_dict()["state"])
 
     def restore(self, saved: Checkpoint) -> None:
@@ -107,7 +114,10 @@ class PhaseState:
             self.average.module.load_state_dict(saved.states["average"])
         groups = self.learner.optimizer.state_dict()["param_groups"]
         self.learner.optimizer.load_state_dict({"state": saved.optimizer, "param_groups": groups})
-        self.learner.scaler.load_state_dict(saved.values["scaler"])
+        if saved.values["scaler"]:
+            self.learner.scaler.load_state_dict(saved.values["scaler"])
+        elif self.learner.scaler.is_enabled():
+            log.info("  the run has had no loss scaler so far: fp16 begins with a new one")
         self.position = Position(**{item.name: saved.values[item.name] for item in fields(Position)})
 
 
@@ -119,7 +129,7 @@ def descend(trainer: Trainer, phase: str, epochs: int) -> None:
         saved = None
     if trainer.best_state and saved is None:
         trainer.classifier.load_state_dict(network_state(trainer.best_state))
-    state = _begin(trainer, phase, epochs)
+    state = _begin(trainer, phase, epochs, saved)
     if saved is not None:
         state.restore(saved)
     trainer.interrupted = None
@@ -129,40 +139,49 @@ def descend(trainer: Trainer, phase: str, epochs: int) -> None:
     ):
         try:
             epoch = run_epoch(trainer, state)
-        except Stopped:
-            trainer.save_checkpoint(state.to_checkpoint())
+        except (Stopped, RuntimeError) as error:
+            if isinstance(error, Stopped) or collectives.other_process_ended(error):
+                trainer.save_checkpoint(state.to_checkpoint())
             raise
         state.position = Position(micro_batches=state.position.micro_batches)
         trainer.record_epoch(epoch, state.validated, state.to_checkpoint())
 
 
-def _begin(trainer: Trainer, phase: str, epochs: int) -> PhaseState:
+def _begin(trainer: Trainer, phase: str, epochs: int, saved: Checkpoint | None) -> PhaseState:
     config, device = trainer.config, trainer.settings.device
     if phase == FINE_TUNE and config.batch_norm == "fold":
-        _fold_batchnorm(trainer)
+        _fold_batchnorm(trainer, saved)
     rate = config.head_lr if phase == HEAD else config.lr
     assert rate is not None
     groups = freezing.parameter_groups(
         trainer.classifier, trainer.layer_groups, rate, config.weight_decay, config.layer_decay
     )
-    scaler = torch.amp.GradScaler(enabled=training_dtype(config, device) == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=training_dtype(config, device) == torch.float16)
     average = ModelEmaV3(trainer.classifier, config.ema, use_warmup=True) if config.ema else None  # type: ignore[no-untyped-call]
     learner = Learner(trainer.classifier, make_optimizer(config, groups, device), scaler, trainer.settings)
     position = Position(micro_batches=config.grad_accum_steps)
-    return PhaseState(phase, epochs, trainer.classifier, learner, average, position)
+    folded = [(pair.conv, pair.norm) for pair in trainer.folded]
+    return PhaseState(phase, epochs, trainer.classifier, learner, average, position, folded)
 
 
-def _fold_batchnorm(trainer: Trainer) -> None:
-    """Folds BatchNorm in a copy first: a backbone for which folding is not exact stays as it is."""
-    preprocessing, backbone = trainer.info.preprocessing, trainer.classifier.backbone
+def _fold_batchnorm(trainer: Trainer, saved: Checkpoint | None) -> None:
+    """Folds the pairs of layers that the checkpoint `saved` names, because another device may find other ones exact.
+    Without a checkpoint the main process decides."""
+    pairs = saved.values["folded"] if saved is not None else collectives.broadcast_object(_exact_pairs(trainer))
+    trainer.folded = bn_folding.fold_pairs(trainer.classifier.backbone, pairs)
+
+
+def _exact_pairs(trainer: Trainer) -> list[tuple[str, str]]:
+    """Names (convolution, BatchNorm); none where folding would change what the backbone computes."""
+    preprocessing = trainer.info.preprocessing
     photos = to_device(photographs(preprocessing, count=2), trainer.settings.device)
-    folded = copy.deepcopy(backbone)
+    trial = copy.deepcopy(trainer.classifier.backbone)
     try:
-        trainer.folded = bn_folding.fold_batchnorm(folded, preprocessing.normalize(photos))
+        folded = bn_folding.fold_batchnorm(trial, preprocessing.normalize(photos))
     except ValueError as error:
         log.info("  BatchNorm is kept as it is: %s", error)
-    else:
-        trainer.classifier.backbone = folded
+        return []
+    return [(pair.conv, pair.norm) for pair in folded]
 
 
 def run_epoch(trainer: Trainer, state: PhaseState) -> Epoch:
@@ -170,31 +189,45 @@ def run_epoch(trainer: Trainer, state: PhaseState) -> Epoch:
     started = time.monotonic()
     done = epochs_of(trainer.history, state.phase)
     _set_train_mode(trainer, state, len(done))
-    number = len(trainer.history) + 1
-    order = epoch_order(trainer.config.seed, number, len(trainer.train.labels), trainer.config.batch_size)
-    plan = _epoch_plan(trainer, state, done, order)
-    last_save = time.monotonic()
-
-    def after_step() -> None:
-        nonlocal last_save
-        if state.average:
-            state.average.update(state.classifier, len(done) * len(order) + state.position.step)  # type: ignore[no-untyped-call]
-        if state.position.step < len(order) and time.monotonic() - last_save >= trainer.config.checkpoint_every:
-            trainer.save_checkpoint(state.to_checkpoint())
-            last_save = time.monotonic()
+    size, channels = trainer.info.preprocessing.image_size, trainer.info.preprocessing.in_chans
+    example = torch.zeros(1, channels, size, size, device=trainer.settings.device)
+    state.learner = replace(state.learner, network=collectives.data_parallel(state.classifier, example))
+    with signals.deferred():  # several processes have to stop at the same place
+        loss = _train(trainer, state, done)
+        validation_started = time.monotonic()
+        logits = validate(state.validated, trainer.val, trainer.settings)
+    if distributed.world_size() == 1:
         signals.check()
-
-    batches = _remaining_batches(trainer, state, number, len(done))
-    try:
-        with signals.deferred():
-            loss = train_loop.train_epoch(state.learner, batches, plan, state.position, after_step)
-    except NotFinite as error:
-        raise _not_finite(trainer, error, number, order[state.position.step]) from error
-    validation_started = time.monotonic()
-    logits = validate(state.validated, trainer.val, trainer.settings)
     trainer.validation_seconds_per_image = (time.monotonic() - validation_started) / len(logits)
     learning_rate = float(state.learner.optimizer.param_groups[0]["lr"])
     return trainer.score_epoch(state.phase, loss, logits, learning_rate, started)
+
+
+def _train(trainer: Trainer, state: PhaseState, done: list[Epoch]) -> float:
+    """The mean loss of the epoch. `done` are the finished epochs of the phase."""
+    number = len(trainer.history) + 1
+    order = epoch_order(trainer.config.seed, number, len(trainer.train.labels), trainer.config.batch_size)
+    last_save = time.monotonic()
+
+    def after_step() -> None:
+        if state.average:
+            state.average.update(state.classifier, len(done) * len(order) + state.position.step)  # type: ignore[no-untyped-call]
+
+    def save_is_due() -> bool:
+        seconds = time.monotonic() - last_save
+        return state.position.step < len(order) and seconds >= trainer.config.checkpoint_every
+
+    def save() -> None:
+        nonlocal last_save
+        trainer.save_checkpoint(state.to_checkpoint())
+        last_save = time.monotonic()
+
+    shown, plan = _remaining_batches(trainer, state, number, len(done)), _epoch_plan(trainer, state, done, order)
+    hooks = Hooks(after_step, save_is_due, save)
+    try:
+        return train_loop.train_epoch(state.learner, shown, plan, state.position, hooks)
+    except NotFinite as error:
+        raise _not_finite(trainer, error, number, order[error.step]) from error
 
 
 def _set_train_mode(trainer: Trainer, state: PhaseState, epochs_done: int) -> None:
@@ -212,10 +245,16 @@ def _epoch_plan(trainer: Trainer, state: PhaseState, done: list[Epoch], order: l
     config, steps, improved = trainer.config, len(order), improvements(done)
     warmup = round(config.warmup_epochs * steps)
 
+    weights = trainer.settings.class_weights
+    on_host = None if weights is None or trainer.settings.multi_label else weights.cpu().numpy()
+
     def lr_factor(step: int) -> float:
         return lr_schedule.factor(config.scheduler, len(done) * steps + step, state.epochs * steps, warmup, improved)
 
-    return EpochPlan(len(trainer.history) + 1, [len(indices) for indices in order], lr_factor)
+    def loss_share(step: int, mixed: bool) -> float:
+        return batches.loss_share(trainer.train.labels[order[step]], None if mixed else on_host)
+
+    return EpochPlan(len(trainer.history) + 1, [len(indices) for indices in order], lr_factor, loss_share)
 
 
 def _remaining_batches(trainer: Trainer, state: PhaseState, number: int, epochs_done: int) -> Iterator[Batch]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from spectacles.core.config import TrainConfig, parse_duration
+from spectacles.core.device import tf32_allowed
 from spectacles.core.wording import duration
 from spectacles.data.preprocessing import Preprocessing, decoded_batches
 from spectacles.models import backbones, bn_folding, freezing, recipes
@@ -141,9 +142,10 @@ def measure(config: TrainConfig, classifier: Classifier, device: torch.device) -
 
 
 def _step(classifier: Classifier, inputs: torch.Tensor, settings: StepSettings) -> None:
-    with autocast(settings):
-        loss = classifier(inputs).float().square().mean()
-    loss.backward()
+    with tf32_allowed():
+        with autocast(settings):
+            loss = classifier(inputs).float().square().mean()
+        loss.backward()
     loss.detach().item()  # waits for the device
 
 

@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,16 +14,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from spectacles.core import collectives, distributed, signals
 from spectacles.core.config import TrainConfig
-from spectacles.core.device import derive_seed
+from spectacles.core.device import derive_seed, tf32_allowed
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
+from spectacles.training import epoch_progress
 from spectacles.training.batches import Batch, StepSettings
+from spectacles.training.epoch_progress import LossReader, Position, StepOutcome
 
 log = logging.getLogger("spectacles")
-
-
-class NotFinite(Exception):
-    """A loss or its gradients are not finite; the weights are still those before the step."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Learner:
     """What the steps of a phase update."""
 
     network: nn.Module
-    """In training mode."""
+    """In training mode; with several processes as `collectives.data_parallel` returns it."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     settings: StepSettings
@@ -48,93 +46,74 @@ class EpochPlan:
     """Of every batch of the epoch, summed over all processes."""
     lr_factor: Callable[[int], float]
     """Step -> multiplier of the base learning rates."""
+    loss_share: Callable[[int, bool], float] = lambda step, mixed: 1.0
+    """(step, whether its images are mixed) -> `batches.loss_share` of its batch."""
 
 
-@dataclass
-class Position:
-    """How far an epoch has got. Nothing else is needed to resume it: all randomness of a step is a function of
-    (seed, epoch, step)."""
+@dataclass(frozen=True)
+class Hooks:
+    """What else happens after a step."""
 
-    step: int = 0
-    """Number of finished steps."""
-    loss_sum: float = 0.0
-    """Over all images so far."""
-    images: int = 0
-    micro_batches: int = 1
-    """That each batch is split into."""
+    after_step: Callable[[], None] = lambda: None
+    save_is_due: Callable[[], bool] = lambda: False
+    save: Callable[[], None] = lambda: None
+    """Called only where all losses are read and finite."""
 
 
 def train_epoch(
-    learner: Learner,
-    batches: Iterable[Batch],
-    plan: EpochPlan,
-    position: Position,
-    after_step: Callable[[], None],
+    learner: Learner, batches: Iterable[Batch], plan: EpochPlan, position: Position, hooks: Hooks | None = None
 ) -> float:
     """Trains on the rest of an epoch, the `batches` from `position.step` on, and returns the mean loss of the epoch.
 
-    `position` is updated before each call of `after_step`. Raises NotFinite.
+    `position` is updated before the hooks are called. Raises NotFinite, and Stopped after a step.
     """
-    seed, mixup = learner.settings.config.seed, _mixup(learner.settings)
+    hooks, mixup = hooks or Hooks(), _mixup(learner.settings)
+    every = epoch_progress.steps_between_readings(learner.settings.device)
+    reader = LossReader(position, every, gradients_may_overflow=learner.scaler.is_enabled())
     shown = progress(batches, f"epoch {plan.number}", len(plan.batch_sizes), unit="batch", initial=position.step)
     for step, (inputs, targets) in enumerate(shown, position.step):
-        size = plan.batch_sizes[step]
         for group in learner.optimizer.param_groups:
             group["lr"] = group["base_lr"] * plan.lr_factor(step)
-        if mixup is not None and size % 2 == 0 and len(inputs):  # timm pairs the batch with its own reverse
-            np.random.seed(derive_seed(seed, "mix", plan.number, step) % 2**32)
+        mixed = mixup is not None and plan.batch_sizes[step] % 2 == 0  # timm pairs the batch with its own reverse
+        if mixup is not None and mixed:
+            np.random.seed(derive_seed(learner.settings.config.seed, "mix", plan.number, step) % 2**32)
             inputs, targets = mixup(inputs, targets)
-        loss = _step(learner, (inputs, targets), plan.number, position)
+        _step(learner, (inputs, targets), plan, reader, plan.loss_share(step, mixed))
         position.step = step + 1
-        position.loss_sum += loss * size
-        position.images += size
-        after_step()
+        hooks.after_step()
+        stop, save = collectives.any_process(signals.stop_requested(), hooks.save_is_due())
+        if stop or save:
+            reader.read()
+        if save:
+            hooks.save()
+        if stop:
+            signals.request_stop()
+            signals.check()
+    reader.read()
     return position.loss_sum / position.images
 
 
-def _step(learner: Learner, batch: Batch, epoch: int, position: Position) -> float:
-    """One step of the optimiser; returns the loss before it."""
-    config, scaler = learner.settings.config, learner.scaler
-    loss = None
-    while loss is None:
+def _step(learner: Learner, batch: Batch, plan: EpochPlan, reader: LossReader, loss_share: float) -> None:
+    """One step of the optimiser."""
+    config, scaler, position = learner.settings.config, learner.scaler, reader.position
+    losses = None
+    while losses is None:
         # Dropout is a function of the step, so that resuming is exact.
-        torch.manual_seed(derive_seed(config.seed, "step", epoch, position.step, distributed.rank()))
-        loss = _gradients_within_memory(learner, batch, position)
-    parameters = learner.trained_parameters()
-    if distributed.world_size() > 1:
-        loss = _average_over_processes(parameters, batch, learner.settings, loss)
+        torch.manual_seed(derive_seed(config.seed, "step", plan.number, position.step, distributed.rank()))
+        losses = _gradients_within_memory(learner, batch, position, loss_share)
     scaler.unscale_(learner.optimizer)
-    norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm or math.inf)
-    # Scaled gradients may overflow; the scaler skips such a step and lowers its scale.
-    if not math.isfinite(loss) or not (scaler.is_enabled() or math.isfinite(norm)):
-        raise NotFinite(f"the loss became {loss:g}" if not math.isfinite(loss) else "the gradients are not finite")
+    norm = nn.utils.clip_grad_norm_(learner.trained_parameters(), config.clip_grad_norm or math.inf)
+    reader.add(StepOutcome(position.step, plan.batch_sizes[position.step], losses, norm))
     scaler.step(learner.optimizer)
     scaler.update()
-    return loss
 
 
-def _average_over_processes(parameters: list[nn.Parameter], batch: Batch, settings: StepSettings, loss: float) -> float:
-    """Makes the gradients those of the mean loss over the batches of all processes, and returns that loss. A request
-    to stop that one process has received reaches all of them, so that they stop after the same step."""
-    weight = float(_weights(batch[1], settings).sum())
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad.mul_(weight))
-    requested = float(signals.stop_requested())
-    loss_sum, weights, requests = collectives.all_reduce_sum(gradients, [loss * weight, weight, requested])
-    for gradient in gradients:
-        gradient.div_(weights)
-    if requests:
-        signals.request_stop()
-    return loss_sum / weights
-
-
-def _gradients_within_memory(learner: Learner, batch: Batch, position: Position) -> float | None:
-    """The loss; None where the micro-batches of the first step were too large for the memory and have been halved."""
+def _gradients_within_memory(
+    learner: Learner, batch: Batch, position: Position, loss_share: float
+) -> list[torch.Tensor] | None:
+    """The losses; None where the micro-batches of the first step were too large for the memory and have been halved."""
     try:
-        return _gradients(learner, batch, position.micro_batches)
+        return _gradients(learner, batch, position.micro_batches, loss_share)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -158,36 +137,42 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _gradients(learner: Learner, batch: Batch, micro_batches: int) -> float:
-    """Accumulates the gradients of the batch's mean loss, and returns that loss."""
+def _gradients(learner: Learner, batch: Batch, micro_batches: int, loss_share: float) -> list[torch.Tensor]:
+    """Accumulates the gradients of the batch's mean loss, times `loss_share`, and returns that of each micro-batch."""
     learner.optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    if not len(batch[0]):  # the other processes have all of it
-        return total
-    for inputs, targets, share in _split(batch, learner.settings, micro_batches):
-        with autocast(learner.settings):
-            loss = mean_loss(learner.network(inputs), targets, learner.settings)
-        loss = loss if share == 1 else loss * share
-        learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    return total
+    losses = []
+    parts = _split(batch, learner.settings, micro_batches, loss_share)
+    for number, (inputs, targets, share) in enumerate(parts, 1):
+        exchange = nullcontext() if number == len(parts) else collectives.without_exchange(learner.network)
+        with exchange, tf32_allowed():
+            with autocast(learner.settings):
+                loss = mean_loss(learner.network(inputs), targets, learner.settings)
+            loss = loss if share is None else loss * share
+            learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    return losses
 
 
 def _split(
-    batch: Batch, settings: StepSettings, micro_batches: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
-    """(inputs, targets, share of the mean loss) of each micro-batch. torch weighs the mean by the class weights."""
-    count = min(micro_batches, len(batch[0]))
+    batch: Batch, settings: StepSettings, micro_batches: int, loss_share: float
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | float | None]]:
+    """(inputs, targets, share of the mean loss, None for 1) of each micro-batch. torch weighs the mean by the class
+    weights. BatchNorm that learns gets at least two images."""
+    fewest = 2 if settings.config.batch_norm == "train" else 1
+    count = max(1, min(micro_batches, len(batch[0]) // fewest))
+    if count == 1:
+        return [(*batch, None if loss_share == 1 else loss_share)]
     weights = _weights(batch[1], settings)
     parts = zip(*(tensor.tensor_split(count) for tensor in (*batch, weights)), strict=True)
-    for inputs, targets, weight in parts:
-        yield inputs, targets, float(weight.sum() / weights.sum()) if count > 1 else 1.0
+    return [(inputs, targets, weight.sum() / weights.sum() * loss_share) for inputs, targets, weight in parts]
 
 
 def _weights(targets: torch.Tensor, settings: StepSettings) -> torch.Tensor:
     """(B,): the weight of each image in torch's mean."""
     weights = settings.class_weights
-    return weights[targets] if weights is not None and targets.ndim == 1 else torch.ones(len(targets))
+    if weights is None or targets.ndim == 2:
+        return torch.ones(len(targets), device=targets.device)
+    return weights[targets]
 
 
 def _mixup(settings: StepSettings) -> Mixup | None:
@@ -202,25 +187,27 @@ def _mixup(settings: StepSettings) -> Mixup | None:
 
 def make_optimizer(config: TrainConfig, groups: list[dict[str, object]], device: torch.device) -> torch.optim.Optimizer:
     """Each group keeps its base learning rate as `base_lr`, which the schedule multiplies."""
+    on_gpu = device.type == "cuda"  # fused, a step with a loss scaler does not wait for the GPU either
     for group in groups:
         group["base_lr"] = group["lr"]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, fused=device.type == "cuda")
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=on_gpu)
+    return torch.optim.AdamW(groups, fused=on_gpu)
 
 
 def training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """float32 on other devices than CUDA and when switched off; auto prefers bf16, which needs no loss scaling."""
+    """float32 on other devices than CUDA and when switched off; auto prefers bf16, which needs no loss scaling, where
+    the card computes in it: older ones emulate it, slower than float32."""
     if device.type != "cuda" or config.mixed_precision == "off":
         return torch.float32
     if config.mixed_precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
 
 
 def autocast(settings: StepSettings) -> AbstractContextManager[object]:
     dtype = training_dtype(settings.config, settings.device)
-    return torch.autocast(settings.device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(settings.device.type, dtype=dtype)
 
 
 def mean_loss(logits: torch.Tensor, targets: torch.Tensor, settings: StepSettings) -> torch.Tensor:

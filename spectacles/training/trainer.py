@@ -167,7 +167,7 @@ class Trainer:
     def out_of_time(self, final_images: int) -> bool:
         """Whether one more epoch like the last one, and the final pass over `final_images`, would exceed the time
         budget. All processes get the main process's answer."""
-        return bool(collectives.broadcast_object(self._out_of_time(final_images), self.settings.device))
+        return bool(collectives.broadcast_object(self._out_of_time(final_images)))
 
     def _out_of_time(self, final_images: int) -> bool:
         epochs = epochs_of(self.history, FINE_TUNE)

@@ -9,6 +9,7 @@ from spectacles.core.device import to_device
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
 from spectacles.data.pixel_cache import in_batches
+from spectacles.data.preprocessing import Normalize
 from spectacles.metrics import classification, decisions, multilabel
 from spectacles.metrics.calibration import sigmoid, softmax
 from spectacles.metrics.calibration_fit import temperature_for
@@ -20,18 +21,22 @@ from spectacles.training.batches import Examples, StepSettings
 def validate(classifier: nn.Module, examples: Examples, settings: StepSettings) -> np.ndarray:
     """Logits (N, K) of all examples, in their order, computed in float32 as when serving.
 
-    Raises UserError for logits that are not finite.
+    Raises UserError for logits that are not finite, and Stopped after a batch.
     """
     classifier.eval()
-    preprocessing = examples.pixels.preprocessing
+    normalize = Normalize(examples.pixels.preprocessing).to(settings.device)
     share = examples.positions[distributed.rank() :: distributed.world_size()]
     batches = in_batches(share, settings.config.batch_size)
     pictures = examples.pixels.batches(batches)
     logits = []
     for pixels in progress(pictures, "validating", len(batches), unit="batch"):
-        logits.append(classifier(preprocessing.normalize(to_device(pixels, settings.device))))
+        logits.append(classifier(normalize(to_device(pixels, settings.device))))
+        collectives.check_stop()
+    largest = -(-len(examples.positions) // distributed.world_size())
+    for _ in range(-(-largest // settings.config.batch_size) - len(batches)):
+        collectives.check_stop()  # as often as the other processes
     computed = torch.cat(logits).cpu().numpy() if logits else np.empty((0, settings.num_classes), dtype=np.float32)
-    values = collectives.gather(computed, len(examples.positions), settings.device)
+    values = collectives.gather(computed, len(examples.positions))
     if not np.isfinite(values).all():
         raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
     return values

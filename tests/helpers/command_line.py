@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +24,10 @@ class Finished:
 
 
 def run_command(
-    script: str, *arguments: object, environment: dict[str, str] | None = None, tracer: Sequence[str] = ()
+    script: str, *arguments: object, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """A root script as a person runs it; MLflow uses the database under --output_dir unless configured otherwise."""
-    command = [*tracer, sys.executable, str(ROOT / script), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -46,6 +45,13 @@ def run_script(
     """The same, seconds sooner: forked from a warm process, and nothing is delivered to MLflow."""
     command = [str(ROOT / script), *map(str, arguments)]
     return warm.run(command, ROOT, clean_environment() | (environment or {}), timeout=PATIENCE)
+
+
+def run_together(script: str | Path, *arguments: object, probe: str = "") -> subprocess.CompletedProcess[str]:
+    """A script, relative to the root, in two processes as torchrun would start them; `probe` as in together.py."""
+    launcher = Path(__file__).with_name("together.py")
+    command = [str(launcher), probe, str(ROOT / script), *map(str, arguments)]
+    return warm.run(command, ROOT, clean_environment(), timeout=PATIENCE)
 
 
 def clean_environment() -> dict[str, str]:

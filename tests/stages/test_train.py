@@ -30,7 +30,7 @@ from spectacles.metrics import calibration
 from spectacles.models import backbones, bn_folding, linear_probe
 from spectacles.models.bundle import load_bundle, read_bundle_info
 from spectacles.models.classifier import load_classifier
-from spectacles.training import checkpoint, epoch_log, time_budget
+from spectacles.training import checkpoint, epoch_log, phases, time_budget
 from spectacles.training.checkpoint import Checkpoint
 from spectacles.training.history import Epoch
 from spectacles.training.trainer import Trainer
@@ -370,15 +370,54 @@ def test_training_without_a_data_set_says_what_to_run_first(tmp_path: Path) -> N
         train.run(TINY, create_run(tmp_path, "empty"))
 
 
+def inexact(backbone: nn.Module, example: torch.Tensor) -> list[bn_folding.FoldedBatchNorm]:
+    raise ValueError("folding BatchNorm changed the features")
+
+
 def test_a_backbone_that_cannot_be_folded_exactly_keeps_its_batch_norm(
     new_run: Callable[[str], RunDir], pretrained: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def inexact(backbone: nn.Module, example: torch.Tensor) -> list[bn_folding.FoldedBatchNorm]:
-        raise ValueError("folding BatchNorm changed the features")
-
     monkeypatch.setattr(bn_folding, "fold_batchnorm", inexact)
     folded, kept = new_run("fold"), new_run("eval")
     train.run(pretrained, folded)
     monkeypatch.undo()
     train.run(replace(pretrained, batch_norm="eval"), kept)
     assert same(folded, kept)
+
+
+@pytest.mark.parametrize("exact_at_first", [True, False])
+def test_a_run_resumes_with_the_layers_it_has_folded_whatever_another_device_would_fold(
+    new_run: Callable[[str], RunDir], pretrained: TrainConfig, exact_at_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parted = new_run("whole"), new_run("parted")
+    with monkeypatch.context() as patch:
+        if not exact_at_first:
+            patch.setattr(bn_folding, "fold_batchnorm", inexact)
+        train.run(pretrained, whole)
+        stop_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(pretrained, parted)
+    if exact_at_first:
+        monkeypatch.setattr(bn_folding, "fold_batchnorm", inexact)
+    train.run(replace(pretrained, resume=True), parted)
+    assert same(whole, parted)
+
+
+def test_fp16_resumes_a_run_that_had_no_loss_scaler(
+    new_run: Callable[[str], RunDir], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a run begun on a CPU, which trains in float32, and resumed on a GPU. Later it may go back to the CPU."""
+    run = new_run("moved")
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(TINY, run)
+    with monkeypatch.context() as patch, caplog.at_level("INFO", "spectacles"):
+        patch.setattr(phases, "training_dtype", lambda config, device: torch.float16)
+        stop_after(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(replace(TINY, resume=True), run)
+    assert "fp16 begins with a new one" in caplog.text
+    saved = checkpoint.load_newest(run.folder("train"))
+    assert saved is not None and saved.values["scaler"]["scale"] > 1
+    assert train.run(replace(TINY, resume=True), run).epochs_run == TINY.epochs

@@ -56,7 +56,7 @@ def augmented(
     contract: Preprocessing = COLOUR,
     size: int | None = None,
 ) -> torch.Tensor:
-    return Augmentation(config, contract)(pixels, numbers, size or pixels.shape[1], CPU)
+    return Augmentation(config, contract)(pixels, numbers, size or pixels.shape[1])
 
 
 def values(tensor: torch.Tensor, contract: Preprocessing = COLOUR) -> np.ndarray:

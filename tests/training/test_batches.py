@@ -69,7 +69,7 @@ def test_each_image_is_augmented_by_its_row_of_draws(examples, size):
         assert images.shape == (2, 3, size, size)
         assert labels.tolist() == examples.labels[indices].tolist()
         pixels = examples.pixels.batch(examples.positions[indices])
-        expected = augmentation(pixels, rows[indices], size, CPU)
+        expected = augmentation(pixels, rows[indices], size)
         assert torch.equal(images, expected)
 
 

@@ -14,11 +14,11 @@ from spectacles.core.config import TrainConfig
 from spectacles.core.errors import UserError
 from spectacles.training import train_loop
 from spectacles.training.batches import StepSettings
+from spectacles.training.epoch_progress import NotFinite, Position
 from spectacles.training.train_loop import (
     EpochPlan,
+    Hooks,
     Learner,
-    NotFinite,
-    Position,
     balanced_weights,
     make_optimizer,
     training_dtype,
@@ -51,7 +51,7 @@ def train_epoch(
     learner = Learner(network, optimizer, torch.amp.GradScaler(enabled=False), settings)
     plan = EpochPlan(epoch, [len(labels) for _, labels in batches], lambda step: rate / (step + 1))
     position = Position(micro_batches=settings.config.grad_accum_steps)
-    return train_loop.train_epoch(learner, batches, plan, position, after_step=lambda: None)
+    return train_loop.train_epoch(learner, batches, plan, position)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])
@@ -189,6 +189,16 @@ def test_micro_batches_give_the_same_step_as_the_whole_batch(weights, smoothing,
     assert parted_loss == pytest.approx(loss, rel=1e-5)
 
 
+def test_batch_norm_that_learns_sees_at_least_two_images_of_a_small_last_batch():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))
+    sizes = []
+    network[0].register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    settings = settings_for(3, batch_norm="train", batch_size=8, grad_accum_steps=4)
+    train_epoch(network, batches_of(1, 8, 5, 3, 2), settings)
+    assert sizes == [2, 2, 2, 2, 3, 2, 3, 2]
+
+
 def out_of_memory(kind: str) -> Exception:
     if kind == "cuda":
         return torch.OutOfMemoryError("CUDA out of memory.")
@@ -247,7 +257,7 @@ def test_an_epoch_resumes_after_any_step_as_if_it_had_not_stopped(stop):
 
         learner = Learner(network, optimizer, torch.amp.GradScaler(enabled=False), settings)
         plan = EpochPlan(1, [8, 8, 8, 8, 3], lambda step: 1 / (step + 1))
-        return train_loop.train_epoch(learner, batches[position.step :], plan, position, after_step)
+        return train_loop.train_epoch(learner, batches[position.step :], plan, position, Hooks(after_step))
 
     whole, optimizer = begin()
     expected = go(whole, optimizer, Position(), 99)
@@ -272,6 +282,15 @@ def test_every_parameter_group_keeps_its_base_rate(optimizer, expected):
 @pytest.mark.parametrize("mixed_precision", ["auto", "off", "bf16", "fp16"])
 def test_the_cpu_trains_in_float32(mixed_precision):
     assert training_dtype(TrainConfig(mixed_precision=mixed_precision), CPU) == torch.float32
+
+
+@pytest.mark.parametrize(("ampere", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_card_that_only_emulates_bf16_trains_in_fp16(ampere, expected, monkeypatch):
+    def supported(including_emulation: bool = True) -> bool:
+        return ampere or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert training_dtype(TrainConfig(), torch.device("cuda")) == expected
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60))

@@ -87,7 +87,8 @@ class TrainConfig(RunConfig, FeatureConfig, ModelConfig, AugmentConfig):
     ema: Annotated[float, Field(ge=0, le=0.999999)] = 0.0
     """Decay, such as 0.99, of a moving average of the weights, which is then what is validated and saved; 0: none."""
     mixed_precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """auto: bf16 (or fp16 on older cards) on CUDA, off elsewhere."""
+    """auto: bf16 (or fp16 on cards older than Ampere) on CUDA, off elsewhere. off: float32, as TensorFloat-32 where the
+    card has it. Validation and everything after training always use full float32."""
     threshold_for: str | None = None
     """What the decision threshold is optimised for on validation data: f1, hter, balanced_accuracy, precision:0.95,
     recall:0.99 or cost:FP=1,FN=5. Default: the most probable of two classes; with --multi_label, f1 of each label."""
