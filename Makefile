@@ -13,7 +13,7 @@ KILLS ?= 100
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SAMPLE = $(OUTPUTS)/sample
 
-.PHONY: help setup dev lock demo test families quick coverage check fmt bench bench-serving attack crash clean
+.PHONY: help setup dev lock demo test quick coverage check fmt bench bench-serving attack gpu-check crash clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -45,11 +45,8 @@ demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no n
 test: check  ## check the code and run all tests (ten minutes on two cores)
 	$(PYTEST)
 
-families: dev  ## train and export a backbone of every family of timm (three minutes)
-	$(PYTEST) --dist load -m families tests/models/test_families.py
-
 quick: dev  ## run the unit tests that start no browser, server or process and train nothing (a minute and a half)
-	$(PYTEST) --ignore tests/e2e -m "not (browser or server or process or slow or families)"
+	$(PYTEST) --ignore tests/e2e -m "not (browser or server or process or slow)"
 
 coverage: dev  ## run all tests and list the lines that none of them runs
 	$(PYTEST) --cov --cov-report term:skip-covered
@@ -83,6 +80,9 @@ bench-serving: setup $(SERVING)/.installed  ## compare the server with LitServe 
 
 attack: setup  ## attack the server and count what is lost (BUNDLE=, PHOTO=, FLAGS='--odd FOLDER')
 	$(BIN)/python -m benchmarks.attack --bundle $(BUNDLE) --photo $(PHOTO) --output_dir $(OUTPUTS)/attack $(FLAGS)
+
+gpu-check: setup  ## check all that a CUDA card does here, in four minutes (without one a dry run on the CPU)
+	$(BIN)/python -m benchmarks.gpu_check --output_dir $(OUTPUTS)/gpu-check-$$(date +%s) $(FLAGS)
 
 crash: setup  ## kill a training 100 times, go on, and compare (KILLS=)
 	$(BIN)/python -m benchmarks.crash --output_dir $(OUTPUTS)/crash-$$(date +%s) --kills $(KILLS)
