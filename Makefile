@@ -13,7 +13,7 @@ KILLS ?= 100
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SAMPLE = $(OUTPUTS)/sample
 
-.PHONY: help setup dev lock demo test quick coverage check fmt bench bench-serving attack gpu-check crash clean
+.PHONY: help setup dev lock demo test families quick coverage check fmt bench bench-serving attack gpu-check crash clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -45,8 +45,11 @@ demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no n
 test: check  ## check the code and run all tests (ten minutes on two cores)
 	$(PYTEST)
 
+families: dev  ## train and export a backbone of every family of timm (three minutes)
+	$(PYTEST) --dist load -m families tests/models/test_families.py
+
 quick: dev  ## run the unit tests that start no browser, server or process and train nothing (a minute and a half)
-	$(PYTEST) --ignore tests/e2e -m "not (browser or server or process or slow)"
+	$(PYTEST) --ignore tests/e2e -m "not (browser or server or process or slow or families)"
 
 coverage: dev  ## run all tests and list the lines that none of them runs
 	$(PYTEST) --cov --cov-report term:skip-covered

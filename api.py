@@ -15,6 +15,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on. One that other machines can reach "
                         "needs SPECTACLES_API_KEYS.")  # fmt: skip
     parser.add_argument("--port", type=port, default=8000, help="Port to listen on; 0 takes a free one.")
+    parser.add_argument("--root_path", default="", help="Prefix of a proxy that strips it, such as /photos.")
     parser.add_argument("--bundle", help="Bundle folder. Default: SPECTACLES_BUNDLE, else the latest run's.")
     parser.add_argument("--output_dir", help="Folder of the runs. Default: SPECTACLES_OUTPUT_DIR, else outputs.")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps. Default: SPECTACLES_DEVICE, else auto.")
@@ -28,11 +29,10 @@ if __name__ == "__main__":  # flags are read before the imports below, which tak
 
     sys.exit(main(arguments))
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -42,10 +42,22 @@ from pydantic_core import to_json
 from spectacles import __version__, cli
 from spectacles.core.config import EXPLANATIONS
 from spectacles.core.errors import UserError
-from spectacles.server import auth, forms, handlers, limits, middleware, page, schemas, service, settings, telemetry
+from spectacles.server import (
+    admission,
+    auth,
+    forms,
+    handlers,
+    limits,
+    middleware,
+    page,
+    schemas,
+    service,
+    settings,
+    signals,
+    telemetry,
+)  # fmt: skip
 from spectacles.server.auth import Rejected
 from spectacles.server.openapi import DENIED, EXPLAINED, METRICS, NOT_READY, REJECTIONS, page_for
-from spectacles.server.protocol import MAX_CONNECTIONS
 from spectacles.server.schemas import (
     Explanation,
     ModelCard,
@@ -56,7 +68,7 @@ from spectacles.server.schemas import (
     Status,
     Swapped,
 )
-from spectacles.server.serve import serve
+from spectacles.server.serve import BACKLOG, serve
 from spectacles.server.service import LOADING, Service
 from spectacles.server.sockets import listen
 
@@ -68,7 +80,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Without a usable bundle the server starts too, and says why it is not ready."""
     async with service.started(*read_settings()) as started:
         app.state.service = started
-        yield {"service": started, "page": page.PAGE.read_text(encoding="utf-8")}
+        with signals.handled(started):
+            yield {"service": started, "page": page.PAGE.read_text(encoding="utf-8")}
 
 
 def read_settings() -> tuple[settings.Settings, str]:
@@ -82,25 +95,6 @@ def read_settings() -> tuple[settings.Settings, str]:
 app = FastAPI(
     title="Spectacles", description="Predicts which class a photo shows.", version=__version__, lifespan=lifespan
 )
-
-
-def drain() -> None:
-    """From now on not ready, so that load balancers send no more; what still arrives is answered."""
-    app.state.service.draining = True
-    telemetry.write("draining")
-
-
-def reload() -> None:
-    """Serves what the bundle's folder holds now; a bundle that cannot be used changes nothing."""
-    asyncio.run_coroutine_threadsafe(_reload(app.state.service), app.state.service.loop)
-
-
-async def _reload(serving: Service) -> None:
-    with suppress(UserError):  # swap has logged it
-        await serving.swap()
-
-
-app.state.drain, app.state.reload = drain, reload
 
 
 def openapi() -> dict[str, Any]:
@@ -154,8 +148,8 @@ def _rejection(outcome: RejectedImage) -> Response:
     return JSONResponse({"detail": outcome.error}, outcome.status)
 
 
-app.add_middleware(middleware.RouterBypass, path="/predict", endpoint=predict)
 app.add_middleware(limits.BodyLimit)
+app.add_middleware(admission.Admission)
 app.add_middleware(middleware.AuthMiddleware)
 app.add_middleware(middleware.LateCorsMiddleware)
 
@@ -212,12 +206,12 @@ async def live() -> Status:
 
 @app.get("/health/ready", responses=NOT_READY)
 async def ready(request: Request) -> Status:
-    """A bundle is loaded; no longer ready once the server is about to end."""
+    """A bundle is loaded and all that answers is at work; no longer ready once the server is about to end."""
     serving: Service = request.state.service
     if serving.draining:
         raise HTTPException(503, "The server is about to end.", AGAIN)
-    if serving.batcher is None:
-        raise HTTPException(503, serving.problem, AGAIN if serving.problem == LOADING else None)
+    if problem := serving.problem or serving.ready_batcher().problem():
+        raise HTTPException(503, problem, AGAIN if problem == LOADING else None)
     return Status(status="ready")
 
 
@@ -267,5 +261,5 @@ def main(args: argparse.Namespace) -> None:
                 f"--host {args.host} lets other machines in, and there are no keys: set SPECTACLES_API_KEYS "
                 "(python api.py --make_key NAME prints one), or leave --host out."
             )
-        listener = listen(args.host, args.port, MAX_CONNECTIONS)
-    serve(app, listener, given.drain)
+        listener = listen(args.host, args.port, BACKLOG)
+    serve(app, listener, args.root_path)

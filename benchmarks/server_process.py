@@ -23,6 +23,8 @@ class Server:
 
     def __init__(self, command: Sequence[str], log: Path, port: int, ready: str, environment: dict[str, str]) -> None:
         self.command, self.log, self.port, self.ready = command, log, port, ready
+        self.entrance = port
+        """Where clients connect: its own port, or that of a proxy in front of it."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SPECTACLES_")}
         self.environment = clean | environment
 

@@ -143,6 +143,15 @@ def remove(place: str) -> None:
         system.rm_file(path)
 
 
+def file_system(folder: str) -> tuple[Any, str]:
+    """fsspec's file system, None for that of this machine, and the folder's path in it. Raises OSError."""
+    if not is_address(folder):
+        return None, folder
+    with _failures():
+        system, path = fsspec.url_to_fs(folder)
+    return system, path
+
+
 @contextmanager
 def open_file(place: str) -> Iterator[BinaryIO]:
     """A path or an address, for reading at any position. Raises OSError."""

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from spectacles.metrics import abstention
 from spectacles.metrics.abstention import AbstainReason
 from spectacles.models import engine_choice, engines, ood
 from spectacles.models.bundle import ENGINE_FILE, load_bundle
-from spectacles.models.classifier import build_classifier
+from spectacles.models.classifier import Classifier, build_classifier
 from spectacles.models.engines import PixelNetwork
 from spectacles.models.ood import FeaturesAndLastMap
 
@@ -48,7 +50,7 @@ class Prediction:
 
 
 class Predictor:
-    """A bundle on a device, run by the fastest engine. Use one per process and one thread at a time."""
+    """A bundle on a device, run by the fastest engine. Use one per process, and num_streams threads at a time."""
 
     def __init__(
         self,
@@ -71,6 +73,13 @@ class Predictor:
         network = PixelNetwork(FeaturesAndLastMap(self.classifier.backbone), self.info.preprocessing, device)
         self.engine, self._run = engine_choice.choose(network, bundle / ENGINE_FILE, engine, self._difference, images)
         self.classifier.to(device)
+        self._torch_lock = RLock()
+
+    @contextmanager
+    def torch_network(self) -> Iterator[Classifier]:
+        """The network for one thread alone, for explanations; predictions that run on it too wait meanwhile."""
+        with self._torch_lock:
+            yield self.classifier
 
     @property
     def num_streams(self) -> int:
@@ -84,7 +93,8 @@ class Predictor:
 
     def embed(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (B, S, S, C), as `info.preprocessing` gives them -> features (B, D) and last maps (B, E), float32."""
-        return self._split(self._run(pixels))
+        with self._torch_lock if self.engine == "torch" else nullcontext():
+            return self._split(self._run(pixels))
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(B, D) -> (B, K) float32."""

@@ -123,10 +123,12 @@ def layer_groups(backbone: nn.Module) -> list[list[str]]:
 
     A last group of a few tensors (a lone normalisation or convolution before pooling) joins the one before it.
     """
-    if not hasattr(backbone, "group_matcher"):
-        groups = [[name for name, _ in backbone.named_parameters()]]
-    else:
-        groups = list(group_parameters(backbone, backbone.group_matcher(coarse=True)).values())  # type: ignore[operator]
+    matcher: Any = getattr(backbone, "group_matcher", None)
+    try:
+        groups = list(group_parameters(backbone, matcher(coarse=True)).values()) if matcher else []
+    except AssertionError:  # the family has no coarse groups
+        groups = []
+    groups = groups or [[name for name, _ in backbone.named_parameters()]]
     while len(groups) > 1 and len(groups[-1]) <= FEW_TENSORS:
         groups[-2:] = [groups[-2] + groups[-1]]
     return groups
@@ -141,6 +143,22 @@ def count_layer_groups(name: str) -> int:
 def native_size(name: str) -> int:
     """Side in pixels of the images that the weights were pretrained on."""
     return int(_pretrained_cfg(name).get("input_size", (3, 224, 224))[-1])
+
+
+@cache
+def closest_size(name: str, wanted: int) -> int:
+    """`wanted` where the backbone takes images of that size, else the one of its weights."""
+    native = native_size(name)
+    if fixed_size(name) or wanted == native:
+        return native
+    with torch.device("meta"), torch.no_grad():
+        try:
+            build(name, 3, wanted).eval()(torch.zeros(1, 3, wanted, wanted))
+        except NotImplementedError:  # an operation that needs values, not only shapes
+            return wanted
+        except (AssertionError, RuntimeError):  # blocks of attention that do not fit
+            return native
+    return wanted
 
 
 @cache
@@ -168,4 +186,4 @@ def fitting_feature_dim(name: str, backbone: nn.Module, in_chans: int, image_siz
 
 
 def _does_not_fit(name: str, image_size: int | None, error: Exception) -> UserError:
-    return UserError(f"--backbone {name} cannot take --image_size {image_size}: {error}")
+    return UserError(f"--backbone {name} cannot take --image_size {image_size}: {str(error) or type(error).__name__}")

@@ -26,23 +26,31 @@ class FeaturesAndLastMap(nn.Module):
     """images (B, C, S, S) -> (B, D + E): the backbone's features (D) and, beside them, its last feature map, averaged
     over the image (E); where it has none that timm knows of, the features again.
 
-    What stands before a network's last layers still tells apart what training has taught those to treat alike.
+    What stands before a network's last layers still tells apart what training has taught those to treat alike. One
+    thread at a time.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
+        layer, self.channels = _last_map(backbone)
+        self._seen: list[object] | None = None
+        layer.register_forward_hook(self._note)
+
+    def _note(self, _module: nn.Module, _inputs: object, output: object) -> None:
+        if self._seen is not None:
+            self._seen.append(output)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         seen: list[object] = []
-        layer, channels = _last_map(self.backbone)
-        handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        self._seen = seen
         try:
             features: torch.Tensor = self.backbone(images)
         finally:
-            handle.remove()
+            self._seen = None
         last = seen[0] if len(seen) == 1 else features
-        return torch.cat([features, _averaged(last, channels) if isinstance(last, torch.Tensor) else features], dim=1)
+        found = _averaged(last, self.channels) if isinstance(last, torch.Tensor) else features
+        return torch.cat([features, found], dim=1)
 
 
 def _last_map(backbone: nn.Module) -> tuple[nn.Module, int]:

@@ -33,13 +33,12 @@ def resolve(config: TrainConfig, recipe: Recipe | None = None) -> TrainConfig:
     native, scratch = backbones.native_size(config.backbone), config.no_pretrained
     if recipe is None:
         recipe = Recipe(1.0, 1.0, SCRATCH_EPOCHS[config.recipe]) if scratch else RECIPES[config.recipe]
-    fixed = backbones.fixed_size(config.backbone)
-    if config.progressive_size and fixed:
+    if config.progressive_size and backbones.fixed_size(config.backbone):
         raise UserError(f"--progressive_size does not work with {config.backbone}: it takes images of one size only.")
-    size = native if fixed else round_size(recipe.size * native)
+    size = config.image_size or backbones.closest_size(config.backbone, round_size(recipe.size * native))
     return replace(
         config,
-        image_size=config.image_size or size,
+        image_size=size,
         epochs=config.epochs or recipe.epochs,
         unfreeze=config.unfreeze or ("all" if scratch else unfreeze_share(config.backbone, recipe.depth)),
         lr=config.lr or (SCRATCH_LR if scratch else LR),
@@ -50,10 +49,9 @@ def resolve(config: TrainConfig, recipe: Recipe | None = None) -> TrainConfig:
 
 def image_size(config: ModelConfig) -> int:
     """The side by --image_size, or else by the recipe. Raises UserError for an unknown backbone."""
-    native = backbones.native_size(config.backbone)
-    fixed = backbones.fixed_size(config.backbone)
-    size = 1.0 if config.no_pretrained else RECIPES[config.recipe].size
-    return config.image_size or (native if fixed else round_size(size * native))
+    share = 1.0 if config.no_pretrained else RECIPES[config.recipe].size
+    wanted = round_size(share * backbones.native_size(config.backbone))
+    return config.image_size or backbones.closest_size(config.backbone, wanted)
 
 
 def round_size(side: float) -> int:

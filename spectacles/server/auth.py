@@ -55,7 +55,8 @@ def identify(scope: Scope, keys: Mapping[str, str]) -> str:
     address = (scope.get("client") or ("", 0))[0]
     if not keys:
         server = (scope.get("server") or ("", 0))[0]
-        if server and not is_loopback(server):
+        # Behind a proxy on this machine, the server is on loopback and the client, by X-Forwarded-For, is not.
+        if not all(is_loopback(end) for end in (server, address) if end):
             detail = "This server has no keys, so it answers its own machine only: set SPECTACLES_API_KEYS."
             raise Rejected(403, "no_keys", detail)
         return address

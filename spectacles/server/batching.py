@@ -10,8 +10,8 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from spectacles.data.preprocessing import Decoded, Preprocessing
 from spectacles.inference.predictor import Prediction, Predictor
-from spectacles.server.decoders import DecoderDied, Decoders
+from spectacles.server.decoders import DecoderDied, Decoders, NoDecoder
 
 T = TypeVar("T")
 RECENT = 0.1
@@ -32,6 +32,8 @@ AHEAD = 2
 """Batches per thread that are decoded in advance; the images behind them are then decoded in larger groups."""
 ENOUGH_BYTES = 1 << 22
 """Total size of files decoded together, after which no more are added: the overhead of a call is small by then."""
+LATE_SECONDS = 15.0
+"""That an image which was begun in time may take beyond its deadline, such as one that a decoder dies of."""
 MAX_EXPLANATIONS = 2
 """Explanations waiting or being computed: predictions must not wait for more."""
 
@@ -96,9 +98,17 @@ class Batcher:
         self._decoding = ThreadPoolExecutor(1, "decode explained")
         self._inference = ThreadPoolExecutor(1, "explain")
         targets = [self._decode_all] * self.decoders.count + [self._infer_all] * self.model.num_streams
-        self._threads = [Thread(target=target, name=target.__name__) for target in targets]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[Thread] = []
+        try:
+            for target in targets:
+                thread = Thread(target=target, name=target.__name__)
+                thread.start()
+                self._threads.append(thread)
+            self._inference.submit(int)  # starts its thread now, where that can still be reported
+            self._repair: Future[Any] = self._decoding.submit(int)
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -106,9 +116,21 @@ class Batcher:
             self._waiting.put(None)
             self._ready.put(None)
         for thread in self._threads:
-            await self._loop.run_in_executor(None, thread.join)
+            await asyncio.to_thread(thread.join)
         self._decoding.shutdown()
         self._inference.shutdown()
+
+    def problem(self) -> str:
+        """Why images are not answered; '' where all is at work. Starts what is missing, in the background."""
+        if not all(thread.is_alive() for thread in self._threads):
+            return "A thread of the server has ended: restart it."
+        if self.decoders.problem and self._repair.done():
+            self._repair = self._decoding.submit(self._start_decoders)
+        return self.decoders.problem
+
+    def _start_decoders(self) -> None:
+        with suppress(NoDecoder):
+            self.decoders.warm(self.model.info.preprocessing)
 
     def check_room(self, images: int = 1) -> None:
         """Raises Overloaded where so many more images would not fit in, or would miss their deadline."""
@@ -124,7 +146,13 @@ class Batcher:
         job = Job(content, now, now + self.seconds, self._loop.create_future())
         with self._counted():
             self._waiting.put(job)
-            return await job.answer
+            try:
+                async with asyncio.timeout(self.seconds + LATE_SECONDS):
+                    return await job.answer
+            except TimeoutError:
+                raise Overloaded("too_late", self.seconds) from None
+            finally:
+                job.content = b""  # it may stay in the queue a little longer
 
     async def predict_all(self, contents: Sequence[bytes]) -> list[Answer]:
         """The images of one request; where one fails or the request is cancelled, the others are not computed."""
@@ -163,24 +191,30 @@ class Batcher:
     def _decode_all(self) -> None:
         while (first := self._waiting.get()) is not None:
             model = self.model
-            started = time.monotonic()
             jobs = [job for job in self._together(first, model.info.preprocessing) if self._wanted(job)]
-            found = self._decode(jobs, model.info.preprocessing)
-            if not found:
-                continue
-            seconds = time.monotonic() - started
-            for job, decoded in zip(jobs, found, strict=True):
-                job.model = model
-                job.decoded = decoded
-                job.content = b""
-                job.waited = started - job.arrived
-                job.decoding = seconds / len(jobs)
-                if decoded.pixels is None:
-                    self._resolve([job], [model.predict_batch([decoded])[0]], 0.0)
-            for job in jobs:
-                if job.decoded.pixels is not None:
-                    self._room.acquire()
-                    self._ready.put(job)
+            try:
+                self._decode_jobs(jobs, model)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it goes to the requests of these images
+                self._resolve(jobs, [error] * len(jobs), 0.0)
+
+    def _decode_jobs(self, jobs: list[Job], model: Predictor) -> None:
+        started = time.monotonic()
+        found = self._decode(jobs, model.info.preprocessing)
+        if not found:
+            return
+        seconds = time.monotonic() - started
+        for job, decoded in zip(jobs, found, strict=True):
+            job.model = model
+            job.decoded = decoded
+            job.content = b""
+            job.waited = started - job.arrived
+            job.decoding = seconds / len(jobs)
+            if decoded.pixels is None:
+                self._resolve([job], [model.predict_batch([decoded])[0]], 0.0)
+        for job in jobs:
+            if job.decoded.pixels is not None:
+                self._room.acquire()
+                self._ready.put(job)
 
     def _decode(self, jobs: list[Job], preprocessing: Preprocessing) -> list[Decoded]:
         """Empty where a file killed the decoder: then each of them goes back to the queue, to be decoded alone."""

@@ -36,6 +36,10 @@ SECONDS = 10.0
 """For one file: a hundred times what a photo of 12 megapixels takes."""
 TOGETHER_SECONDS = 2.0
 """For several: the files beside a slow one have a deadline."""
+START_SECONDS = 60.0
+"""For a process to answer, imports of the first one included."""
+FAILURES = (OSError, EOFError, ValueError, TypeError, RuntimeError)
+"""Of starting a process, or of talking to one that dies or that a file has taken over."""
 TOO_SLOW = f"takes longer than {SECONDS:.0f} s to decode"
 TOO_LARGE = "takes more memory to decode than a photo may"
 
@@ -44,35 +48,57 @@ class DecoderDied(Exception):
     """A file took too much time or memory, and its decoder was replaced."""
 
 
+class NoDecoder(Exception):
+    """The system gives no process that decodes; that is not the file's fault."""
+
+
 class Decoder:
-    """One process; it is replaced when a file breaks it."""
+    """At most one process; it is replaced when a file breaks it."""
 
     def __init__(self, context: BaseContext, max_pixels: int, memory: int) -> None:
         self.context = context
         self.limits = (max_pixels, memory)
-        self._start()
+        self.process: Any = None
+        self.connection: Any = None
 
-    def _start(self) -> None:
-        self.connection, there = self.context.Pipe()
-        shared = self.context.RawArray("B", MAX_BYTES)
-        self.shared = np.frombuffer(shared, dtype=np.uint8)
-        self.process = self.context.Process(  # type: ignore[attr-defined]
-            target=_serve, args=(there, shared, *self.limits), name="decoder", daemon=True
-        )
-        self.process.start()
-        there.close()
+    def start(self, preprocessing: Preprocessing) -> None:
+        """Where no process is alive. Raises NoDecoder unless the new one answers."""
+        if self.process is not None and self.process.is_alive():
+            return
+        self.close()
+        try:
+            self.connection, there = self.context.Pipe()
+            with there:
+                shared = self.context.RawArray("B", MAX_BYTES)
+                self.shared = np.frombuffer(shared, dtype=np.uint8)
+                process = self.context.Process(  # type: ignore[attr-defined]
+                    target=_serve, args=(there, shared, *self.limits), name="decoder", daemon=True
+                )
+                process.start()
+            self.process = process
+            self._ask([b""], preprocessing, START_SECONDS)
+        except FAILURES as error:
+            self.close()
+            raise NoDecoder(f"no process can be started to decode images ({type(error).__name__}: {error})") from error
 
     def __call__(self, contents: Sequence[bytes], preprocessing: Preprocessing, seconds: float) -> list[Decoded]:
-        """`decode_one` of each. Raises DecoderDied, the reason to reject the file, or one of several."""
+        """`decode_one` of each. Raises DecoderDied, the reason to reject the file, or one of several; and NoDecoder."""
+        self.start(preprocessing)
         try:
-            self.connection.send((preprocessing, contents))
-            if self.connection.poll(seconds):
-                return self._receive(len(contents), preprocessing)
+            return self._ask(contents, preprocessing, seconds)
+        except TimeoutError:
             reason = TOO_SLOW
-        except (EOFError, OSError, ValueError, TypeError):  # it was killed, or a file made it send garbage
+        except FAILURES:  # it was killed, or a file made it send garbage
             reason = TOO_LARGE
-        self._replace()
+        self.close()
+        self.start(preprocessing)
         raise DecoderDied(reason)
+
+    def _ask(self, contents: Sequence[bytes], preprocessing: Preprocessing, seconds: float) -> list[Decoded]:
+        self.connection.send((preprocessing, contents))
+        if not self.connection.poll(seconds):
+            raise TimeoutError(f"no answer within {seconds:.0f} s")
+        return self._receive(len(contents), preprocessing)
 
     def _receive(self, count: int, preprocessing: Preprocessing) -> list[Decoded]:
         """Nothing that comes back is unpickled: a process that a file has taken over must not get further."""
@@ -82,15 +108,14 @@ class Decoder:
             found.append(Decoded("", None if reason else picture.copy(), tuple(map(str, conversions)), str(reason)))
         return found
 
-    def _replace(self) -> None:
-        self.close()
-        self._start()
-
     def close(self) -> None:
-        self.connection.close()
-        self.process.kill()
-        self.process.join()
-        self.process.close()
+        if self.connection is not None:
+            self.connection.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.process.close()
+        self.process = self.connection = None
 
 
 class Decoders:
@@ -108,9 +133,11 @@ class Decoders:
         self._all = [Decoder(context, max_pixels, memory) for _ in range(count)]
         for decoder in self._all:
             self._idle.put(decoder)
+        self.problem = ""
+        """Why there are fewer than `count` processes, as the last try to start one has it."""
 
     def __call__(self, content: bytes, preprocessing: Preprocessing) -> Decoded:
-        """`decode_one`; a file that breaks the process is rejected."""
+        """`decode_one`; a file that breaks the process is rejected. Raises NoDecoder."""
         try:
             [decoded] = self._run([content], preprocessing, SECONDS)
             return decoded
@@ -118,7 +145,7 @@ class Decoders:
             return Decoded("", None, (), str(died))
 
     def together(self, contents: Sequence[bytes], preprocessing: Preprocessing) -> list[Decoded]:
-        """At most `most_together` files. Raises DecoderDied, without knowing which of them caused it."""
+        """At most `most_together` files. Raises DecoderDied, without knowing which of them caused it, and NoDecoder."""
         return self._run(contents, preprocessing, TOGETHER_SECONDS)
 
     def _run(self, contents: Sequence[bytes], preprocessing: Preprocessing, seconds: float) -> list[Decoded]:
@@ -126,6 +153,9 @@ class Decoders:
         decoder = self._idle.get()
         try:
             return decoder(contents, preprocessing, seconds)
+        except NoDecoder as error:
+            self.problem = str(error)
+            raise
         finally:
             self._idle.put(decoder)
 
@@ -134,9 +164,19 @@ class Decoders:
         return max(1, min(TOGETHER, MAX_BYTES // math.prod(preprocessing.shape)))
 
     def warm(self, preprocessing: Preprocessing) -> None:
-        """Waits until all have started."""
-        for decoder in self._all:
-            decoder([b""], preprocessing, seconds=60.0)
+        """Starts those that have no process; waits for those at work. Raises NoDecoder."""
+        taken: list[Decoder] = []
+        try:
+            for _ in range(self.count):
+                taken.append(self._idle.get())
+                taken[-1].start(preprocessing)
+            self.problem = ""
+        except NoDecoder as error:
+            self.problem = str(error)
+            raise
+        finally:
+            for decoder in taken:
+                self._idle.put(decoder)
 
     def __enter__(self) -> Decoders:
         return self

@@ -50,13 +50,26 @@ async def read(request: Request, usage: str, **defaults: str) -> Form:
         raise Rejected(499, "disconnected", "The client disconnected.") from None
     except ValueError as error:
         raise Rejected(400, "bad_request", f"The form cannot be read ({error}). {usage}") from None
+    except _Misplaced as misplaced:
+        raise Rejected(422, "bad_request", f"{misplaced} {usage}") from None
+    if FILE in form.fields:
+        text = form.fields[FILE][:40]
+        detail = f"The field {FILE!r} is the text {text!r} and not a file; with curl, write {FILE}=@ before its path."
+        raise Rejected(422, "bad_request", f"{detail} {usage}")
     unknown = [name for name in form.fields if name not in defaults]
     if unknown:
         known = ", ".join((FILE, *defaults))
-        detail = f"The field {unknown[0][:40]!r} is not one of {known}, or is not a file. {usage}"
+        detail = f"The field {unknown[0][:40]!r} is not one of {known}: put the photo in the field {FILE!r}. {usage}"
         raise Rejected(422, "bad_request", detail)
     form.fields = defaults | form.fields
     return form
+
+
+class _Misplaced(Exception):
+    """A photo where none is expected."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Put the photo in the field {FILE!r}: the form has it in {name[:40]!r}.")
 
 
 async def _read_multipart(request: Request, boundary: str) -> Form:
@@ -69,6 +82,8 @@ async def _read_multipart(request: Request, boundary: str) -> Form:
                 if isinstance(event, MultipartSegment):
                     part = event
                     chunks = []
+                    if _is_file(part) and _name(part) != FILE:
+                        raise _Misplaced(_name(part))
                 elif event is not None:
                     chunks.append(event)
                 elif part is not None:
@@ -77,9 +92,11 @@ async def _read_multipart(request: Request, boundary: str) -> Form:
 
 
 def _add_part(form: Form, part: MultipartSegment, content: bytes) -> None:
-    name = part.name.encode("latin-1").decode("utf-8", "replace")
-    if name == FILE and _has_file_name(part):
+    name = _name(part)
+    if name == FILE and (_is_file(part) or not _is_text(content)):
         form.files.append(content)
+    elif not _is_text(content):
+        raise _Misplaced(name)
     elif len(content) > MAX_FIELD_BYTES or len(form.fields) == MAX_FIELDS:
         raise ValueError(f"the field {name[:40]!r} is too long, or one too many")
     else:
@@ -89,9 +106,23 @@ def _add_part(form: Form, part: MultipartSegment, content: bytes) -> None:
         raise Rejected(413, "bad_request", detail, {"Connection": "close"})
 
 
-def _has_file_name(part: MultipartSegment) -> bool:
-    """Some clients send a name that is not ASCII only as `filename*` (RFC 5987), which the parser ignores."""
-    return part.filename is not None or re.search(r";\s*filename\*=", part["Content-Disposition"], re.I) is not None
+def _name(part: MultipartSegment) -> str:
+    name: str = part.name.encode("latin-1").decode("utf-8", "replace")
+    return name
+
+
+def _is_file(part: MultipartSegment) -> bool:
+    """By its name or its type. Some clients send a name that is not ASCII only as `filename*` (RFC 5987), which the
+    parser ignores; others send bytes without any name."""
+    if part.filename is not None or re.search(r";\s*filename\*=", part["Content-Disposition"], re.I):
+        return True
+    kind = part.content_type or ""
+    return kind.startswith("image/") or kind == "application/octet-stream"
+
+
+def _is_text(content: bytes) -> bool:
+    """Every image format has zeros in its header."""
+    return b"\0" not in content
 
 
 def _read_urlencoded(body: bytes) -> Form:

@@ -18,6 +18,7 @@ from spectacles.report.image_grid import overlay_saliency
 from spectacles.server import limits, urls
 from spectacles.server.auth import Rejected
 from spectacles.server.batching import Answer, Batcher, Overloaded
+from spectacles.server.decoders import NoDecoder
 from spectacles.server.forms import Form
 from spectacles.server.service import Service, busy
 
@@ -43,7 +44,11 @@ async def contents(request: Request, service: Service, form: Form, most: int) ->
         return files
     if not service.settings.allow_urls:
         raise Rejected(422, "url", "This server does not fetch photos from URLs: send the file itself.")
-    return [await asyncio.get_running_loop().run_in_executor(None, urls.fetch, url)]
+    return [await urls.fetch_within(service.url_pool, url)]
+
+
+def no_decoder(error: NoDecoder) -> Rejected:
+    return Rejected(503, "not_ready", f"The server cannot answer now: {error}.", {"Retry-After": "1"})
 
 
 async def predict(service: Service, contents: list[bytes]) -> list[Answer]:
@@ -55,6 +60,8 @@ async def predict(service: Service, contents: list[bytes]) -> list[Answer]:
             found = await batcher.predict_all(contents)
     except Overloaded as overload:
         raise busy(overload) from None
+    except NoDecoder as error:
+        raise no_decoder(error) from None
     for each in found:
         service.metrics.observe(each)
     return found
@@ -111,7 +118,10 @@ async def explanation(
 
 
 async def _pixels(batcher: Batcher, content: bytes, preprocessing: Preprocessing) -> np.ndarray:
-    decoded = await batcher.decode(content, preprocessing)
+    try:
+        decoded = await batcher.decode(content, preprocessing)
+    except NoDecoder as error:
+        raise no_decoder(error) from None
     if decoded.pixels is None:  # readable a moment ago: its decoder has died since
         raise Rejected(422, "image", f"The image is rejected: {decoded.reason}.")
     return decoded.pixels
@@ -120,7 +130,8 @@ async def _pixels(batcher: Batcher, content: bytes, preprocessing: Preprocessing
 def _draw(
     model: Predictor, method: str, index: int, seen: np.ndarray, shown: np.ndarray
 ) -> tuple[list[list[float]], bytes]:
-    saliency = attribution.explain(method, model.classifier, seen[None], [index], model.info.preprocessing)[0]
+    with model.torch_network() as classifier:
+        saliency = attribution.explain(method, classifier, seen[None], [index], model.info.preprocessing)[0]
     buffer = BytesIO()
     Image.fromarray(overlay_saliency(to_picture(shown), saliency)).save(buffer, "PNG")
     return saliency.astype(float).round(3).tolist(), buffer.getvalue()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spectacles.server import auth, telemetry
+from spectacles.server.admission import respond
 from spectacles.server.auth import Rejected
 from spectacles.server.service import Service
 
@@ -29,7 +29,7 @@ FAILED = "The server failed on this request: its log has the details under the r
 
 
 class AuthMiddleware:
-    """Rejects, before the body is read, requests that are not allowed and photos that there is no room for."""
+    """Rejects, before the body is read, requests that are not allowed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -59,21 +59,22 @@ class AuthMiddleware:
         except Rejected as rejected:
             response = reject(service, request_id, rejected)
             if not status:
-                await response(scope, receive, send_with_headers)
+                unread = response.headers.get("connection") == "close"
+                await respond(
+                    send_with_headers, response.status_code, response.raw_headers, bytes(response.body), unread
+                )
         except Exception as error:
             telemetry.write("failed", request_id=request_id, error=type(error).__name__)
             if not status:
                 await JSONResponse({"detail": FAILED}, 500)(scope, receive, send_with_headers)
             raise  # for the traceback in the server's log
         finally:
-            if scope["state"].get("admitted"):
-                service.admitted -= 1
             if status:
-                service.metrics.finish(scope["path"], status, time.monotonic() - started)
+                service.metrics.finish(route_path(scope), status, time.monotonic() - started)
 
     def _authorize(self, scope: Scope, service: Service) -> None:
         """Raises Rejected."""
-        path = scope["path"]
+        path = route_path(scope)
         settings = service.settings
         if path in OPEN_PATHS:
             return
@@ -83,23 +84,7 @@ class AuthMiddleware:
         client = auth.identify(scope, settings.api_keys)
         if path in PREDICTION_PATHS and scope["method"] == "POST":
             scope["state"]["client"] = client
-            service.check_room()
-
-
-class RouterBypass:
-    """Calls one POST route without the layers of the router, which take as long as all of its own work."""
-
-    def __init__(self, app: ASGIApp, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
-        self.app = app
-        self.path = path
-        self.endpoint = endpoint
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == self.path and scope["method"] == "POST":
-            response = await self.endpoint(Request(scope, receive))
-            await response(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+            scope["state"]["for_photos"] = True
 
 
 class LateCorsMiddleware:
@@ -129,6 +114,12 @@ class LateCorsMiddleware:
             allow_headers=["Authorization", "X-API-Key", "X-Request-ID"],
             expose_headers=EXPOSED_HEADERS,
         )
+
+
+def route_path(scope: Scope) -> str:
+    """The path without the prefix under which a proxy serves the app (`--root-path`)."""
+    path, prefix = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path[len(prefix) :] if prefix and path.startswith(prefix + "/") else str(path)
 
 
 def reject(service: Service, request_id: str, rejected: Rejected) -> JSONResponse:

@@ -7,6 +7,7 @@ import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from spectacles.inference.predictor import Predictor
 from spectacles.server import telemetry
 from spectacles.server.auth import RateLimit, Rejected
 from spectacles.server.batching import Batcher, Overloaded
-from spectacles.server.decoders import Decoders
+from spectacles.server.decoders import Decoders, NoDecoder
 from spectacles.server.limits import MAX_PIXELS
 from spectacles.server.settings import Settings
 from spectacles.server.telemetry import Metrics
@@ -31,8 +32,11 @@ the event loop rejects a flood of requests."""
 REJECTIONS_PER_IMAGE = 10
 """Rejections sent in the time that an image takes; more are delayed. Clients that retry at once would otherwise be
 rejected so often that no time is left for photos."""
+MAX_REJECTION_DELAY = 1.0
+"""Seconds: those who come after a flood must not wait for the rejections of all of it."""
 TOO_BUSY = "The server has more photos to look at than it can handle: try again a little later."
 LOADING = "The model is being loaded."
+URL_THREADS = 8
 
 
 class Service:
@@ -47,11 +51,11 @@ class Service:
         self.problem = problem or LOADING
         """Why there is no model; '' once there is one."""
         self.draining = False
-        self.admitted = 0
-        """Requests with photos that have arrived and have no response yet."""
         self.uploading = 0
         """Large requests that were accepted and are being received."""
         self.loop = asyncio.get_running_loop()
+        self.url_pool = ThreadPoolExecutor(URL_THREADS, "fetch")
+        """Of its own: servers that do not answer must not take the threads that others need."""
         self._swapping = asyncio.Lock()
         self._last_rejection = 0.0
 
@@ -71,24 +75,28 @@ class Service:
     def busy_for(self, large: bool = False) -> int:
         """Like `check_room` for one image, but fast: seconds after which to retry, 0 where there is room.
 
-        Requests that are not in the queue yet take room too; large ones, which take time to read, before they have
-        arrived. Counts the rejection."""
+        For large ones those count too that are being received. Counts the rejection."""
         if self.batcher is None:
             return 0  # the app tells why
-        coming = self.admitted + (self.uploading if large else 0) - self.batcher.inside
         try:
-            self.batcher.check_room(1 + max(0, coming))
+            self.batcher.check_room(1 + (self.uploading if large else 0))
         except Overloaded as overload:
             self.metrics.reject(overload.reason)
             return overload.seconds
         return 0
 
     def reject_after(self) -> float:
-        """Seconds until the next rejection may be sent: 0 up to REJECTIONS_PER_IMAGE times the rate of answers."""
+        """Seconds until the next rejection may be sent, at most MAX_REJECTION_DELAY: 0 up to REJECTIONS_PER_IMAGE times
+        the rate of answers."""
         now = self.loop.time()
         pause = self.ready_batcher().seconds_per_image / REJECTIONS_PER_IMAGE
-        self._last_rejection = max(self._last_rejection + pause, now)
+        self._last_rejection = min(max(self._last_rejection + pause, now), now + MAX_REJECTION_DELAY)
         return self._last_rejection - now
+
+    def drain(self) -> None:
+        """From now on not ready, so that load balancers send no more; what still arrives is answered."""
+        self.draining = True
+        telemetry.write("draining")
 
     async def run(self, stack: AsyncExitStack) -> None:
         """Loads the first model; `stack` closes what that takes. Where it fails, `problem` says why."""
@@ -96,7 +104,7 @@ class Service:
             if self.problem != LOADING:
                 raise UserError(self.problem)
             await self._start(stack)
-        except (UserError, OSError) as error:
+        except (UserError, NoDecoder, OSError) as error:
             self.problem = str(error)
             telemetry.write("not ready", error=self.problem)
         except Exception:
@@ -105,8 +113,7 @@ class Service:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         loop = asyncio.get_running_loop()
-        decoders = await loop.run_in_executor(None, Decoders, cpu_count(), MAX_PIXELS)
-        stack.enter_context(decoders)
+        decoders = stack.enter_context(Decoders(cpu_count(), MAX_PIXELS))
         model = await loop.run_in_executor(None, load, self.settings)
         await loop.run_in_executor(None, decoders.warm, model.info.preprocessing)
         batcher = Batcher(model, decoders, self.settings.queue, self.settings.deadline)
@@ -165,6 +172,7 @@ async def started(settings: Settings, problem: str = "") -> AsyncIterator[Servic
     sys.setswitchinterval(SWITCH_SECONDS)
     service = Service(settings, problem)
     async with AsyncExitStack() as stack:
+        stack.callback(service.url_pool.shutdown, wait=False, cancel_futures=True)
         loading = asyncio.create_task(service.run(stack))
         try:
             yield service

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
+import io
 import ipaddress
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from spectacles.server.auth import Rejected
@@ -15,7 +19,7 @@ from spectacles.server.limits import MAX_BODY_BYTES
 
 REDIRECTS = 3
 SECONDS = 10.0
-"""In total, redirects included."""
+"""In total: name, connection, headers, body and redirects."""
 CHUNK = 1 << 16
 PORTS = {"http": 80, "https": 443}
 Resolve = Callable[[str, int], Iterable[str]]
@@ -27,13 +31,23 @@ def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-def fetch(url: str, resolver: Resolve = resolve, public: Callable[[str], bool] | None = None) -> bytes:
-    """The content at `url`, at most MAX_BODY_BYTES. Raises Rejected.
+async def fetch_within(pool: Executor, url: str) -> bytes:
+    """`fetch` in a thread of the pool. The time counts from now, and also while it waits for a thread or for a
+    resolver, which nothing can interrupt. Raises Rejected."""
+    ends = time.monotonic() + SECONDS
+    try:
+        async with asyncio.timeout(SECONDS):
+            return await asyncio.get_running_loop().run_in_executor(pool, fetch, url, ends)
+    except TimeoutError:
+        raise _too_slow() from None
+
+
+def fetch(url: str, ends: float, resolver: Resolve = resolve, public: Callable[[str], bool] | None = None) -> bytes:
+    """The content at `url`, at most MAX_BODY_BYTES, before the time `ends`. Raises Rejected.
 
     A name is resolved once, and the address that was checked is the one connected to, so that a resolver cannot change
     its answer (DNS rebinding); TLS still checks the name. Each redirect is treated like the first URL.
     """
-    ends = time.monotonic() + SECONDS
     for _ in range(REDIRECTS + 1):
         parts = _check(url)
         port = parts.port or PORTS[parts.scheme]
@@ -92,13 +106,15 @@ def _public_address(host: str, port: int, resolver: Resolve, public: Callable[[s
 
 def _get(parts: SplitResult, address: str, port: int, ends: float) -> tuple[int, str, bytes]:
     """(status, location, content of a 200)."""
-    connection = _PinnedConnection(str(parts.hostname), address, port, parts.scheme == "https", _left(ends))
+    connection = _PinnedConnection(str(parts.hostname), address, port, parts.scheme == "https", ends)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "spectacles"})
         with connection.getresponse() as response:
-            content = _read(response, connection.opened, ends) if response.status == 200 else b""
+            content = _read(response) if response.status == 200 else b""
             return response.status, response.headers.get("location", ""), content
+    except TimeoutError:
+        raise _too_slow() from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _rejected(f"it cannot be fetched ({type(error).__name__})") from None
     finally:
@@ -108,23 +124,57 @@ def _get(parts: SplitResult, address: str, port: int, ends: float) -> tuple[int,
 class _PinnedConnection(http.client.HTTPConnection):
     """A connection to an address that sends, and checks the certificate of, the host's name."""
 
-    def __init__(self, host: str, address: str, port: int, secure: bool, seconds: float) -> None:
-        super().__init__(host, port, timeout=seconds)
+    def __init__(self, host: str, address: str, port: int, secure: bool, ends: float) -> None:
+        super().__init__(host, port)
         self.address = address
         self.secure = secure
+        self.ends = ends
         self.default_port = PORTS["https" if secure else "http"]
 
     def connect(self) -> None:
-        self.sock = socket.create_connection((self.address, self.port), self.timeout)
+        opened = socket.create_connection((self.address, self.port), _left(self.ends))
         if self.secure:
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
-        self.opened = self.sock  # the response reads from it after the connection has dropped it
+            opened.settimeout(_left(self.ends))
+            opened = ssl.create_default_context().wrap_socket(opened, server_hostname=self.host)
+        self.sock: Any = _TimedSocket(opened, self.ends)
 
 
-def _read(response: http.client.HTTPResponse, opened: socket.socket, ends: float) -> bytes:
+class _TimedSocket:
+    """What http.client needs of a socket. All waits end at one time: a socket's own timeout starts anew with every byte
+    that it receives."""
+
+    def __init__(self, opened: socket.socket, ends: float) -> None:
+        self.opened, self.ends = opened, ends
+        self.close = opened.close
+
+    def sendall(self, data: bytes) -> None:
+        self.opened.settimeout(_left(self.ends))
+        self.opened.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_TimedReader(self.opened, self.ends))
+
+
+class _TimedReader(io.RawIOBase):
+    def __init__(self, opened: socket.socket, ends: float) -> None:
+        self.opened, self.ends = opened, ends
+        self.raw = opened.makefile("rb", buffering=0)  # keeps the socket open when the connection has closed it
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self.opened.settimeout(_left(self.ends))
+        return self.raw.readinto(buffer)
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
     content = b""
     while True:
-        opened.settimeout(_left(ends))
         chunk = response.read1(CHUNK)
         if not chunk:
             return content
@@ -136,8 +186,12 @@ def _read(response: http.client.HTTPResponse, opened: socket.socket, ends: float
 def _left(ends: float) -> float:
     left = ends - time.monotonic()
     if left <= 0:
-        raise _rejected(f"it takes longer than {SECONDS:.0f} s")
+        raise _too_slow()
     return left
+
+
+def _too_slow() -> Rejected:
+    return _rejected(f"it takes longer than {SECONDS:.0f} s")
 
 
 def _rejected(reason: str) -> Rejected:

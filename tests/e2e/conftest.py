@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import network_trace
 import pytest
 from command_line import SMALL, Finished, data_flags, run_command, run_script
 from shared import once
@@ -23,11 +24,14 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The demo command on 60 images, as a person starts it."""
+    """The demo command on 60 images, as a person starts it; its connections are recorded where strace is installed."""
 
     def run(folder: Path) -> None:
         flags = ("--epochs", 2, "--output_dir", folder / "outputs")
-        done = run_command("run_pipeline.py", *data_flags(sample), *SMALL, *flags)
+        done = run_command(
+            "run_pipeline.py", *data_flags(sample), *SMALL, *flags,
+            environment=network_trace.new_home(folder), tracer=network_trace.tracer(folder),
+        )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         (folder / "output.txt").write_text(done.stdout, encoding="utf-8")
 

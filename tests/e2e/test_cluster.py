@@ -1,15 +1,16 @@
-"""predict.py on a local Ray cluster and in shards: every row is written exactly once, whichever process dies."""
+"""predict.py on a Ray cluster and in shards: every row is written exactly once, whichever process dies."""
 
 import os
-import re
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 
@@ -21,8 +22,13 @@ from command_line import ROOT, Finished, run_script
 from PIL import Image
 from tracking_servers import free_port, until
 
-ROWS = 1000
+import predict
+from spectacles.core.errors import UserError
+from spectacles.inference.predictor import Predictor
+
+ROWS, BLOCK = 500, 100
 FLAGS = ("--engine", "ray", "--device", "cpu", "--batch_size", "16")
+ONE_WORKER = ("--worker_cpus", "2")
 
 pytest.importorskip("ray", reason="ray is not installed")
 
@@ -36,18 +42,68 @@ def bundle_dir(make_bundle: Callable[..., Path]) -> Path:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for number in range(20):
-        Image.effect_noise((200, 160), 10 * number).convert("RGB").save(folder / f"{number}.jpg")
+        Image.effect_noise((40, 32), 10 * number).convert("RGB").save(folder / f"{number}.jpg")
     return folder
 
 
-@pytest.fixture(scope="module")
-def table(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,000 rows that name 20 photos over and over; one names a file that does not exist."""
+class Gates:
+    """A web server whose photos are answered once their gate is open; `arrived` is called for each request, and those
+    that are `broken` get an error."""
+
+    def __init__(self, photo: bytes) -> None:
+        self.open = {number: threading.Event() for number in range(ROWS // BLOCK)}
+        self.arrived: Callable[[int], None] = lambda number: None
+        self.broken: set[int] = set()
+        gates = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.answer(b"")
+
+            def do_GET(self) -> None:
+                number = int(Path(self.path).stem)
+                gates.arrived(number)
+                gates.open[number].wait(600)
+                with suppress(ConnectionError):  # the worker was killed
+                    self.answer(photo)
+
+            def answer(self, content: bytes) -> None:
+                self.send_response(503 if int(Path(self.path).stem) in gates.broken else 200)
+                self.send_header("Content-Length", str(len(photo)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        for gate in self.open.values():
+            gate.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def gates(photos: Path) -> Iterator[Gates]:
+    made = Gates((photos / "3.jpg").read_bytes())
+    yield made
+    made.close()
+
+
+def write_table(folder: Path, photos: Path, gates: Gates | None = None, rows: int = ROWS) -> Path:
+    """Rows that name 20 photos over and over; the second names a file that does not exist, and the last but one of
+    each block one behind its gate."""
     files = [path.name for path in sorted(photos.iterdir())]
-    names = ["gone.jpg" if number == 500 else files[number % len(files)] for number in range(ROWS)]
-    place = tmp_path_factory.mktemp("table") / "list.parquet"
-    pd.DataFrame({"id": [f"{number:04}" for number in range(ROWS)], "file": names}).to_parquet(place)
-    return place
+    names = [files[number % len(files)] for number in range(rows)]
+    names[1] = "gone.jpg"
+    for number in range(rows // BLOCK) if gates else ():
+        names[BLOCK * (number + 1) - 2] = f"{gates.address}/{number}.jpg"
+    pd.DataFrame({"id": [f"{number:04}" for number in range(rows)], "file": names}).to_parquet(folder / "list.parquet")
+    return folder / "list.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +126,12 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def predicting(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """predict.py in a process group of its own, killed at the end of the test."""
+def predicting(cluster: dict[str, str], *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """predict.py, killed at the end of the test."""
     command = [sys.executable, str(ROOT / "predict.py"), *map(str, (*arguments, *FLAGS))]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SPECTACLES_")}
     with subprocess.Popen(
-        command, cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=ROOT, env=clean | cluster, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             yield process
@@ -83,206 +139,210 @@ def predicting(*arguments: object) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def workers(of: subprocess.Popen[str]) -> list[int]:
-    """Process ids of the workers in the cluster that `of` started."""
+def workers(cluster: dict[str, str]) -> list[int]:
+    """Process ids of the predicting workers in the cluster."""
     found = []
-    for folder in Path("/proc").iterdir():
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            title = (folder / "cmdline").read_text()
-            parents = _ancestors(int(folder.name)) if title.startswith("ray::MapWorker(Map(Worker))") else []
-        except (OSError, ValueError):
+            title, variables = (folder / "cmdline").read_text(), (folder / "environ").read_text()
+        except OSError:
             continue
-        if of.pid in parents:
+        if "MapBatches(Worker)" in title and cluster["RAY_AUTH_TOKEN"] in variables:
             found.append(int(folder.name))
     return found
 
 
-def _ancestors(process: int) -> list[int]:
-    line = []
-    while process > 1:
-        process = int((Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[1])
-        line.append(process)
-    return line
+def files_in(folder: Path) -> list[Path]:
+    return list(folder.glob("*.parquet"))
 
 
-def read(folder: Path) -> pd.DataFrame:
-    return pd.concat(map(pd.read_parquet, sorted(folder.glob("*.parquet"))), ignore_index=True)
-
-
-def every_row_once(found: pd.DataFrame) -> bool:
+def every_row_once(found: pd.DataFrame, rows: int = ROWS) -> bool:
     rejected = found.loc[found["status"].str.startswith("rejected"), "id"].tolist()
-    return found["id"].tolist() == [f"{number:04}" for number in range(ROWS)] and rejected == ["0500"]
+    return found["id"].tolist() == [f"{number:04}" for number in range(rows)] and rejected == ["0001"]
 
 
-def test_killing_a_worker_halfway_loses_no_row(bundle_dir: Path, table: Path, photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    arguments = (table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out)
-    with predicting(*arguments) as process:
-        until(lambda: list(out.glob("part-*.parquet")) or process.poll() is not None, "a first part is written")
-        before = len(list(out.glob("part-*.parquet")))
-        running = workers(process)
-        os.kill(running[0], signal.SIGKILL)
-        printed, errors = process.communicate(timeout=900)
-    assert process.returncode == 0, errors
-    assert len(running) == 2 and before < 10
-    assert "2 workers, 10 parts of up to 100 rows" in printed
-    assert "1000 rows = 999 predicted + 1 rejected" in printed
-    assert sorted(path.name for path in out.iterdir()) == [
-        *(f"part-{number:05}-of-00010.parquet" for number in range(1, 11)), "plan.json",
-    ]  # fmt: skip
-    assert every_row_once(read(out))
-    local = run_script("predict.py", table, "--image_dir", photos, "--bundle", bundle_dir, "--device", "cpu",
-                       "--output", tmp_path / "local.csv", environment={"SPECTACLES_ENGINE": "torch"})  # fmt: skip
-    assert local.returncode == 0, local.stderr
-    expected = pd.read_csv(tmp_path / "local.csv", dtype={"id": str, "label": str, "abstain_reason": str},
-                           keep_default_na=False, na_values={"p_no": [""], "p_yes": [""], "confidence": [""],
-                                                             "ood_score": [""]})  # fmt: skip
-    pd.testing.assert_frame_equal(read(out), expected, check_dtype=False, atol=1e-4, rtol=0)
-
-
-def test_the_same_command_continues_after_the_cluster_died(
-    bundle_dir: Path, table: Path, photos: Path, tmp_path: Path
+def test_a_command_goes_on_after_kills_and_loses_no_row(
+    cluster: dict[str, str], gates: Gates, bundle_dir: Path, photos: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    """The command is killed, the same command is stopped, and the same command loses a worker half-way."""
+    out, table = tmp_path / "out", write_table(tmp_path, photos, gates)
     arguments = (table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out)
-    with predicting(*arguments) as process:
-        until(lambda: list(out.glob("part-*.parquet")) or process.poll() is not None, "a first part is written")
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    before = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
-    assert 0 < len(before) < 10  # some workers outlive their cluster for a moment
-    again = run_script("predict.py", *arguments, *FLAGS)
-    assert again.returncode == 0, again.stderr
-    found = re.search(r"(\d+) of 10 parts are finished already", again.stdout)
-    assert found and int(found[1]) >= len(before)
-    assert every_row_once(read(out))
-    assert all((out / name).stat().st_mtime_ns == written for name, written in before.items())
+    gates.open[0].set()
+    with predicting(cluster, *arguments, *ONE_WORKER) as process:
+        until(lambda: files_in(out) or process.poll() is not None, "a first file is written")
+        process.kill()
+        assert "1 worker, 5 blocks of up to 100 rows" in process.communicate(timeout=900)[0]
+    first = {path: path.stat().st_mtime_ns for path in files_in(out)}
+    torn = out / "0-torn.parquet"
+    torn.write_bytes(b"PAR1 and no footer")
+
+    gates.open[1].set()
+    with predicting(cluster, *arguments, *ONE_WORKER) as process:
+        until(lambda: set(files_in(out)) - {torn, *first} or process.poll() is not None, "a second file is written")
+        process.terminate()
+        printed, errors = process.communicate(timeout=900)
+    assert (process.returncode, errors.splitlines()[-1]) == (143, "stopped.")
+    assert "100 of 500 rows are written already" in printed and not torn.exists()
+
+    killed: list[int] = []
+
+    def kill_one(number: int) -> None:
+        if not killed:
+            killed.append(workers(cluster)[0])
+            os.kill(killed[0], signal.SIGKILL)
+        for gate in gates.open.values():
+            gate.set()
+
+    gates.arrived = kill_one
+    done = run_script("predict.py", *arguments, *FLAGS, environment=cluster)
+    assert done.returncode == 0, done.stderr
+    assert "200 of 500 rows are written already" in done.stdout and "2 workers, 3 blocks" in done.stdout
+    assert killed and "500 rows = 499 predicted + 1 rejected" in done.stdout
+    assert all(path.stat().st_mtime_ns == written for path, written in first.items())
+    found = pd.read_parquet(out).sort_values("row", ignore_index=True)
+    assert found["row"].tolist() == list(range(1, ROWS + 1)) and every_row_once(found)
+    assert_as_predicted_here(found, bundle_dir, photos)
+
     done = run_script("predict.py", *arguments, *FLAGS)
-    assert done.returncode == 0 and "workers" not in done.stdout and "1000 rows = 999 predicted" in done.stdout
+    assert done.returncode == 0 and "workers" not in done.stdout and "500 rows = 499 predicted" in done.stdout
     other = run_script("predict.py", *arguments, *FLAGS, "--top_k", 2)
     assert other.returncode == 2 and "use the same files, model and --top_k as before" in other.stderr
 
 
-def test_a_part_that_kills_its_workers_does_not_hold_up_the_others(
-    bundle_dir: Path, table: Path, photos: Path, tmp_path: Path
+def assert_as_predicted_here(found: pd.DataFrame, bundle_dir: Path, photos: Path) -> None:
+    import torch
+
+    predictor = Predictor(bundle_dir, torch.device("cpu"), 16, "torch")
+    files = sorted(photos.iterdir())
+    expected = dict(zip([path.name for path in files], predictor.predict(files), strict=True))
+    for row in found.itertuples():
+        if row.file in expected:
+            outcome = expected[row.file]
+            assert (row.label, row.status) == (outcome.label, "predicted")
+            assert (row.p_no, row.p_yes) == pytest.approx(outcome.probabilities, abs=1e-4)
+
+
+def test_rows_that_kill_their_workers_do_not_hold_up_the_others(
+    cluster: dict[str, str], gates: Gates, bundle_dir: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """One worker, killed each time it starts on part 2."""
-    out = tmp_path / "out"
-    bad = out / "part-00002-of-00010.parquet.tries"
-    with predicting(table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out, "--worker_cpus",
-                    len(os.sched_getaffinity(0))) as process:  # fmt: skip
-        for tries in "123":
-            until(lambda: (bad.is_file() and bad.read_text() == tries) or process.poll() is not None, "part 2 begins")  # noqa: B023
-            for worker in workers(process):
-                os.kill(worker, signal.SIGKILL)
-        _, errors = process.communicate(timeout=900)
-    assert process.returncode == 2
-    assert "1 of 10 parts killed 3 workers each, first rows 101 to 200" in errors
-    assert len(list(out.glob("*.parquet"))) == 9
+    """One worker, killed each time it asks for a photo of the first block; a store that does not answer for another."""
+    out, table = tmp_path / "out", write_table(tmp_path, photos, gates, rows=250)
+
+    def kill(number: int) -> None:
+        for worker in workers(cluster) if number == 0 else ():
+            os.kill(worker, signal.SIGKILL)
+
+    gates.arrived, gates.broken = kill, {1}
+    gates.open[1].set()
+    done = run_script("predict.py", table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out,
+                      *ONE_WORKER, *FLAGS, environment=cluster)  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "200 of 250 rows are not predicted, row 1 (0.jpg) and others: " in done.stderr
+    assert "3 workers died of the same rows" in done.stderr and "the photo taken out" in done.stderr, done.stderr
+    assert "1.jpg cannot be reached" in done.stderr and "Warning" not in done.stderr, done.stderr
+    assert sorted(pd.read_parquet(out)["row"]) == list(range(201, 251))
 
 
 @pytest.mark.parametrize("kind", ["web", "s3"])
-def test_photos_lists_and_parts_may_be_remote(
-    kind: str, cluster: dict[str, str], bundle_dir: Path, photos: Path, table: Path, tmp_path: Path
+def test_photos_lists_and_predictions_may_be_remote(
+    kind: str, cluster: dict[str, str], bundle_dir: Path, photos: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
     shutil.copytree(photos, source)
-    shutil.copy(table, source / "list.parquet")
+    write_table(source, photos, rows=110)
     start: Callable[[Path, Path], AbstractContextManager[stores.Store]] = getattr(stores, kind)
     with start(tmp_path / "store", source) as store:
-        system, root = fsspec.url_to_fs(store.out, **store.options)
-        for given, rows in ((f"{store.photos}/list.parquet", ROWS), (f"{store.photos}/", 21)):
-            out = f"{store.out}/out-{rows}"
-            done = run_script("predict.py", given, "--bundle", bundle_dir, "--output", out, *FLAGS,
-                              environment=cluster | store.environment)  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            assert f"{rows} rows = " in done.stdout and f"wrote {out}" in done.stdout
-            system.invalidate_cache()
-            names = sorted(name for name in system.find(f"{root}/out-{rows}") if name.endswith(".parquet"))
-            found = pd.concat([pd.read_parquet(BytesIO(system.cat_file(name))) for name in names], ignore_index=True)
-            assert len(found) == rows and found["file"].is_unique == (rows == 21)
-            assert (found["status"] == "predicted").sum() == (ROWS - 1 if rows == ROWS else 20)
-            if rows == ROWS:
-                assert every_row_once(found)
+        out, environment = f"{store.out}/out", cluster | store.environment
+        done = run_script("predict.py", f"{store.photos}/list.parquet", "--bundle", bundle_dir, "--output", out,
+                          *ONE_WORKER, *FLAGS, environment=environment)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "110 rows = 109 predicted + 1 rejected" in done.stdout and f"wrote {out}" in done.stdout
+        system, root = fsspec.url_to_fs(out, **store.options)
+        names = sorted(name for name in system.find(root) if name.endswith(".parquet"))
+        found = pd.concat([pd.read_parquet(BytesIO(system.cat_file(name))) for name in names])
+        assert every_row_once(found.sort_values("row"), rows=110)
         one = run_script("predict.py", f"{store.photos}/3.jpg", "--bundle", bundle_dir, "--device", "cpu",
                          environment=store.environment)  # fmt: skip
         assert one.returncode == 0 and one.stdout.startswith(f"{store.photos}/3.jpg: "), one.stderr
 
 
+def test_a_full_disk_is_reported_and_what_is_written_stays(
+    cluster: dict[str, str], bundle_dir: Path, photos: Path, tmp_path: Path, mount_disk: Callable[[str], Path]
+) -> None:
+    out = mount_disk("40k") / "out"  # room for a few files
+    done = run_script("predict.py", write_table(tmp_path, photos), "--image_dir", photos, "--bundle", bundle_dir,
+                      *ONE_WORKER, *FLAGS, "--output", out, environment=cluster)  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "No space left on device. What is written stays: run the same command" in done.stderr, done.stderr
+    written = pd.read_parquet(out)["row"]
+    assert 0 < len(written) < ROWS and f"{ROWS - len(written)} of {ROWS} rows are not predicted" in done.stderr
+
+
+def test_more_cores_than_any_machine_has_are_reported(
+    cluster: dict[str, str], bundle_dir: Path, photos: Path, tmp_path: Path
+) -> None:
+    done = run_script("predict.py", photos, "--bundle", bundle_dir, *FLAGS, "--output", tmp_path / "out",
+                      "--worker_cpus", 4096, environment=cluster)  # fmt: skip
+    assert done.returncode == 2 and "no machine of the cluster has so many cores" in done.stderr, done.stderr
+
+
+def run_here(*arguments: object) -> None:
+    predict.main(predict.parse(list(map(str, arguments))))
+
+
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [(("--shard", "1/2"), "--shard does not go with --engine ray"), (("--explain",), "--explain does not go"),
-     (("--format", "jsonl"), "--format does not go"), (("--worker_cpus", 4096), "no machine of the cluster"),
-     (("--top_k", 3), "--top_k 3 is out of range"), (("--device", "mps"), "use auto, cpu or cuda"),
-     (("--output", "nonsense://x"), "cannot be reached")],
+     (("--format", "jsonl"), "--format does not go"), (("--top_k", 3), "--top_k 3 is out of range"),
+     (("--device", "mps"), "use auto, cpu or cuda"), (("--output", "nonsense://x"), "cannot be reached|cannot be read"),
+     (("--output", "/dev/full/out"), "/dev/full/out cannot be")],
 )  # fmt: skip
 def test_flags_that_do_not_apply_to_a_cluster_are_rejected(
-    flags: tuple[object, ...], said: str, cluster: dict[str, str], bundle_dir: Path, photos: Path, tmp_path: Path
+    flags: tuple[object, ...], message: str, bundle_dir: Path, photos: Path, tmp_path: Path
 ) -> None:
     output = () if "--output" in flags else ("--output", tmp_path / "out")
-    done = run_script("predict.py", photos, "--bundle", bundle_dir, *FLAGS, *output, *flags, environment=cluster)
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    with pytest.raises(UserError, match=message):
+        run_here(photos, "--bundle", bundle_dir, *FLAGS, *output, *flags)
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_reported_and_finished_parts_stay(
-    cluster: dict[str, str], bundle_dir: Path, table: Path, photos: Path, mount_disk: Callable[[str], Path]
+def test_ray_needs_files_to_predict(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--engine ray, --shard and --worker_cpus go with files to predict"):
+        predict.parse(["--engine", "ray"])
+    monkeypatch.setenv("SPECTACLES_SHARD", "1/2")
+    with pytest.raises(UserError, match="--shard and --worker_cpus go with files to predict"):
+        predict.parse([])
+
+
+def test_an_empty_folder_has_no_rows(bundle_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "none").mkdir()
+    with caplog.at_level("INFO", "spectacles"):
+        run_here(tmp_path / "none", "--bundle", bundle_dir, *FLAGS, "--output", tmp_path / "out")
+    assert "0 rows = 0 predicted + 0 rejected" in caplog.text
+
+
+def test_the_prediction_settings_of_the_run_do_not_matter(finished: Finished, photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "explaining"
+    shutil.copytree(finished.run_dir.path, run)
+    with (run / "config.yaml").open("a", encoding="utf-8") as file:
+        file.write("explain: true\nformat: jsonl\n")
+    flags = ["--output_dir", str(run.parent), "--run_name", run.name]
+    _, config = predict.parse([str(photos), *flags, *FLAGS])
+    assert (config.explain, config.format, config.engine) == (False, "csv", "ray")
+    _, config = predict.parse([str(photos), *flags])
+    assert (config.explain, config.format) == (True, "jsonl")
+
+
+def test_shards_add_up_to_the_whole(
+    bundle_dir: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out = mount_disk("40k") / "out"  # room for the plan and a few parts
-    flags = ("--image_dir", photos, "--bundle", bundle_dir, *FLAGS)
-    done = run_script("predict.py", table, *flags, "--output", out, environment=cluster)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert f"{out}/part-0000" in done.stderr and "No space left on device. Finished parts are kept" in done.stderr
-    parts = list(out.glob("*.parquet"))
-    assert 0 < len(parts) < 10 and all(len(pd.read_parquet(part)) == 100 for part in parts)
-
-
-def test_an_output_that_cannot_be_a_folder_is_reported(bundle_dir: Path, photos: Path) -> None:
-    done = run_script("predict.py", photos, "--bundle", bundle_dir, *FLAGS, "--output", "/dev/full/out")
-    assert done.returncode == 2 and "/dev/full/out cannot be" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_ray_needs_files_to_predict() -> None:
-    done = run_script("predict.py", "--engine", "ray")
-    assert done.returncode == 2 and "--engine ray, --shard and --worker_cpus go with files to predict" in done.stderr
-    done = run_script("predict.py", environment={"SPECTACLES_SHARD": "1/2"})
-    assert done.returncode == 2 and "--shard and --worker_cpus go with files to predict" in done.stderr
-
-
-def test_shards_add_up_to_the_whole(bundle_dir: Path, photos: Path, table: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path, photos)
     flags = ("--image_dir", photos, "--bundle", bundle_dir, "--device", "cpu", "--output", tmp_path / "out.csv")
-    environment = {"SPECTACLES_ENGINE": "torch"}
-    for number in (1, 2, 3):
-        done = run_script("predict.py", table, *flags, "--shard", f"{number}/3", environment=environment)
-        assert done.returncode == 0, done.stderr
-        assert f"part {number} of 3 of 1000 rows" in done.stdout
+    with caplog.at_level("INFO", "spectacles"):
+        for number in (1, 2, 3):
+            run_here(table, *flags, "--shard", f"{number}/3")
+            assert f"part {number} of 3 of 500 rows" in caplog.text
     folders = [tmp_path / f"shard-0000{number}-of-00003" for number in (1, 2, 3)]
     for name in ("out.csv", "submission.csv"):
-        assert [len(pd.read_csv(folder / name)) for folder in folders] == [333, 333, 334]
+        assert [len(pd.read_csv(folder / name)) for folder in folders] == [166, 167, 167]
     assert every_row_once(pd.concat([pd.read_csv(folder / "out.csv", dtype={"id": str}) for folder in folders]))
-
-
-def test_an_empty_folder_has_no_rows(bundle_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "none").mkdir()
-    done = run_script("predict.py", tmp_path / "none", "--bundle", bundle_dir, *FLAGS, "--output", tmp_path / "out")
-    assert done.returncode == 0 and "0 rows = 0 predicted + 0 rejected" in done.stdout, done.stderr
-
-
-def test_sigterm_ends_a_cluster_like_any_command(bundle_dir: Path, table: Path, photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with predicting(table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out) as process:
-        until(lambda: list(out.glob("part-*.parquet")) or process.poll() is not None, "a first part is written")
-        process.terminate()
-        _, errors = process.communicate(timeout=300)
-    assert (process.returncode, errors.splitlines()[-1]) == (143, "stopped.")
-
-
-def test_the_prediction_settings_of_the_run_do_not_matter(
-    finished: Finished, cluster: dict[str, str], photos: Path, tmp_path: Path
-) -> None:
-    settings = finished.run_dir.output_dir / "explaining"
-    shutil.copytree(finished.run_dir.path, settings)
-    with (settings / "config.yaml").open("a", encoding="utf-8") as file:
-        file.write("explain: true\nformat: jsonl\n")
-    flags = ("--output_dir", settings.parent, "--run_name", settings.name, "--output", tmp_path / "out")
-    done = run_script("predict.py", photos, *flags, *FLAGS, environment=cluster)
-    assert done.returncode == 0 and "20 rows = " in done.stdout, done.stderr

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,10 @@ class Finished:
 
 
 def run_command(
-    script: str, *arguments: object, environment: dict[str, str] | None = None
+    script: str, *arguments: object, environment: dict[str, str] | None = None, tracer: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
     """A root script as a person runs it; MLflow uses the database under --output_dir unless configured otherwise."""
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    command = [*tracer, sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(
         command,
         cwd=ROOT,

@@ -37,9 +37,9 @@ CONFIGS = {
     "train.py": TrainConfig, "evaluate.py": EvaluateConfig, "error_analysis.py": ErrorAnalysisConfig,
     "predict.py": PredictCommand, "benchmark.py": BenchmarkConfig,
 }  # fmt: skip
-OUTSIDE = {"pip", "mlflow", "ray", "source"}
+OUTSIDE = {"pip", "mlflow", "ray", "source", "granian", "nginx"}
 """Commands of others, which only blocks with a reason may hold."""
-FLAGS_OF_OTHERS = {"generate"}
+FLAGS_OF_OTHERS = {"generate", "root"}
 BLOCKS = pages.blocks()
 names_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 

@@ -46,14 +46,16 @@ def test_without_the_right_key_it_stays_shut(headers: Mapping[str, str]) -> None
     assert rejected.status_code == 401 and rejected.headers == {"WWW-Authenticate": "Bearer"}
 
 
-@pytest.mark.parametrize("server", ["127.0.0.1", "127.8.9.1", "::1"])
-def test_without_keys_this_machine_is_answered(server: str) -> None:
-    assert auth.identify(scope(server), {}) == "10.0.0.7"
+@pytest.mark.parametrize("here", ["127.0.0.1", "127.8.9.1", "::1"])
+def test_without_keys_this_machine_is_answered(here: str) -> None:
+    assert auth.identify(scope(here) | {"client": (here, 5)}, {}) == here
 
 
-@pytest.mark.parametrize("server", ["192.168.0.5", "0.0.0.0", "2001:db8::1", "example.org"])
-def test_without_keys_no_other_address_is_answered(server: str) -> None:
-    assert rejection(auth.identify, scope(server), {}).status_code == 403
+@pytest.mark.parametrize("other", ["192.168.0.5", "0.0.0.0", "2001:db8::1", "example.org"])
+def test_without_keys_no_other_address_is_answered(other: str) -> None:
+    assert rejection(auth.identify, scope(other) | {"client": ("127.0.0.1", 5)}, {}).status_code == 403
+    behind_a_proxy = scope("127.0.0.1") | {"client": (other, 0)}
+    assert rejection(auth.identify, behind_a_proxy, {}).status_code == 403
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from spectacles.data.preprocessing import Preprocessing, decode_one
 from spectacles.server import decoders
-from spectacles.server.decoders import DecoderDied, Decoders
+from spectacles.server.decoders import DecoderDied, Decoders, NoDecoder
 
 SQUARE = Preprocessing(32, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3)
 MAX_PIXELS = 25_000_000
@@ -49,9 +49,9 @@ def test_a_process_that_dies_is_replaced(pool: Decoders) -> None:
     [decoder] = pool._all
     before = decoder.process.pid
     decoder.process.kill()
-    assert pool(encoded(noise(1)), SQUARE).reason == decoders.TOO_LARGE
+    decoder.process.join()
+    assert pool(encoded(noise(1)), SQUARE).reason == "", "no file is blamed for it"
     assert decoder.process.pid != before
-    assert pool(encoded(noise(1)), SQUARE).reason == ""
 
 
 def test_several_come_back_in_their_order(pool: Decoders) -> None:
@@ -71,10 +71,11 @@ def test_as_many_as_there_is_room_for(pool: Decoders, size: int) -> None:
     assert all(each.pixels is not None for each in found)
 
 
-def test_of_several_none_is_blamed_for_a_process_that_dies(pool: Decoders) -> None:
+def test_of_several_none_is_blamed_for_a_process_that_dies(pool: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
     [decoder] = pool._all
-    decoder.process.kill()
     contents = [encoded(noise(1)), encoded(noise(2))]
+    monkeypatch.setattr(decoder.process, "is_alive", lambda: True)  # it dies while it is at work
+    decoder.process.kill()
     with pytest.raises(DecoderDied):
         pool.together(contents, SQUARE)
     assert [pool(content, SQUARE).reason for content in contents] == ["", ""]
@@ -121,3 +122,49 @@ def test_a_comment_that_unfolds_is_rejected(pool: Decoders) -> None:
     chunks = PngInfo()
     chunks.add_text("Comment", "x" * (2 * decoders.MAX_TEXT), zip=True)
     assert pool(encoded(noise(1), pnginfo=chunks), SQUARE).reason
+
+
+STARTS = ["Pipe", "RawArray", "Process"]
+
+
+def fail_at(name: str, error: type[Exception], patch: pytest.MonkeyPatch, pool: Decoders) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("injected")
+
+    patch.setattr(pool._all[0].context, name, fail)
+
+
+@pytest.mark.parametrize("error", [OSError, EOFError])
+@pytest.mark.parametrize("name", STARTS)
+def test_where_no_process_can_be_started_no_file_is_blamed_and_the_next_try_may_succeed(
+    pool: Decoders, name: str, error: type[Exception]
+) -> None:
+    [decoder] = pool._all
+    decoder.process.kill()
+    decoder.process.join()
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(name, error, patch, pool)
+        for decode in (lambda: pool(encoded(noise(1)), SQUARE), lambda: pool.warm(SQUARE)):
+            with pytest.raises(NoDecoder, match="injected"):
+                decode()
+        assert "injected" in pool.problem
+    pool.warm(SQUARE)
+    assert pool.problem == "" == pool(encoded(noise(1)), SQUARE).reason
+
+
+def test_a_file_whose_decoder_cannot_be_replaced_is_not_blamed_either(pool: Decoders) -> None:
+    [decoder] = pool._all
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at("Pipe", OSError, patch, pool)
+        with pytest.raises(NoDecoder):
+            decoder([encoded(noise(1, 2000, 2000))], SQUARE, seconds=0.0)
+    assert pool(encoded(noise(1)), SQUARE).reason == ""
+
+
+def test_a_process_that_does_not_answer_is_not_taken(pool: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "START_SECONDS", 0.0)
+    pool._all[0].close()
+    with pytest.raises(NoDecoder, match="no answer"):
+        pool(encoded(noise(1)), SQUARE)
+    monkeypatch.undo()
+    assert pool(encoded(noise(1)), SQUARE).reason == ""

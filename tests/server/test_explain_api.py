@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from pictures import encoded, exif, frames, noise, png_header
 from PIL import Image
 from served import serve
 
+from spectacles.data.preprocessing import Preprocessing
 from spectacles.evaluation import attribution
 from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.evaluation.overlays import SIDE, view
 from spectacles.inference.predictor import Predictor
-from spectacles.models.bundle import read_bundle_info
+from spectacles.models import backbones
+from spectacles.models.bundle import BundleInfo, read_bundle_info, save_bundle
+from spectacles.models.classifier import Classifier
 from spectacles.server.schemas import Explanation, explanation_headers
 
 CLASSES = ("cat", "dog", "<b>ö</b>")
@@ -204,3 +208,41 @@ def test_the_documentation_describes_it(client: TestClient) -> None:
     assert set(fields) == {"file", "method", "label", "format"}
     assert fields["method"]["enum"] == list(attribution.METHODS)
     assert "saliency" in schema["components"]["schemas"]["Explanation"]["properties"]
+
+
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of one of timm's networks, whose layers both predictions and Grad-CAM look into."""
+    torch.manual_seed(0)
+    backbone = backbones.build("test_efficientnet", 3, 64)
+    classifier = Classifier(backbone, backbone.num_features, len(CLASSES), dropout=0.0)
+    info = BundleInfo(
+        backbone="test_efficientnet", classes=CLASSES, label_column="label", feature_dim=backbone.num_features,
+        preprocessing=Preprocessing(64, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3), dropout=0.0, threshold=None,
+        temperature=0.01, data_fingerprint="f" * 64, training_profile={}, metric="accuracy", metric_value=0.5, epoch=1,
+        phase="head",
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("convolutional")
+    save_bundle(folder, info, classifier.state_dict())
+    return folder
+
+
+def test_predictions_and_explanations_at_once_are_those_of_a_quiet_server(convolutional: Path) -> None:
+    photos = [encoded(noise(seed, 64, 64), "JPEG") for seed in range(4)]
+    explained = [("/explain", {"method": method, "format": "json"}, photos[0]) for method in attribution.METHODS]
+    asked = [*explained, *(("/predict", {}, photo) for photo in photos)]
+    with serve(SPECTACLES_BUNDLE=str(convolutional)) as client:
+
+        def ask(request: tuple[str, dict[str, str], bytes]) -> list[Any]:
+            path, fields, content = request
+            while (response := client.post(path, data=fields, files={"file": content})).status_code == 503:
+                pass  # a few explanations may wait, not all
+            assert response.status_code == 200, response.text
+            answer = response.json()
+            return [*answer["probabilities"].values()] if path == "/predict" else answer["saliency"]
+
+        quiet = [ask(request) for request in asked]
+        with ThreadPoolExecutor(8) as pool:
+            busy = list(pool.map(ask, asked * 6))
+    for found, expected in zip(busy, quiet * 6, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-3)

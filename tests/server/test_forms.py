@@ -10,6 +10,7 @@ import pytest
 from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import encoded, noise, photo
 from starlette.datastructures import UploadFile
 from starlette.types import Message
 
@@ -127,17 +128,58 @@ def test_a_field_that_nobody_reads_is_named() -> None:
     wrong = PART + b'--b\r\nContent-Disposition: form-data; name="methd"\r\n\r\nocclusion\r\n--b--\r\n'
     assert rejection(wrong, names=("method",)) == (
         422,
-        "The field 'methd' is not one of file, method, or is not a file. " + ADVICE,
+        "The field 'methd' is not one of file, method: put the photo in the field 'file'. " + ADVICE,
     )
-    no_file = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nphoto.jpg\r\n--b--\r\n'
-    assert rejection(no_file)[0] == 422
 
 
-def test_a_photo_in_a_field_of_another_name_is_rejected_with_the_right_name() -> None:
-    header = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
-    for content in (b"small", b"p" * (forms.MAX_FIELD_BYTES + 1)):
-        status, detail = rejection(header + content + b"\r\n--b--\r\n")
-        assert status in (400, 422) and "'photo'" in detail and ADVICE in detail
+SMALL, LARGE = encoded(noise(1)), encoded(photo(2, 200, 200))
+assert len(SMALL) < forms.MAX_FIELD_BYTES < len(LARGE)
+
+
+def form_of(headers: str, content: bytes) -> bytes:
+    return b"--b\r\nContent-Disposition: form-data; " + headers.encode() + b"\r\n\r\n" + content + b"\r\n--b--\r\n"
+
+
+OKHTTP = 'name="{0}"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\nContent-Length: {1}'
+SPRING = 'name="{0}"\r\nContent-Type: application/octet-stream\r\nContent-Length: {1}'
+"""Of bytes without a file name; others of Java's clients send image/*."""
+GO = 'name="{0}"'
+"""CreateFormField, and whoever builds a form by hand."""
+WRITTEN = [
+    'name="{0}"; filename="a.jpg"\r\nContent-Type: image/jpeg', 'name="{0}"; filename="blob"', OKHTTP, SPRING, GO,
+    "name=\"{0}\"; filename*=UTF-8''%C3%A4.jpg", 'name="{0}"\r\nContent-Type: image/png',
+]  # fmt: skip
+"""How browsers and curl, axios, OkHttp, Spring, Go and requests with a name beyond ASCII send a photo."""
+
+
+@pytest.mark.parametrize("content", [SMALL, LARGE])
+@pytest.mark.parametrize("written", WRITTEN)
+def test_a_photo_of_any_client_and_size_is_read_in_its_field_and_sent_there_from_another(
+    written: str, content: bytes
+) -> None:
+    assert read(form_of(written.format("file", len(content)), content)).files == [content]
+    for name in ("image", "files", "file[]", "photo"):
+        status, detail = rejection(form_of(written.format(name, len(content)), content), names=("url",))
+        assert (status, detail) == (
+            422, f"Put the photo in the field 'file': the form has it in {name!r}. {ADVICE}"
+        )  # fmt: skip
+
+
+def test_a_path_instead_of_a_photo_is_answered_with_the_remedy() -> None:
+    status, detail = rejection(form_of(GO.format("file"), b"photo.jpg"))
+    assert status == 422 and "is the text 'photo.jpg' and not a file; with curl, write file=@" in detail
+    assert rejection(b"file=photo.jpg", "application/x-www-form-urlencoded") == (422, detail)
+
+
+@pytest.mark.parametrize("content", [SMALL, LARGE])
+@pytest.mark.parametrize("kind", ["image/jpeg", "application/octet-stream", "application/x-www-form-urlencoded", ""])
+def test_a_body_that_is_the_photo_itself_is_answered_with_the_remedy(kind: str, content: bytes) -> None:
+    """requests and axios with `data=`, curl with --data-binary."""
+    if kind != "application/x-www-form-urlencoded":
+        assert read(content, kind) == Form()  # the route asks for a photo then
+        return
+    status, detail = rejection(content, kind)
+    assert status in (400, 422) and ADVICE in detail
 
 
 def test_more_than_a_form_may_hold_is_rejected() -> None:

@@ -40,7 +40,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         while scope["state"]["service"].problem == LOADING:
             await asyncio.sleep(0.01)
-    await api.app(scope | {"server": ("127.0.0.1", 8000)}, receive, send)
+    await api.app(scope | {"server": ("127.0.0.1", 8000), "client": ("127.0.0.1", 50000)}, receive, send)
 
 
 def page(settings: Settings) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """A photo by its URL: public addresses only, in every notation, after every redirect, whatever a resolver answers."""
 
+import asyncio
 import ipaddress
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from spectacles.server import limits, urls
 from spectacles.server.auth import Rejected
 
+LATER = time.monotonic() + 3600
 PRIVATE = ["127.0.0.1", "127.255.0.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
            "0.0.0.0", "255.255.255.255", "224.0.0.1", "198.18.0.1", "192.0.2.4", "240.0.0.1", "::", "::1", "fe80::1",
            "fe80::1%eth0", "fc00::1", "fd12::9", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::",
@@ -55,9 +59,9 @@ def test_other_addresses_are_rejected(url: str, said: str) -> None:
     assert said in rejection(url, resolver=lambda host, port: ["93.184.216.34"]).detail
 
 
-def rejection(url: str, **options: object) -> Rejected:
+def rejection(url: str, seconds: float = 20.0, **options: object) -> Rejected:
     with pytest.raises(Rejected) as caught:
-        urls.fetch(url, **options)  # type: ignore[arg-type]
+        urls.fetch(url, time.monotonic() + seconds, **options)  # type: ignore[arg-type]
     return caught.value
 
 
@@ -113,7 +117,7 @@ def test_a_public_photo_is_fetched_under_its_own_name(here: Callable[[int], dict
         send(handler, 200, b"photo")
 
     with serving(answer) as port:
-        assert urls.fetch("http://photos.example/a.jpg?size=1", **here(port)) == b"photo"
+        assert urls.fetch("http://photos.example/a.jpg?size=1", LATER, **here(port)) == b"photo"
     assert asked == [("photos.example", "/a.jpg?size=1")]
 
 
@@ -121,7 +125,7 @@ def test_a_resolver_that_changes_its_mind_is_asked_once(here: Callable[[int], di
     answers = iter([["127.0.0.1"], ["10.9.9.9"]])
     with serving(lambda handler: send(handler, 200, b"photo")) as port:
         options = here(port) | {"resolver": lambda host, _: next(answers)}
-        assert urls.fetch("http://rebind.example/", **options) == b"photo"
+        assert urls.fetch("http://rebind.example/", LATER, **options) == b"photo"
     assert next(answers) == ["10.9.9.9"]
 
 
@@ -163,10 +167,40 @@ def test_size_is_capped_while_it_arrives(
         assert "larger than" in rejection("http://photos.example/", **here(port)).detail
 
 
-def test_time_is_capped(here: Callable[[int], dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urls, "SECONDS", 0.2)
-    gone = threading.Event()
-    with serving(lambda handler: gone.wait(10) and None) as port:
-        rejected = rejection("http://photos.example/", **here(port))
-        gone.set()
-    assert "TimeoutError" in rejected.detail or "takes longer" in rejected.detail
+def drip(part: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A server that sends a little again and again."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\n")
+        with suppress(OSError):
+            while not ended.wait(0.02):
+                handler.wfile.write(part)
+
+    ended = threading.Event()
+    return answer
+
+
+@pytest.mark.parametrize("part", [b"", b"X", b"X: y\r\n", b"\r\nphoto", b"\r\n"])
+def test_one_deadline_is_over_headers_and_body(here: Callable[[int], dict[str, object]], part: bytes) -> None:
+    with serving(drip(part)) as port:
+        assert "takes longer than 10 s" in rejection("http://photos.example/", 0.2, **here(port)).detail
+
+
+def test_one_deadline_is_over_all_redirects(here: Callable[[int], dict[str, object]]) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        threading.Event().wait(0.15)
+        send(handler, 302, Location="/again")
+
+    with serving(answer) as port:
+        assert "takes longer than 10 s" in rejection("http://photos.example/", 0.25, **here(port)).detail
+
+
+def test_a_resolver_that_does_not_answer_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(urls, "SECONDS", 0.1)
+    monkeypatch.setattr(urls, "fetch", lambda url, ends: answered.wait(20))
+    with ThreadPoolExecutor(1) as pool:
+        for _waiting in ("in the thread", "for the thread"):
+            with pytest.raises(Rejected, match="takes longer"):
+                asyncio.run(urls.fetch_within(pool, "http://photos.example/"))
+        answered.set()
