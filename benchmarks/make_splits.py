@@ -13,7 +13,7 @@ import pandas as pd
 
 from benchmarks import common
 from spectacles.core.errors import UserError
-from spectacles.data.splits import stratified_split
+from spectacles.data.stratification import stratified_split
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 TEST_SHARE = 0.20

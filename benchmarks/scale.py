@@ -24,7 +24,7 @@ from spectacles.data import label_sets
 from spectacles.data.pixel_cache import Pixels
 from spectacles.data.preprocessing import resolve_preprocessing
 from spectacles.data.schemas import MEASURES, SPLIT_ROWS, load_split
-from spectacles.data.splits import stratified_split
+from spectacles.data.stratification import stratified_split
 from spectacles.training.batches import Examples, epoch_order
 
 SIZE = 64

@@ -128,6 +128,13 @@ def rare(counts: Mapping[str, Mapping[str, int]], multi_label: bool) -> list[str
             f"{count_of(len(unseen), noun)} without a training image ({_some(unseen)}): the model cannot learn to "
             "recognise it; give training images, or take it out"
         )
+    for split in ("val", "test"):
+        absent = [name for name, images in counts[split].items() if not images and name not in (*single, *unseen)]
+        if absent and any(counts[split].values()):
+            lines.append(
+                f"{count_of(len(absent), noun)} without a {split} image ({_some(absent)}): how well the model "
+                "does there is not known, and means are over the others"
+            )
     return lines
 
 

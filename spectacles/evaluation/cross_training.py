@@ -26,7 +26,8 @@ from spectacles.core.results import DatasetReport, TrainReport
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import duration
 from spectacles.data import label_sets, schemas
-from spectacles.data.splits import SPLITS, stratified_split
+from spectacles.data.splits import SPLITS
+from spectacles.data.stratification import stratified_folds
 from spectacles.inference.predictor import Predictor
 
 log = logging.getLogger("spectacles")
@@ -46,7 +47,7 @@ def out_of_fold_probabilities(
     resumed. Raises UserError where a training fails.
     """
     data, settings = run_dir.load_result("dataset", DatasetReport), _settings(run_dir)
-    fold = stratified_split(labels, rows["cluster"].to_numpy(dtype=np.int64), [1 / folds] * folds, seed)
+    fold = stratified_folds(labels, rows["cluster"].to_numpy(dtype=np.int64), folds, seed)
     _announce(run_dir, folds, len(rows))
     home = run_dir.folder("error_analysis") / "folds"
     names = [f"fold-{number + 1}-of-{folds}-{_key(rows, fold == number, settings)}" for number in range(folds)]

@@ -4,7 +4,7 @@ import numpy as np
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 
-from spectacles.data.splits import stratified_split
+from spectacles.data.stratification import stratified_folds
 from spectacles.models.linear_probe import cross_fit
 
 REPEATS = 3
@@ -22,9 +22,7 @@ def out_of_fold_probabilities(
     whose label occurs in no other fold has no prediction: its probabilities are NaN, of several labels only this one's.
     """
     groups = np.arange(len(labels)) if groups is None else groups
-    divisions = [
-        stratified_split(labels, groups, [1 / folds] * folds, seed * REPEATS + number) for number in range(REPEATS)
-    ]
+    divisions = [stratified_folds(labels, groups, folds, seed * REPEATS + number) for number in range(REPEATS)]
     features = power_normalized(features)
     if labels.ndim == 1:
         return cross_fit(features, labels, divisions)

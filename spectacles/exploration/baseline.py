@@ -7,7 +7,7 @@ from sklearn.preprocessing import normalize
 
 from spectacles.core.wording import count_of, percent, percents
 from spectacles.data.similarity import nearest_neighbours
-from spectacles.data.splits import stratified_split
+from spectacles.data.stratification import stratified_folds
 from spectacles.metrics.bootstrap import mean_interval
 from spectacles.metrics.decisions import decide, decide_labels, is_correct
 from spectacles.models.linear_probe import cross_fit
@@ -47,12 +47,12 @@ def measure(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed
     With several labels each has a logistic regression, decided at a probability of 0.5; an image is right where all
     its labels are.
     """
-    fold = stratified_split(labels, clusters, [1 / FOLDS] * FOLDS, seed)
+    fold = stratified_folds(labels, clusters, FOLDS, seed)
     random_fold = _split_groups(fold, labels, clusters, seed)
     grouped = _is_right(features, labels, fold)
     right = {
         "grouped_split": grouped,
-        "half": _is_right(features, labels, stratified_split(labels, clusters, [0.5, 0.5], seed)),
+        "half": _is_right(features, labels, stratified_folds(labels, clusters, 2, seed)),
         "random_split": grouped if np.array_equal(random_fold, fold) else _is_right(features, labels, random_fold),
     }
 

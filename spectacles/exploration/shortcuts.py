@@ -15,7 +15,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from spectacles.core.wording import count_of, percent
 from spectacles.data import label_sets
-from spectacles.data.splits import stratified_split
+from spectacles.data.stratification import stratified_folds
 from spectacles.exploration.file_properties import Property, properties
 
 FOLDS, DEPTHS, LEAF = 5, (1, 2, 3), 5
@@ -169,7 +169,7 @@ class _Trial:
 
 def _cross_validate(values: np.ndarray, positive: np.ndarray, clusters: np.ndarray, seed: int) -> _Trial:
     """The shallowest depth within one standard error of the best (Breiman et al. 1984)."""
-    fold = stratified_split(positive.astype(np.int64), clusters, [1 / FOLDS] * FOLDS, seed)
+    fold = stratified_folds(positive.astype(np.int64), clusters, FOLDS, seed)
     independent = [len(np.unique(clusters[side])) for side in (positive, ~positive)]
     error = 0.25 * float(np.sqrt(sum(1 / count for count in independent)))
     trials = []

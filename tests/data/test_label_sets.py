@@ -16,7 +16,6 @@ from spectacles.core.errors import UserError
 from spectacles.data import label_sets
 from spectacles.data.schemas import load_index
 from spectacles.data.sources import read_rows
-from spectacles.data.splits import stratified_split
 from spectacles.metrics.decisions import is_correct
 
 NAMES = st.sets(st.text(st.characters(exclude_characters="|", exclude_categories=["Z", "C"]), min_size=1), max_size=5)
@@ -165,22 +164,3 @@ def test_a_review_can_change_a_set_of_labels(tmp_path: Path) -> None:
     wrong = write_csv(tmp_path / "wrong.csv", header, "0.png,cat|hat,cat|bird,changed,r")
     with pytest.raises(UserError, match="the fixed label 'bird' does not occur"):
         run_columns(tmp_path, *rows, label_fixes=wrong)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
-def test_every_label_keeps_its_share_in_every_split(seed: int, classes: int) -> None:
-    rng = np.random.default_rng(seed)
-    labels = (rng.random((300, classes)) < rng.uniform(0.05, 0.6, classes)).astype(np.int64)
-    fractions = (0.7, 0.15, 0.15)
-    split = stratified_split(labels, np.arange(300), fractions, seed=0)
-    each = np.column_stack([labels, labels.sum(axis=1) == 0, np.ones(300, dtype=np.int64)])
-    for number, fraction in enumerate(fractions):
-        found, exact = each[split == number].sum(axis=0), fraction * each.sum(axis=0)
-        assert (np.abs(found - exact) <= 3 + 0.05 * exact).all(), (found, exact)
-
-
-def test_clusters_stay_whole_with_several_labels() -> None:
-    rng = np.random.default_rng(0)
-    labels, clusters = rng.integers(0, 2, (200, 3)), rng.integers(0, 60, 200)
-    split = stratified_split(labels, clusters, (0.6, 0.4), seed=1)
-    assert all(len(np.unique(split[clusters == cluster])) == 1 for cluster in np.unique(clusters))

@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from spectacles.data.splits import stratified_split
+from spectacles.data.stratification import stratified_folds
 from spectacles.exploration.baseline import measure, sample_clusters, sentences
 from spectacles.models.linear_probe import CROSS_FIT_STRENGTHS
 
@@ -70,7 +70,7 @@ def test_the_numbers_are_those_of_the_libraries():
     features, labels = gaussians(90)
     clusters = np.arange(90) // 3
     measured = measure(features, labels, clusters, seed=4)
-    folds = PredefinedSplit(stratified_split(labels, clusters, [0.2] * 5, 4))
+    folds = PredefinedSplit(stratified_folds(labels, clusters, 5, 4))
     best = {}
     for strength in CROSS_FIT_STRENGTHS:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))

@@ -28,7 +28,8 @@ from spectacles.core.config import DatasetConfig, ExploreConfig
 from spectacles.core.run_dir import create_run
 from spectacles.data import label_sets
 from spectacles.data.schemas import load_split
-from spectacles.data.splits import SPLITS, stratified_split
+from spectacles.data.splits import SPLITS
+from spectacles.data.stratification import stratified_folds
 from spectacles.exploration import baseline, label_cooccurrence, shortcuts, statistics
 from spectacles.models import backbones
 from spectacles.models.linear_probe import CROSS_FIT_STRENGTHS
@@ -199,7 +200,7 @@ def test_the_baseline_of_labels_agrees_with_the_libraries():
     features, labels = labelled(120)
     clusters = np.arange(120) // 2
     measured = baseline.measure(features, labels, clusters, seed=1)
-    folds = PredefinedSplit(stratified_split(labels, clusters, [0.2] * 5, 1))
+    folds = PredefinedSplit(stratified_folds(labels, clusters, 5, 1))
     best = {}
     for strength in CROSS_FIT_STRENGTHS:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))

@@ -1,4 +1,4 @@
-"""Splitting and duplicate search against brute force."""
+"""Duplicate search against brute force."""
 
 from collections import defaultdict
 from itertools import combinations
@@ -11,59 +11,8 @@ from hypothesis import strategies as st
 
 from spectacles.data import duplicates
 from spectacles.data.duplicates import clusters, equal_groups, find, links, near_pairs, pairs_within
-from spectacles.data.splits import stratified_split
 
-FRACTIONS = [(0.7, 0.15, 0.15), (0.85, 0.15, 0.0), (1.0, 0.0, 0.0), (0.5, 0.2, 0.3), (0.1, 0.9)]
 seeds = st.integers(0, 2**32 - 1)
-
-
-@st.composite
-def labelled_clusters(draw) -> tuple[np.ndarray, np.ndarray]:
-    """Class indices and cluster numbers; clusters of mixed sizes that may hold several classes."""
-    rng = np.random.default_rng(draw(seeds))
-    size = draw(st.integers(1, 80))
-    return rng.integers(0, draw(st.integers(1, 5)), size), rng.integers(0, draw(st.integers(1, 2 * size)), size) * 7
-
-
-@given(labelled_clusters(), st.sampled_from(FRACTIONS), seeds)
-def test_clusters_stay_whole_and_every_image_has_one_split(data, fractions, seed):
-    labels, numbers = data
-    split = stratified_split(labels, numbers, fractions, seed)
-    assert split.shape == labels.shape
-    assert set(split) <= {number for number, fraction in enumerate(fractions) if fraction > 0}
-    for number in np.unique(numbers):
-        assert len(set(split[numbers == number])) == 1
-
-
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=120), st.sampled_from(FRACTIONS), seeds)
-def test_single_images_are_split_within_one_of_every_class_share(labels, fractions, seed):
-    classes = np.array(labels)
-    split = stratified_split(classes, np.arange(len(classes)), fractions, seed)
-    for name in set(labels):
-        for number, fraction in enumerate(fractions):
-            exact = fraction * np.sum(classes == name)
-            assert abs(np.sum((classes == name) & (split == number)) - exact) < 1 + 1e-9
-
-
-@given(labelled_clusters(), seeds)
-def test_the_same_seed_splits_the_same_way(data, seed):
-    first, second = (stratified_split(*data, FRACTIONS[0], seed) for _ in range(2))
-    assert np.array_equal(first, second)
-
-
-def test_another_seed_splits_another_way():
-    labels = np.arange(60) % 3
-    splits = {tuple(stratified_split(labels, np.arange(60), FRACTIONS[0], seed)) for seed in range(10)}
-    assert len(splits) == 10
-
-
-def test_large_clusters_do_not_unbalance_the_splits():
-    numbers = np.repeat(np.arange(40), 5)
-    labels = np.tile([0, 1], 100)
-    split = stratified_split(labels, numbers, FRACTIONS[0], 0)
-    for label in (0, 1):
-        shares = np.bincount(split[labels == label], minlength=3) / 100
-        np.testing.assert_allclose(shares, FRACTIONS[0], atol=0.05)
 
 
 def flipped(rng: np.random.Generator, value: int, bits: int) -> int:
