@@ -4,12 +4,13 @@ The dataset stage has measured every file and computed its features; only sample
 """
 
 from spectacles import cli
-from spectacles.core.config import ExploreConfig
+from spectacles.core.config import ExploreConfig, to_plain
 
 if __name__ == "__main__":  # flags are read before the imports below, which take seconds
     cli.main("explore", ExploreConfig, __doc__)
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,18 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
     data, folder = findings.data, run_dir.folder("explore")
     write_tables(findings, folder)
     draw_charts(data, findings.used, folder)
+    settings = run_dir.load_config() | to_plain(config)
     pair_sentences, pair_warnings = describe_label_pairs(data, findings.labelled, folder)
     contact_sheets.clear(folder)
     galleries = draw_galleries(findings, config, folder) if config.galleries else []
     warnings = [
         *statistics.check_files(findings.index, findings.pairs),
-        *statistics.check_classes(data),
+        *statistics.check_classes(data, settings.get("test_fraction")),
         *pair_warnings,
         *[shortcut.sentence() for shortcut in findings.shortcuts[:MAX_SHORTCUTS]],
         *statistics.check_shift(findings.used),
     ]
-    advice = suggest(findings, config)
+    advice = suggest(findings, config, settings)
     for name, lines in (("warnings", warnings), ("suggestions", advice)):
         atomic_write(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))
     counts = f"{count_of(len(warnings), 'warning')}, {count_of(len(advice), 'suggestion')}"
@@ -205,13 +207,13 @@ def draw_galleries(findings: Findings, config: ExploreConfig, folder: Path) -> l
     return [*reversed(galleries), *class_sheets[:2]]
 
 
-def suggest(findings: Findings, config: ExploreConfig) -> list[str]:
-    """What to try, each with its reason."""
+def suggest(findings: Findings, config: ExploreConfig, settings: Mapping[str, Any]) -> list[str]:
+    """What to try, each with its reason; `settings` are all that are known of the run."""
     data, used = findings.data, findings.used
     train, noun = data.counts["train"], noun_of(data.multi_label)
     listed_in = "explore/outliers.png and feature_outliers.png" if config.galleries else "explore/outliers.csv"
     size, native = recipes.image_size(config), backbones.native_size(config.backbone)
-    return [
+    lines = [
         *dict.fromkeys(
             f"{shortcut.remedy} (images {shortcut.rule} give a {noun} away)"
             for shortcut in findings.shortcuts[:MAX_SHORTCUTS]
@@ -223,8 +225,9 @@ def suggest(findings: Findings, config: ExploreConfig) -> list[str]:
         *suggestions.review_outliers(findings.outliers, listed_in),
         *suggestions.resize(used, config.resize),
         *suggestions.image_size(used, size, native),
-        *suggestions.size_mix(used),
+        *suggestions.size_mix(used, settings),
     ]
+    return suggestions.unless_set(lines, settings)
 
 
 def describe(findings: Findings, pair_sentences: list[str]) -> list[str]:

@@ -64,10 +64,13 @@ def _shares(values: "pd.Series[str]") -> str:
     return ", ".join(f"{name} {percent(share)}" for name, share in values.value_counts(normalize=True).items())
 
 
-def check_classes(data: DatasetReport) -> list[str]:
-    """Small and missing classes, and splits too small to score on."""
+def check_classes(data: DatasetReport, test_fraction: float | None = 0) -> list[str]:
+    """Small and missing classes, and splits too small to score on; `test_fraction` is the setting."""
     noun = noun_of(data.multi_label)
-    return [*_check_few(data.counts["train"], noun), *_check_nearly_constant(data), *_check_scoring(data, noun)]
+    few = [*_check_few(data.counts["train"], noun), *_check_nearly_constant(data)]
+    # Without the setting, test images were wanted already unless some without labels were given.
+    was_wanted = not data.unlabelled if test_fraction is None else test_fraction > 0
+    return [*few, *_check_scoring(data, noun, "" if was_wanted else "; consider --test_fraction 0.15")]
 
 
 def _check_few(train: Mapping[str, int], noun: str) -> list[str]:
@@ -92,7 +95,7 @@ def _check_nearly_constant(data: DatasetReport) -> list[str]:
     return [f"only {count_of(without[name], 'training image')} without label {name!r}" for name in few[:5]]
 
 
-def _check_scoring(data: DatasetReport, noun: str) -> list[str]:
+def _check_scoring(data: DatasetReport, noun: str, advice: str) -> list[str]:
     warnings = []
     unseen = [name for name, count in data.counts["val"].items() if not count]
     if unseen:
@@ -109,7 +112,7 @@ def _check_scoring(data: DatasetReport, noun: str) -> list[str]:
     if not data.images["test"]:
         warnings.append(
             "no labelled test image: evaluate can only score on the validation data that training selects by, and such "
-            "scores are optimistic; consider --test_fraction 0.15"
+            f"scores are optimistic{advice}"
         )
     return warnings
 

@@ -23,11 +23,23 @@ ALIKE_SHAPES = 0.6
 """Range of log(width / height), without a tenth at either end, within which shapes are about the same."""
 SIZE_MIX = 4.0
 """Ratio of the 95 % to the 5 % quantile of the shorter sides from which sizes are mixed."""
+DETAIL = {"blur": 0.15, "zoom_out": 0.2}
+"""Settings that show the model photos with less detail, and their defaults."""
 LEAST_SIDE, STEP = 96, 32
 """Pixels: the smallest --image_size suggested, and what sides are multiples of."""
 FEWEST_GROUPS, GROUPED_SHARE, LARGEST_SHARE = 10, 0.3, 0.2
 """Names suggest groups where there are at least so many, with at least that share of the images, none of them larger
 than the last."""
+
+
+def unless_set(lines: list[str], settings: Mapping[str, Any]) -> list[str]:
+    """Without those that advise what the run's `settings` have already, such as '--resize pad' or '--group_column'."""
+
+    def is_set(name: str, value: str) -> bool:
+        return str(settings.get(name)) == value if value else settings.get(name) is not None
+
+    named = [re.findall(r"(?<!larger )--(\w+)(?: (\w+))?", line) for line in lines]
+    return [line for line, flags in zip(lines, named, strict=True) if not any(is_set(*flag) for flag in flags)]
 
 
 def imbalance(counts: Mapping[str, int]) -> float:
@@ -120,18 +132,18 @@ def image_size(used: pd.DataFrame, size: int, native: int) -> list[str]:
             f"try --image_size {smaller}: {photos}, so {size} (now) adds no detail and takes "
             f"{(size / smaller) ** 2:.1f} times as long"
         ]
-    if longer < native:
-        return [f"leave --image_size at {size}: {photos}, and above {longer:.0f} it adds no detail"]
     return []
 
 
-def size_mix(used: pd.DataFrame) -> list[str]:
+def size_mix(used: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
+    """`settings` of the run; those that are not known have their defaults, which are on."""
     low, high = np.quantile(used[["width", "height"]].min(axis=1), [0.05, 0.95])
-    if high < SIZE_MIX * low:
+    off = [f"--{name} {value}" for name, value in DETAIL.items() if not settings.get(name, value)]
+    if high < SIZE_MIX * low or not off:
         return []
     return [
-        f"keep --blur and --zoom_out on: shorter sides go from {low:.0f} to {high:.0f} pixels (without the extreme 5 % "
-        "at either end), and small photos lack the detail of large ones"
+        f"try {' '.join(off)}: shorter sides go from {low:.0f} to {high:.0f} pixels (without the extreme 5 % at either "
+        "end), and small photos lack the detail of large ones"
     ]
 
 

@@ -161,7 +161,6 @@ def test_report_counts_warns_and_suggests(faulty):
     assert mentions(report.warnings, "no labelled test image")
     assert mentions(report.suggestions, "look at 6 outliers", "explore/outliers.png")
     assert mentions(report.suggestions, "collect images of class 'dog'")
-    assert mentions(report.suggestions, "--image_size", "48 x 40 pixels")
     assert (folder / "warnings.txt").read_text().splitlines() == report.warnings
     assert (folder / "suggestions.txt").read_text().splitlines() == report.suggestions
     lines = [f"warning: {line}" for line in report.warnings] + [f"suggestion: {line}" for line in report.suggestions]
@@ -313,6 +312,9 @@ def test_scoring_data_that_is_missing():
     assert mentions(warnings, "no validation image of class 'b'", "--val_fraction")
     assert mentions(warnings, "only 30 validation images", "uncertain by 11 points")
     assert mentions(warnings, "no labelled test image", "--test_fraction")
+    for already_wanted in (0.2, None):
+        assert mentions(statistics.check_classes(data_of(counts), already_wanted), "no labelled test image")
+        assert not mentions(statistics.check_classes(data_of(counts), already_wanted), "--test_fraction")
 
 
 def test_a_wide_spread_makes_no_outlier():
