@@ -39,7 +39,10 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
         notes.append(label_corrections.summarise_fixes(frame["review"]))
     index = row_accounting.check_files(frame, config.num_workers or cpu_count())
     row_accounting.reject_contradictions(index)
-    classes = row_accounting.find_classes(index, rows)
+    classes, about_positive = row_accounting.order_classes(
+        row_accounting.find_classes(index, rows), rows.multi_label, config.positive_class
+    )
+    notes += about_positive
     if rows.multi_label:
         notes += row_accounting.constant_labels(index, classes)
     used = index[index["status"] != "rejected"].copy()
@@ -50,6 +53,7 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
         notes.append(note)
     index.loc[used.index, "cluster"] = used["cluster"]
     index.loc[used.index, "split"] = splits.assign_splits(used, previous, classes, rows.multi_label, config)
+    notes += splits.explain_empty_test(index[index["split"] != ""], rows.multi_label, config)
     pairs = leakage.describe_pairs(pairs, index)
     issues = leakage.list_issues(index, pairs)
     _save(index, pairs, issues, run_dir)
@@ -142,7 +146,7 @@ def _report(
         counts=counts,
         images=images,
         unlabelled=unlabelled,
-        fingerprint=row_accounting.fingerprint(index),
+        fingerprint=row_accounting.fingerprint(index, classes),
         label_column=rows.label_column,
         id_column=rows.id_column,
     )

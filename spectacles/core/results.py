@@ -40,7 +40,7 @@ class RowAccounting:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DatasetReport(Report):
     classes: list[str]
-    """In natural order; position = class index everywhere."""
+    """In natural order, but of two classes the positive one is the second; position = class index everywhere."""
     multi_label: bool
     """Whether an image has any number of labels: classes are labels then, and counts add up to more or less than the
     images."""

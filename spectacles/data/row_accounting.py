@@ -1,6 +1,7 @@
 """What becomes of every row that was given: used, used after a conversion, or rejected, each with its reason."""
 
 import hashlib
+import shlex
 from collections import Counter
 
 import pandas as pd
@@ -88,8 +89,27 @@ def account_for_rows(index: pd.DataFrame) -> RowAccounting:
     )
 
 
-def fingerprint(index: pd.DataFrame) -> str:
-    """Changes with any used file's content, label or split; not with paths or the order of rows."""
+def order_classes(classes: list[str], multi_label: bool, positive: str | None) -> tuple[list[str], list[str]]:
+    """(the classes with the positive one of two as the second, sentences about it). Raises UserError for a `positive`
+    class that is none of two."""
+    if len(classes) != 2 or multi_label:
+        if positive is not None:
+            what = "labels, any number per image" if multi_label else "classes"
+            raise UserError(f"--positive_class {positive} is for two classes, and the data have {len(classes)} {what}: "
+                            "leave it out.")  # fmt: skip
+        return classes, []
+    if positive is None:
+        other = shlex.quote(classes[0])
+        default = f"positive class: {classes[1]!r}, the last in natural order; the other one: --positive_class {other}"
+        return classes, [default]
+    if positive not in classes:
+        raise UserError(f"--positive_class {positive} is not one of the classes: use {classes[0]!r} or {classes[1]!r}.")
+    return [*(name for name in classes if name != positive), positive], [f"positive class: {positive!r}"]
+
+
+def fingerprint(index: pd.DataFrame, classes: list[str]) -> str:
+    """Changes with any used file's content, label or split, and the order of the classes; not with paths or the order
+    of rows."""
     used = index[index["split"] != ""]
-    lines = sorted(used["sha256"] + " " + used["label"] + " " + used["split"])
+    lines = [*sorted(used["sha256"] + " " + used["label"] + " " + used["split"]), *classes]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from spectacles.evaluation import corruptions, slices, split_scores
-from spectacles.metrics import selective
+from spectacles.metrics import basics, selective
 
 FEW = 100
-NAMES = {"label_accuracy": "accuracy of each label", "balanced_accuracy": "balanced accuracy", "micro_f1": "micro F1",
+NAMES = {"precision": "precision of {}", "recall": "recall of {}", "label_accuracy": "accuracy of each label",
+         "balanced_accuracy": "balanced accuracy", "micro_f1": "micro F1",
          "macro_f1": "macro F1", "mean_average_precision": "mAP", "hter": "HTER", "roc_auc": "ROC-AUC",
          "log_loss": "log loss", "brier": "Brier score", "ece": "ECE"}  # fmt: skip
 
@@ -47,7 +48,8 @@ def _scores(values: dict[str, Any], split: str) -> list[str]:
     def with_interval(name: str) -> str:
         low, high = values["intervals"].get(name, (None, None))
         interval = f" ({low:.4f}-{high:.4f})" if low is not None else ""
-        return f"{NAMES[name]} {values[name]:.4f}{interval}"
+        over = f" {over}" if (over := basics.over_classes(name, values)) else ""
+        return f"{NAMES[name].format(repr(values.get('positive_class')))} {values[name]:.4f}{interval}{over}"
 
     low, high = values["accuracy_interval"]
     what = "all labels correct" if "label_accuracy" in values else "accuracy"
@@ -69,6 +71,8 @@ def _scores(values: dict[str, Any], split: str) -> list[str]:
 
 def _cautions(values: dict[str, Any], split: str) -> list[str]:
     lines = []
+    if absent := basics.absent_classes(values):
+        lines.append(f"{split} has {absent}: their metrics are undefined, and means over classes leave them out")
     if split == "val":
         lines.append(
             "the best epoch was chosen on validation data, so these scores are optimistic: give labelled test data or "

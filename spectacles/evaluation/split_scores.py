@@ -64,15 +64,19 @@ def score(split: ScoredSplit, config: EvaluateConfig) -> dict[str, Any]:
     scored, classes = split.scored, list(split.info.classes)
     seed, resamples = config.seed, config.bootstrap_resamples
     intervals = scoring.intervals_of(scored, seed, resamples)
-    values = {
+    values: dict[str, Any] = {
         "images": len(split.rows),
         "rejected": split.rejected,
         **scoring.metrics_of(scored),
         "accuracy_interval": intervals["accuracy"],
         "intervals": intervals,
+        "classes": len(classes),
+        "classes_scored": int((scored.class_support > 0).sum()),
         "per_class": dict(zip(classes, scoring.per_class(scored), strict=True)),
         "selective": selective.selective(scored.correct, abstention.certainty(scored.probabilities, scored.predicted)),
     }
+    if (positive := split.info.positive_class) is not None:
+        values["positive_class"] = positive
     if not split.info.multi_label and len(classes) <= MATRIX_CLASSES:
         matrix = classification.confusion_matrix(scored.labels, scored.predicted, len(classes))
         values["confusion_matrix"] = matrix.tolist()

@@ -21,15 +21,17 @@ def classification_metrics(
     """All scalar metrics by name, in the order they are reported.
 
     `predicted` comes from `decide`, so a threshold moves accuracy, precision, recall, F1 and the error rates; the ECE,
-    the AUCs and the top-k accuracies look at the probabilities alone. Macro averages follow scikit-learn with
-    `zero_division=0`: over the classes that occur in the labels or the predictions (balanced accuracy: in the labels).
+    the AUCs and the top-k accuracies look at the probabilities alone. Metrics of a class without images are undefined:
+    macro averages and balanced accuracy are over the classes that have images (as scikit-learn's with `labels` of these
+    and `zero_division=0`: the precision of a class that is never predicted is 0).
 
     - `log_loss`: natural logarithm, probabilities clipped by the machine epsilon of their own dtype.
     - `brier`: mean squared distance to the one-hot label, summed over the classes, 0..2 (Brier 1950).
     - `ece`, `classwise_ece`: see `expected_calibration_error` and `classwise_calibration_error`.
     - `roc_auc`, `pr_auc` (average precision): class 1 of two; with more classes the mean of one-vs-rest over the
       classes that have positives and negatives.
-    - two classes, class 1 positive: `false_positive_rate`, `false_negative_rate` and their mean `hter`.
+    - two classes, class 1 positive: `precision` and `recall` of class 1, `false_positive_rate`, `false_negative_rate`
+      and their mean `hter`.
     - `top_3_accuracy` from four classes on, `top_5_accuracy` from six.
     """
     labels, probabilities = np.asarray(labels, dtype=np.int64), np.asarray(probabilities)
@@ -38,10 +40,10 @@ def classification_metrics(
     recall = hits / np.maximum(support, 1)
     precision = hits / np.maximum(claimed, 1)
     f1 = 2 * hits / np.maximum(support + claimed, 1)
-    occurs = support + claimed > 0
+    occurs = support > 0
     values = {
         "accuracy": ratio(hits.sum(), support.sum()),
-        "balanced_accuracy": mean(recall[support > 0]),
+        "balanced_accuracy": mean(recall[occurs]),
         "macro_precision": mean(precision[occurs]),
         "macro_recall": mean(recall[occurs]),
         "macro_f1": mean(f1[occurs]),
@@ -50,6 +52,7 @@ def classification_metrics(
         "pr_auc": _one_vs_rest(average_precision, labels, probabilities),
     }
     if num_classes == 2:
+        values |= {"precision": ratio(hits[1], claimed[1]) if occurs[1] else None, "recall": ratio(hits[1], support[1])}
         values |= _binary_error_rates(hits, support)
     if num_classes >= 4:
         values["top_3_accuracy"] = top_k_accuracy(labels, probabilities, 3)
@@ -62,14 +65,13 @@ def per_class_metrics(labels: Ints, predicted: Ints, num_classes: int) -> list[d
     """One dict per class, in class order: `precision`, `recall`, `f1` and `support` (an int, the true count).
 
     There is no accuracy per class because recall is it: the share of the class's images that were recognised. Unlike
-    in the macro averages, an undefined value is None: recall of a class without images, precision of one never
-    predicted, F1 of one that is neither.
+    in the macro averages, an undefined value is None: all of a class without images, precision of one never predicted.
     """
     return [
         {
-            "precision": ratio(hits, claimed),
+            "precision": ratio(hits, claimed) if support else None,
             "recall": ratio(hits, support),
-            "f1": ratio(2 * hits, support + claimed),
+            "f1": ratio(2 * hits, support + claimed) if support else None,
             "support": int(support),
         }
         for hits, support, claimed in zip(*class_counts(labels, predicted, num_classes), strict=True)

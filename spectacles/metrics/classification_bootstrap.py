@@ -90,7 +90,8 @@ def _calibration_error_by_chance(scored: Scored, seed: int, resamples: int) -> F
 
 
 def _error_rate_intervals(intervals: dict[str, list[float]], scored: Scored) -> dict[str, list[float]]:
-    """Of two classes: exact intervals for rates of 0 and 1, and then for HTER and balanced accuracy too."""
+    """Of two classes: exact intervals for rates of 0 and 1, among them precision and recall, and then for HTER and
+    balanced accuracy too."""
     wrong = scored.predicted != scored.labels
     rates: dict[str, float] = {}
     exact: dict[str, list[float]] = {}
@@ -102,6 +103,13 @@ def _error_rate_intervals(intervals: dict[str, list[float]], scored: Scored) -> 
     if len(rates) == 2 and any(exact[name] != intervals[name] for name in rates):
         exact["hter"] = bootstrap.mean_of_two([*rates.values()], [exact[name] for name in rates])
         exact["balanced_accuracy"] = [1 - exact["hter"][1], 1 - exact["hter"][0]]
+    if "false_negative_rate" in exact:
+        exact["recall"] = [1 - end for end in reversed(exact["false_negative_rate"])]
+    if "precision" in intervals:
+        claimed = scored.predicted == 1
+        exact["precision"] = bootstrap.exact_if_unanimous(
+            intervals["precision"], ~wrong[claimed], scored.clusters[claimed]
+        )
     return exact
 
 
@@ -128,11 +136,11 @@ def _from_sums(sums: Float64s, classes: int) -> dict[str, Float64s]:
     """The rows of `_additive` (M, R) -> metrics (R,)."""
     hits, support, claimed = sums[:classes], sums[classes : 2 * classes], sums[2 * classes : 3 * classes]
     images = support.sum(axis=0)
-    occurs = support + claimed > 0
+    occurs = support > 0
     recall, precision = divide(hits, np.maximum(support, 1)), divide(hits, np.maximum(claimed, 1))
     values = {
         "accuracy": divide(hits.sum(axis=0), images),
-        "balanced_accuracy": mean_over(recall, support > 0),
+        "balanced_accuracy": mean_over(recall, occurs),
         "macro_precision": mean_over(precision, occurs),
         "macro_recall": mean_over(recall, occurs),
         "macro_f1": mean_over(2 * hits / np.maximum(support + claimed, 1), occurs),
@@ -142,6 +150,8 @@ def _from_sums(sums: Float64s, classes: int) -> dict[str, Float64s]:
     }
     if classes == 2:
         rates = divide(support - hits, support)
+        precision_of_one = np.where(support[1] > 0, divide(hits[1], claimed[1]), np.nan)
+        values |= {"precision": precision_of_one, "recall": divide(hits[1], support[1])}
         values |= {"hter": rates.mean(axis=0), "false_positive_rate": rates[0], "false_negative_rate": rates[1]}
     return values
 

@@ -61,6 +61,13 @@ class Scored:
         return self.labels.ndim == 2
 
     @property
+    def class_support(self) -> Ints:
+        """(K,): images of each class, or with each label."""
+        if self.multi_label:
+            return np.asarray(self.labels.sum(axis=0))
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    @property
     def correct(self) -> Bools:
         """(N,): see `is_correct`."""
         return is_correct(self.predicted, self.labels)

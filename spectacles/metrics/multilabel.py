@@ -16,7 +16,7 @@ def multi_label_metrics(labels: Ints, probabilities: Floats, decided: Ints) -> d
 
     - `accuracy`: share of images whose labels are all correct (subset accuracy).
     - `label_accuracy`: share of correct decisions among all N * K (1 - Hamming loss).
-    - `micro_*`: over all decisions together; `macro_*`: means over the labels that occur in `labels` or `decided`.
+    - `micro_*`: over all decisions together; `macro_*`: means over the labels that some images have.
     - `balanced_accuracy`, `roc_auc`, `mean_average_precision` (mAP): means over the labels that some images have and
       some lack.
     - `log_loss`, `brier` (squared distance): means over all N * K; `ece`, `classwise_ece`: see `calibration_metrics`.
@@ -25,7 +25,7 @@ def multi_label_metrics(labels: Ints, probabilities: Floats, decided: Ints) -> d
     hits, support, claimed = (labels * decided).sum(axis=0), labels.sum(axis=0), decided.sum(axis=0)
     recall, precision = hits / np.maximum(support, 1), hits / np.maximum(claimed, 1)
     f1 = 2 * hits / np.maximum(support + claimed, 1)
-    occurs = support + claimed > 0
+    occurs = support > 0
     true_negatives = ((1 - labels) * (1 - decided)).sum(axis=0)
     both = (support > 0) & (support < len(labels))
     specificity = true_negatives / np.maximum(len(labels) - support, 1)
@@ -98,9 +98,9 @@ def per_label_metrics(labels: Ints, probabilities: Floats, decided: Ints) -> lis
         hits, support, claimed = int((has * given).sum()), int(has.sum()), int(given.sum())
         metrics.append(
             {
-                "precision": ratio(hits, claimed),
+                "precision": ratio(hits, claimed) if support else None,
                 "recall": ratio(hits, support),
-                "f1": ratio(2 * hits, support + claimed),
+                "f1": ratio(2 * hits, support + claimed) if support else None,
                 "average_precision": average_precision(has == 1, scores),
                 "support": support,
                 "missed": support - hits,

@@ -46,7 +46,7 @@ def _from_sums(sums: Float64s, classes: int) -> dict[str, Float64s]:
     hits, support, claimed = (sums[start : start + classes] for start in (0, classes, 2 * classes))
     correct, label_correct, log_loss, brier, images = sums[3 * classes :]
     true_negatives = images - support - claimed + hits
-    both, occurs = (support > 0) & (support < images), support + claimed > 0
+    both, occurs = (support > 0) & (support < images), support > 0
     recall, precision = divide(hits, np.maximum(support, 1)), divide(hits, np.maximum(claimed, 1))
     specificity = divide(true_negatives, np.maximum(images - support, 1))
     return {

@@ -38,7 +38,7 @@ class BundleInfo:
     feature_dim: int
     dropout: float
     threshold: float | None
-    """Two classes: probability from which an image is called the second class. None: the most probable class wins."""
+    """Two classes: probability from which an image is called the positive class. None: the most probable class wins."""
     temperature: float
     """Logits are divided by it before softmax or sigmoid (Guo et al. 2017); fitted on validation data, as are
     the following."""
@@ -64,6 +64,11 @@ class BundleInfo:
     """Confidence, the probability of the label, below which the model abstains. None: it does not for that."""
     ood_threshold: float = 1.0
     """ood_score (`ood.OODScorer`) above which the model abstains. 1: it does not for that."""
+
+    @property
+    def positive_class(self) -> str | None:
+        """Of two classes the second; None with more classes or several labels per image."""
+        return None if self.multi_label or len(self.classes) != 2 else self.classes[1]
 
     @property
     def calibration(self) -> Calibration:

@@ -15,7 +15,7 @@ from spectacles.core import wording
 from spectacles.core.fileio import atomic_write
 from spectacles.core.results import EvaluateReport
 from spectacles.core.run_dir import RunDir
-from spectacles.metrics.basics import LOWER_IS_BETTER
+from spectacles.metrics.basics import LOWER_IS_BETTER, over_classes
 from spectacles.report import confusion_browser, key_findings, run_summary, thumbnails
 from spectacles.report.confusion_browser import Browser
 from spectacles.report.run_summary import Json, RunSummary
@@ -105,7 +105,7 @@ def write(run_dir: RunDir) -> Path:
         browser=browser,
         noun=wording.noun_of(run.multi_label),
         nouns=wording.plural(wording.noun_of(run.multi_label)),
-        accuracy_name=run_summary.metric_names(run.multi_label)["accuracy"],
+        accuracy_name=run_summary.metric_names(run)["accuracy"],
         photos=photos,
         with_photos=bool(photos) or (galleries and any(s.pictures for s in sections if s.stage not in CHARTS_ONLY)),
         duplicates=duplicates,
@@ -172,7 +172,7 @@ def _picture(path: Path) -> Picture:
 
 def _scores(run: RunSummary) -> dict[str, Any]:
     """Template variables of the evaluation section."""
-    names = run_summary.metric_names(run.multi_label)
+    names = run_summary.metric_names(run)
     return {
         "metrics": [
             (key, name) for key, name in names.items() if any(s.get(key) is not None for s in run.scores.values())
@@ -180,6 +180,7 @@ def _scores(run: RunSummary) -> dict[str, Any]:
         "metric_names": names,
         "calibration_metrics": [(key, names[key]) for key in CALIBRATION],
         "lower_is_better": LOWER_IS_BETTER,
+        "over_classes": over_classes,
         "per_class": run_summary.weakest_first(run.scored)[:MAX_CLASS_ROWS],
         "per_class_columns": run_summary.per_class_columns(run.multi_label),
         "abstentions": [

@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import get_args
 
 from spectacles.core.wording import count_of, percent, percents
+from spectacles.metrics import basics
 from spectacles.metrics.abstention import AbstainReason
 from spectacles.report.run_summary import Json, RunSummary
 
@@ -28,6 +29,7 @@ def collect(run: RunSummary) -> list[KeyFinding]:
     sentences = [
         ("evaluate", _optimistic(run)),
         ("evaluate", _few(run.scored)),
+        ("evaluate", _absent(run)),
         ("comparison", str(run.comparison.get("sentence", ""))),
         ("baseline", _leakage_of_a_random_split(run.baseline)),
         ("slices", weakest_slice(run.worst_gap)),
@@ -127,6 +129,12 @@ def _optimistic(run: RunSummary) -> str:
 def _few(scored: Json) -> str:
     count = scored.get("images", FEW)
     return f"Only {count_of(count, 'image')} were scored: the interval is wide." if count < FEW else ""
+
+
+def _absent(run: RunSummary) -> str:
+    absent = basics.absent_classes(run.scored) if run.scored else ""
+    split = {"val": "validation"}.get(run.split, run.split)
+    return f"The {split} split has {absent}: how well the model does there is not known." if absent else ""
 
 
 def unfaithful(methods: Json) -> str:

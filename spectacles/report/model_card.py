@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from spectacles.core import wording
 from spectacles.core.fileio import atomic_write
 from spectacles.core.run_dir import RunDir
+from spectacles.metrics import basics
 from spectacles.report import key_findings, run_summary
 from spectacles.report.run_summary import Json, RunSummary, metric_names, per_class_columns, weakest_first
 
@@ -91,7 +92,7 @@ def _environment() -> Environment:
 
 
 def _tables(run: RunSummary) -> dict[str, Markdown]:
-    names = metric_names(run.multi_label)
+    names = metric_names(run)
     return {
         "classes": _class_table(run),
         "metrics": _metric_table(run.scores, names),
@@ -120,7 +121,9 @@ def _class_table(run: RunSummary) -> Markdown:
 def _metric_table(scores: dict[str, Json], names: dict[str, str]) -> Markdown:
     def cell(values: Json, key: str) -> str:
         interval = run_summary.interval_of(values, key)
-        return wording.number(values.get(key)) + (f" ({wording.numbers(interval)})" if interval else "")
+        text = wording.number(values.get(key)) + (f" ({wording.numbers(interval)})" if interval else "")
+        over = basics.over_classes(key, values)
+        return f"{text} {over}" if over and values.get(key) is not None else text
 
     known = [(key, name) for key, name in names.items() if any(v.get(key) is not None for v in scores.values())]
     rows = [(name, *(cell(values, key) for values in scores.values())) for key, name in known]

@@ -16,6 +16,8 @@ Json = dict[str, Any]
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
     "label_accuracy": "accuracy of each label",
     "balanced_accuracy": "balanced accuracy",
     "micro_f1": "micro F1",
@@ -140,9 +142,12 @@ def interval_of(scores: Json, metric: str) -> list[float] | None:
     return interval
 
 
-def metric_names(multi_label: bool) -> dict[str, str]:
+def metric_names(run: RunSummary) -> dict[str, str]:
     """Key of metrics.json -> display name."""
-    return METRIC_NAMES | ({"accuracy": "all labels correct"} if multi_label else {})
+    names = {"accuracy": "all labels correct"} if run.multi_label else {}
+    if (positive := run.scored.get("positive_class")) is not None:
+        names |= {name: f"{name} of {positive}" for name in ("precision", "recall")}
+    return METRIC_NAMES | names
 
 
 def weakest_first(scored: Json) -> list[tuple[str, Json]]:

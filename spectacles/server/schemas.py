@@ -92,10 +92,13 @@ class ModelCard(BaseModel):
     model_id: str
     backbone: str
     classes: list[str]
+    positive_class: str | None = Field(
+        description="Of two classes the one that `threshold` is about. null: more classes, or any number of labels."
+    )
     label_column: str = Field(description="What the labels were called in the training data.")
     preprocessing: dict[str, Any]
     threshold: float | None = Field(
-        description="Two classes: probability from which the second is the label. null: the most probable class wins."
+        description="Two classes: probability from which the positive one is the label. null: the more probable one is."
     )
     multi_label: bool = Field(
         description="Whether an image has any number of the classes, each with a probability of its own."
@@ -152,6 +155,7 @@ def model_card(predictor: Predictor) -> ModelCard:
         model_id=predictor.model_id,
         backbone=info.backbone,
         classes=list(info.classes),
+        positive_class=info.positive_class,
         label_column=info.label_column,
         preprocessing=info.preprocessing.to_json(),
         threshold=info.threshold,

@@ -13,7 +13,7 @@ from spectacles.core.fileio import safe_name
 from spectacles.core.progress import progress
 from spectacles.core.results import TrainReport
 from spectacles.data.pixel_cache import in_batches
-from spectacles.metrics import abstention, calibration_fit, decision_threshold, prior_shift
+from spectacles.metrics import abstention, basics, calibration_fit, decision_threshold, prior_shift
 from spectacles.metrics.calibration import Calibration
 from spectacles.metrics.decisions import is_correct
 from spectacles.models import engine_choice, ood
@@ -211,6 +211,16 @@ def _final_pass(trainer: Trainer, classifier: Classifier) -> tuple[np.ndarray, n
     return np.ascontiguousarray(features[:split]), maps[:split], maps[split:]
 
 
+def _over(trainer: Trainer) -> str:
+    """' over 2 of 3 classes' where the metric that chose the epoch is a mean to which not all classes contribute."""
+    labels, classes = trainer.val.labels, trainer.info.classes
+    support = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(classes))
+    rows = {name: {"support": int(count)} for name, count in zip(classes, support, strict=True)}
+    scores = {"per_class": rows} | ({"label_accuracy": None} if labels.ndim == 2 else {})
+    over = basics.over_classes(trainer.config.metric, scores)
+    return f" {over}" if over else ""
+
+
 def _engine_choice_file(trainer: Trainer) -> Path:
     """Speed depends on the architecture and the size of its input, not on the weights."""
     info = trainer.info
@@ -223,7 +233,7 @@ def _report(trainer: Trainer, best: Epoch, rescored: float, decided: Decided, mo
     elapsed = time.monotonic() - trainer.started
     folder = run_dir.folder("train")
     summary = [
-        f"best {config.metric} {best.value:.4f} on validation data, epoch {best.epoch} ({best.phase}); "
+        f"best {config.metric} {best.value:.4f}{_over(trainer)} on validation data, epoch {best.epoch} ({best.phase}); "
         f"read back from the bundle: {rescored:.4f}",
         f"trained {len(trainer.history)} epochs in {elapsed:.0f} s",
         *decided.sentences,

@@ -112,7 +112,8 @@ class Trainer:
     def _settings_to_match(self) -> dict[str, Any]:
         """What the weights depend on."""
         settings = {name: value for name, value in to_plain(self.config).items() if name not in MAY_DIFFER_ON_RESUME}
-        return {**settings, "data": checkpoint.rows_fingerprint(self.rows)}
+        data = checkpoint.rows_fingerprint(self.rows)
+        return {**settings, "positive_class": self.info.positive_class, "data": data}
 
     def score_epoch(self, phase: str, loss: float, logits: np.ndarray, learning_rate: float, started: float) -> Epoch:
         """The record of the epoch that ends now, from its training loss and its validation logits (N, K)."""

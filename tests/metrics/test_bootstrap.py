@@ -122,6 +122,7 @@ def test_a_model_without_errors_is_not_called_perfect() -> None:
     assert found["false_negative_rate"] == pytest.approx([0, rate])
     assert found["hter"] == pytest.approx([0, np.hypot(rate, rate) / 2])
     assert found["balanced_accuracy"] == pytest.approx([1 - found["hter"][1], 1])
+    assert found["precision"] == found["recall"] == pytest.approx([1 - rate, 1])
     assert not {"roc_auc", "pr_auc", "macro_f1"} & found.keys()
 
 

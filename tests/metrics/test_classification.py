@@ -14,7 +14,7 @@ from scipy import stats
 from scored_images import scored_images
 from sklearn import metrics as reference
 
-from spectacles.metrics import classification
+from spectacles.metrics import basics, classification
 from spectacles.metrics.decisions import decide
 from spectacles.metrics.scoring import metrics_of, per_class
 
@@ -36,7 +36,11 @@ def test_scores_of_decisions_equal_scikit_learn(scored):
         ("macro_recall", reference.recall_score),
         ("macro_f1", reference.f1_score),
     ):
-        expected[name] = score(*pair, average="macro", zero_division=0)
+        expected[name] = score(*pair, labels=np.unique(scored.labels), average="macro", zero_division=0)
+    if scored.num_classes == 2:
+        for name, score in (("precision", reference.precision_score), ("recall", reference.recall_score)):
+            expected[name] = score(*pair, zero_division=np.nan) if scored.labels.any() else np.nan
+            expected[name] = None if np.isnan(expected[name]) else expected[name]
     assert {name: ours[name] for name in expected} == pytest.approx(expected)
 
 
@@ -99,8 +103,8 @@ def test_per_class_metrics_equal_scikit_learn_where_defined(scored):
         claimed = (scored.predicted == index).sum()
         assert row["support"] == support[index]
         assert row["recall"] == (pytest.approx(recall[index]) if support[index] else None)
-        assert row["precision"] == (pytest.approx(precision[index]) if claimed else None)
-        assert row["f1"] == (pytest.approx(f1[index]) if support[index] + claimed else None)
+        assert row["precision"] == (pytest.approx(precision[index]) if support[index] and claimed else None)
+        assert row["f1"] == (pytest.approx(f1[index]) if support[index] else None)
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 6])
@@ -113,6 +117,20 @@ def test_nothing_is_ever_nan(num_classes, size):
     assert classification.confusion_matrix(labels, labels, num_classes).sum() == size
     assert ours["roc_auc"] is None and ours["pr_auc"] is None and ours.get("hter") is None
     assert ours["accuracy"] == (1.0 if size else None)
+
+
+def test_a_class_without_images_has_no_metrics_and_the_mean_says_over_how_many():
+    labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
+    probabilities = np.eye(4)[predicted]
+    ours = classification.classification_metrics(labels, probabilities, predicted, 4)
+    assert ours["balanced_accuracy"] == ours["macro_recall"] == 0.75 and ours["macro_precision"] == 1
+    rows = classification.per_class_metrics(labels, predicted, 4)
+    assert rows[2:] == 2 * [{"precision": None, "recall": None, "f1": None, "support": 0}]
+    scores = {"per_class": dict(zip("abcd", rows, strict=True))}
+    assert basics.over_classes("macro_f1", scores) == "over 2 of 4 classes"
+    assert basics.over_classes("accuracy", scores) == ""
+    assert basics.absent_classes(scores) == "no image of 2 of 4 classes ('c', 'd')"
+    assert basics.absent_classes({"per_class": {"a": rows[0]}}) == ""
 
 
 def test_all_wrong_and_certain():

@@ -1,5 +1,6 @@
 """The card as a reader sees it."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -67,6 +68,21 @@ def test_numbers_come_from_the_run(made: MadeUp) -> None:
         card, "Evaluation data"
     )
     assert rows(section(card, "Training time"))["train"] == ["12 s"]
+
+
+def test_a_class_without_images_is_named_and_means_say_over_how_many(made: MadeUp) -> None:
+    path = made.run_dir.path / "evaluate" / "metrics.json"
+    scores = json.loads(path.read_text(encoding="utf-8"))
+    scores["test"] |= {"balanced_accuracy": 1.0, "recall": 0.75, "positive_class": "plain"}
+    scores["test"]["per_class"][CLASSES[1]] = {"precision": None, "recall": None, "f1": None, "support": 0}
+    made.write_json("evaluate/metrics.json", scores)
+    card = write(made)
+    assert rows(section(card, "Quantitative analyses"))["balanced accuracy"][0] == "1.0000 over 1 of 2 classes"
+    assert rows(section(card, "Quantitative analyses"))["recall of plain"][0] == "0.7500"
+    assert "The test split has no image of 1 of 2 classes" in read(section(card, "Caveats and recommendations"))
+    cli.publish(made.run_dir)
+    report = made.run_dir.report.read_text(encoding="utf-8")
+    assert "over 1 of 2 classes" in report and "recall of plain" in report
 
 
 def test_the_licence_is_stated_or_reported_as_missing(made: MadeUp) -> None:

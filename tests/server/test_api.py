@@ -218,6 +218,7 @@ def test_the_model_card_tells_what_the_bundle_knows_and_no_path(client: TestClie
     card = response.json()
     assert card["model_id"] == read_bundle_info(bundle_dir)[1]
     assert card["classes"] == list(CLASSES)
+    assert card["positive_class"] == (CLASSES[1] if len(CLASSES) == 2 else None)
     assert card["preprocessing"]["image_size"] == 32
     assert (card["metric"], card["metric_value"]) == ("accuracy", 0.5)
     assert card["explanations"] == list(EXPLANATIONS)

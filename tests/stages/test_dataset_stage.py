@@ -271,7 +271,6 @@ def test_no_test_split_when_none_is_wanted(tmp_path):
         ({"val_fraction": 1.0}, "--val_fraction"),
         ({"val_fraction": -0.1}, "--val_fraction"),
         ({"val_fraction": float("nan")}, "--val_fraction"),
-        ({"val_fraction": 0.001}, "--val_fraction"),
         ({"val_fraction": 0.9}, "--val_fraction"),
         ({"test_fraction": -0.1}, "--test_fraction"),
         ({"test_fraction": 1.0}, "--test_fraction"),
@@ -283,6 +282,11 @@ def test_no_test_split_when_none_is_wanted(tmp_path):
 def test_settings_out_of_range_are_named(tmp_path, flags, flag):
     with pytest.raises(UserError, match=flag):
         run_table(tmp_path, *make_rows(tmp_path, 8), **flags)
+
+
+def test_a_tiny_fraction_still_gives_an_image(tmp_path):
+    report, _ = run_table(tmp_path, *make_rows(tmp_path, 12), val_fraction=0.001, test_fraction=0.001)
+    assert report.images == {"train": 10, "val": 1, "test": 1}
 
 
 @pytest.mark.parametrize("rows", [["0.png,no", "2.png,no"], ["0.png,no", "1.png,"], ["0.png,no", "gone.png,yes"]])
@@ -300,6 +304,21 @@ def test_no_readable_image_is_the_users_mistake(tmp_path):
 
 def fingerprint(folder: Path, rows: list[str], **flags: object) -> str:
     return run_table(folder, *rows, **flags)[0].fingerprint
+
+
+def test_of_two_classes_the_last_in_natural_order_is_positive_unless_another_is_named(tmp_path):
+    rows = make_rows(tmp_path)
+    report, _ = run_table(tmp_path, *rows)
+    assert report.classes == ["no", "yes"]
+    assert "positive class: 'yes', the last in natural order; the other one: --positive_class no" in report.summary
+    named, _ = run_table(tmp_path, *rows, positive_class="no")
+    assert named.classes == ["yes", "no"] and "positive class: 'no'" in named.summary
+    assert named.counts == report.counts and named.fingerprint != report.fingerprint
+    with pytest.raises(UserError, match="--positive_class maybe is not one of the classes: use 'no' or 'yes'"):
+        run_table(tmp_path, *rows, positive_class="maybe")
+    third = [row.replace("yes", "third") for row in make_rows(tmp_path, 30)[20:]]
+    with pytest.raises(UserError, match="--positive_class no is for two classes, and the data have 3 classes"):
+        run_table(tmp_path, *rows, *third, positive_class="no")
 
 
 def test_the_fingerprint_does_not_depend_on_the_folder(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -125,6 +126,32 @@ def test_numbers_follow_from_the_table_of_predictions(make_run: Make) -> None:
     low, high = test["accuracy_interval"]
     assert report.summary[0] == f"test: accuracy {test['accuracy']:.4f} ({low:.4f}-{high:.4f}, 95 %), 48 images"
     assert "evaluate/threshold.png" in report.artifacts and "evaluate/per_class.png" not in report.artifacts
+
+
+def test_a_class_that_the_test_split_does_not_hold_is_named_where_means_are_shown(make_run: Make) -> None:
+    made = make_run("run", {"train": two(3), "val": two(9), "test": ["cat"] * 6})
+    report = finish(made)
+    assert (report.metrics["test_classes"], report.metrics["test_classes_scored"]) == (2, 1)
+    assert (report.metrics["val_classes"], report.metrics["val_classes_scored"]) == (2, 2)
+    assert re.search(r"balanced accuracy \d\.\d+( \(.*\))? over 1 of 2 classes", " ".join(report.summary))
+    assert report.metrics["test_precision"] is report.metrics["test_recall"] is report.metrics["test_hter"] is None
+    caution = next(line for line in report.summary if line.startswith("test has no image of 1 of 2 classes ('dog')"))
+    assert "their metrics are undefined" in caution
+
+
+def test_precision_and_recall_are_those_of_the_positive_class(make_run: Make) -> None:
+    made = make_run("run", {"train": two(3), "val": two(9), "test": two(48)}, classes=("dog", "cat"), threshold=0.5)
+    report = finish(made)
+    table = schemas.PREDICTIONS.read(made.predictions)
+    test = table[table["split"] == "test"]
+    hit = ((test["label"] == "cat") & (test["predicted"] == "cat")).sum()
+    scores = read(made, "metrics.json")["test"]
+    assert scores["positive_class"] == "cat"
+    assert scores["recall"] == pytest.approx(hit / (test["label"] == "cat").sum())
+    claimed = (test["predicted"] == "cat").sum()
+    assert scores["precision"] == (pytest.approx(hit / claimed) if claimed else None)
+    assert any(f"recall of 'cat' {scores['recall']:.4f}" in line for line in report.summary)
+    assert report.metrics["test_recall"] == scores["recall"]
 
 
 def test_given_and_measured_slices_are_scored(make_run: Make) -> None:

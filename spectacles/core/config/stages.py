@@ -33,6 +33,9 @@ class DatasetConfig(RunConfig, FeatureConfig, ModelConfig, ImageDirConfig):
     one per label, separated by commas."""
     multi_label: bool = False
     """The label column holds any number of labels, such as indoor|night, or none for no label."""
+    positive_class: str | None = None
+    """Of two classes the one that precision, recall, curves, costs and --threshold_for are about: what is looked for.
+    Default: the last in natural order."""
     group_column: str | None = None
     """Column (person, patient, scene) whose groups must stay within one split."""
     split_column: str | None = None

@@ -91,7 +91,8 @@ class TrainConfig(RunConfig, FeatureConfig, ModelConfig, AugmentConfig):
     card has it. Validation and everything after training always use full float32."""
     threshold_for: str | None = None
     """What the decision threshold is optimised for on validation data: f1, hter, balanced_accuracy, precision:0.95,
-    recall:0.99 or cost:FP=1,FN=5. Default: the most probable of two classes; with --multi_label, f1 of each label."""
+    recall:0.99 or cost:FP=1,FN=5, all of --positive_class. Default: the most probable of two classes; with
+    --multi_label, f1 of each label."""
     target_accuracy: Annotated[float | None, Field(ge=0.5, le=1)] = None
     """Accuracy that predictions must have, such as 0.99: the model abstains where its confidence is lower than that
     takes on validation data. Default: it does not abstain for low confidence."""
