@@ -33,7 +33,8 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 def save(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Under strace, which tells of the calls that matter."""
     command = ["strace", "-f", "-qq", "-e", f"trace={','.join(CALLS)}", *options, sys.executable, "-c", SAVE, str(path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    without_coverage = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=without_coverage)
 
 
 @needs_strace
