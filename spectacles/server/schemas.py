@@ -109,6 +109,7 @@ class ModelCard(BaseModel):
     temperature: float = Field(description="Logits are divided by it before the softmax, or the sigmoid.")
     class_scales: list[float] = Field(description="Factors of the logits after that, one per class; empty: none.")
     class_biases: list[float] = Field(description="Added to the scaled logits, one per class; empty: none.")
+    class_shares: list[float] = Field(description="The share of each class that the probabilities assume.")
     confidence_threshold: float | None = Field(
         description="Confidence below which the model abstains; above 1: always. null: it does not for that."
     )
@@ -164,6 +165,7 @@ def model_card(predictor: Predictor) -> ModelCard:
         temperature=info.temperature,
         class_scales=list(info.class_scales),
         class_biases=list(info.class_biases),
+        class_shares=list(info.class_shares),
         confidence_threshold=info.confidence_threshold,
         ood_threshold=info.ood_threshold,
         metric=info.metric,

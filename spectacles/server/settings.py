@@ -25,6 +25,8 @@ class Settings:
     output_dir: Path = Path("outputs")
     device: str = "auto"
     engine: str = "auto"
+    prior: str | None = None
+    """The class mix of the photos, where it is another than the bundle's: as `predict.py --prior`."""
     queue: int = 128
     """Most images waiting or being computed."""
     deadline: float = 5.0
@@ -62,6 +64,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         output_dir=value("OUTPUT_DIR", Path, Settings.output_dir),
         device=value("DEVICE", str, Settings.device),
         engine=value("ENGINE", _engine, Settings.engine),
+        prior=value("PRIOR", str, None),  # type: ignore[arg-type]
         queue=value("QUEUE", lambda text: _whole(text, 1), Settings.queue),
         deadline=value("DEADLINE", lambda text: _number(text, 0.1), Settings.deadline),
         api_keys=value("API_KEYS", _keys, {}),

@@ -308,6 +308,19 @@ def test_an_abstaining_model_gives_its_reason_beside_the_label(
     assert {name: card[name] for name in facts} == facts
 
 
+def test_another_class_mix_multiplies_the_odds(client: TestClient, bundle_dir: Path) -> None:
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_PRIOR=f"{CLASSES[0]}=0.9") as moved:
+        probabilities = [send(each, READABLE["jpeg"]).json()["probabilities"] for each in (client, moved)]
+        shares = moved.get("/model").json()["class_shares"]
+    rest = 1 - 1 / len(CLASSES)
+    before, after = (each[CLASSES[0]] / (1 - each[CLASSES[0]]) for each in probabilities)
+    assert after / before == pytest.approx(9 * rest * len(CLASSES))
+    assert shares == pytest.approx([0.9, *[0.1 / (len(CLASSES) - 1)] * (len(CLASSES) - 1)])
+    with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_PRIOR="hat=0.9") as unready:
+        answer = unready.get("/health/ready")
+    assert answer.status_code == 503 and "'hat' is not one of the classes" in answer.json()["detail"]
+
+
 def test_an_engine_that_is_unknown_is_named_as_the_reason_for_not_being_ready(bundle_dir: Path) -> None:
     with serve(SPECTACLES_BUNDLE=str(bundle_dir), SPECTACLES_ENGINE="tensorrt") as client:
         answer = client.get("/health/ready")
