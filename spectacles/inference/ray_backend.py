@@ -167,11 +167,9 @@ def _map(inputs: Inputs, missing: np.ndarray, folder: str, bundle: Path, config:
 def _run(ray: Any, blocks: list[pa.Table], work: Any, workers: int, share: dict[str, float]) -> None:
     """Ray repeats a block whose worker dies, a write that fails, and what a lost machine held."""
     system, path = remote_files.file_system(ray.get(work).folder)
-    # Of max_task_retries, which Ray Data will take in another way from 2.64 on.
-    warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
-    (
-        ray.data.from_arrow(blocks)
-        .map_batches(
+    with warnings.catch_warnings():  # of max_task_retries, which Ray Data will take in another way from 2.64 on
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        predicted = ray.data.from_arrow(blocks).map_batches(
             Worker,
             batch_size=None,
             batch_format="pyarrow",
@@ -181,12 +179,7 @@ def _run(ray: Any, blocks: list[pa.Table], work: Any, workers: int, share: dict[
             max_task_retries=TRIES - 1,
             **share,
         )
-        .write_parquet(
-            path,
-            filesystem=system,
-            ray_remote_args={"num_cpus": 0},  # the workers have taken all
-        )
-    )
+    predicted.write_parquet(path, filesystem=system, ray_remote_args={"num_cpus": 0})  # the workers have taken all
 
 
 class _Failures(logging.Handler):

@@ -119,11 +119,12 @@ TOO_LARGE = {"deepseek_vit": "deepseek_vit_412m"}
 WITHOUT_ONNX = {
     "csatv2": "SymbolicValueError",
     "gemma4_vit_167m": "UnsupportedOperatorError",
+    "halonet_h1": "SymbolicValueError",
     "vgg11": "SymbolicValueError",
     "volo_d1_224": "TypeError",
 }
 """Model -> how its export fails: it is run by PyTorch."""
-LARGEST = 128
+LARGEST = 96
 """Side of the images for backbones that take any size."""
 
 
