@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import requests
 from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -193,3 +194,10 @@ def test_more_than_a_form_may_hold_is_rejected() -> None:
     assert rejection(b"&".join(b"f%d=1" % number for number in range(9)), "application/x-www-form-urlencoded")[0] == 400
     headers = b"--b\r\n" + b"X: y\r\n" * 100 + b"\r\n--b--\r\n"
     assert rejection(headers)[0] == 400
+
+
+@pytest.mark.parametrize("file", [SMALL, ("ä.jpg", SMALL), ("a.jpg", SMALL, "application/octet-stream")])
+def test_what_requests_sends_comes_out(file: Any) -> None:
+    sent = requests.Request("POST", "http://a", files={"file": file}).prepare()
+    assert isinstance(sent.body, bytes)
+    assert read(sent.body, sent.headers["Content-Type"]).files == [SMALL]
