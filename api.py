@@ -55,7 +55,7 @@ from spectacles.server import (
     settings,
     signals,
     telemetry,
-)  # fmt: skip
+)
 from spectacles.server.auth import Rejected
 from spectacles.server.openapi import DENIED, EXPLAINED, METRICS, NOT_READY, REJECTIONS, page_for
 from spectacles.server.schemas import (
