@@ -24,7 +24,8 @@ TIMEOUT = timedelta(minutes=10)
 LONG_TIMEOUT = timedelta(hours=12)
 """While the main process does alone what takes as long as there are photos."""
 OTHER_PROCESS_ENDED = (
-    "another process of this training has ended, and its output says why. Start all of them again with --resume."
+    "another process of this training has ended, or has not answered for ten minutes; its output says why. Start all of "
+    "them again with --resume."
 )
 
 
@@ -46,19 +47,20 @@ def process_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Raises UserError where one of the others ends before its time."""
+    """Raises UserError where one of the others does not come, or ends before its time."""
     if world_size() == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         yield
     except RuntimeError as error:
         if not other_process_ended(error):
             raise
         raise UserError(OTHER_PROCESS_ENDED) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def other_process_ended(error: RuntimeError) -> bool:

@@ -76,6 +76,15 @@ def test_only_the_wait_for_work_of_the_main_process_takes_hours(
     assert waiting == "gloo" and hours >= timedelta(hours=1)
 
 
+def test_a_process_that_never_comes_is_one_sentence(second_of_four: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(backend: str, timeout: timedelta) -> None:
+        raise dist.DistStoreError("Timed out after 601 seconds waiting for clients. 1/4 clients joined.")
+
+    monkeypatch.setattr(dist, "init_process_group", wait)
+    with pytest.raises(UserError, match="has not answered"), collectives.process_group(torch.device("cpu")):
+        pass
+
+
 @given(
     labels=st.lists(st.integers(0, 2), min_size=1, max_size=40),
     processes=st.integers(2, 6),
