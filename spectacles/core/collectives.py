@@ -24,8 +24,8 @@ TIMEOUT = timedelta(minutes=10)
 LONG_TIMEOUT = timedelta(hours=12)
 """While the main process does alone what takes as long as there are photos."""
 OTHER_PROCESS_ENDED = (
-    "another process of this training has ended, or has not answered for ten minutes; its output says why. Start all of "
-    "them again with --resume."
+    "another process of this training has ended, or has not answered for ten minutes; its output says why. Start all "
+    "of them again with --resume."
 )
 
 
