@@ -7,6 +7,7 @@ if __name__ == "__main__":  # flags are read before the imports below, which tak
     cli.main("dataset", DatasetConfig, __doc__)
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from torch import nn
 
 from spectacles.core.device import cpu_count, prepare_device, resolve_device
 from spectacles.core.errors import UserError
-from spectacles.core.results import DatasetReport
+from spectacles.core.results import DatasetReport, ValueRanges
 from spectacles.core.run_dir import RunDir
 from spectacles.data import duplicates, label_corrections, label_sets, leakage, row_accounting, schemas, splits
 from spectacles.data.preprocessing import Preprocessing
@@ -37,7 +38,8 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
     if config.label_fixes is not None:
         frame, reviewed_run = label_corrections.apply_fixes(frame, config.label_fixes, rows.multi_label)
         notes.append(label_corrections.summarise_fixes(frame["review"]))
-    index = row_accounting.check_files(frame, config.num_workers or cpu_count())
+    index, ranges, remarks = row_accounting.check_files(frame, config.num_workers or cpu_count())
+    notes += remarks
     row_accounting.reject_contradictions(index)
     classes, about_positive = row_accounting.order_classes(
         row_accounting.find_classes(index, rows), rows.multi_label, config.positive_class
@@ -46,7 +48,7 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
     if rows.multi_label:
         notes += row_accounting.constant_labels(index, classes)
     used = index[index["status"] != "rejected"].copy()
-    pairs, used["cluster"] = find_duplicates(used, backbone, config, run_dir)
+    pairs, used["cluster"] = find_duplicates(used, backbone, ranges, config, run_dir)
     previous = pd.Series("", index=used.index)
     if config.label_fixes is not None:
         previous, note = splits.previous_splits(used["sha256"], reviewed_run, config.output_dir)
@@ -58,7 +60,8 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
     issues = leakage.list_issues(index, pairs)
     _save(index, pairs, issues, run_dir)
     _track(index, str(config.train_csv or config.image_dir), run_dir)
-    return _report(index, pairs, classes, rows, [*leakage.summarise(pairs, issues), *notes], run_dir)
+    remarks = [*leakage.summarise(pairs, issues), *notes]
+    return replace(_report(index, pairs, classes, rows, remarks, run_dir), value_ranges=ranges)
 
 
 def load_frozen(config: DatasetConfig) -> tuple[Frozen | None, list[str]]:
@@ -83,7 +86,7 @@ def load_frozen(config: DatasetConfig) -> tuple[Frozen | None, list[str]]:
 
 
 def find_duplicates(
-    used: pd.DataFrame, backbone: Frozen | None, config: DatasetConfig, run_dir: RunDir
+    used: pd.DataFrame, backbone: Frozen | None, ranges: ValueRanges, config: DatasetConfig, run_dir: RunDir
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """(pairs as duplicates.find returns them, but with index labels of `used`; cluster of each row). Without a backbone
     by hash alone."""
@@ -93,6 +96,7 @@ def find_duplicates(
         log.info("  comparing %d images by features of %s", len(used), config.backbone)
         network, preprocessing = backbone
         # Test rows too; training finds its own in the cache.
+        preprocessing = replace(preprocessing, value_ranges=ranges)
         extractor = FeatureExtractor(network, config.backbone, preprocessing, run_dir.cache, device, config)
         features = extractor.embed_rows(used, config.num_workers)
     pairs = duplicates.find(used, features, config.duplicate_distance, config.duplicate_similarity)

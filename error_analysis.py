@@ -57,7 +57,7 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     tables = write_tables(folder, errors, pairs, doubtful, nearest)
     review = Review(
         run_dir, doubtful, rows, units, info.classes, info.label_column, info.multi_label,
-        earlier=label_corrections.fixes_of_run(run_dir),
+        earlier=label_corrections.fixes_of_run(run_dir), value_ranges=info.preprocessing.value_ranges,
     )  # fmt: skip
     page = review_page.write(review, folder / "review.html", config.galleries, config.num_workers)
 
@@ -65,7 +65,8 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     galleries = []
     if config.galleries:
         to_check = doubtful.head(config.gallery_size)
-        galleries = error_galleries.draw(shown, nearest, to_check, folder, scored_on, config.num_workers)
+        ranges = info.preprocessing.value_ranges
+        galleries = error_galleries.draw(shown, nearest, to_check, folder, scored_on, config.num_workers, ranges)
     explanations, findings, measured = explain_decisions(scored, shown, classifier, info, config, folder, scored_on)
 
     counts = {split: int((errors["split"] == split).sum()) for split in predicted["split"].unique()}

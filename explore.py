@@ -12,6 +12,8 @@ if __name__ == "__main__":  # flags are read before the imports below, which tak
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import pandas as pd
 from spectacles.core.device import cpu_count, prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_write, write_csv, write_json
-from spectacles.core.results import DatasetReport, ExploreReport
+from spectacles.core.results import DatasetReport, ExploreReport, ValueRanges
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import count_of, noun_of
 from spectacles.data import label_sets, schemas
@@ -80,7 +82,7 @@ def find(config: ExploreConfig, run_dir: RunDir) -> Findings:
     index, pairs = schemas.load_index(run_dir), load_pairs(run_dir)
     used = index[index["status"] != "rejected"].reset_index(drop=True)
     labelled = used[(used["label"] != "") & (used["split"] != "test")]
-    features, why_no_baseline = frozen_features(used, config, run_dir)
+    features, why_no_baseline = frozen_features(used, data.value_ranges, config, run_dir)
     file_outliers = find_outliers(used)
     by_distance = rank_by_distance(used, features, config.seed)
     rules, separation = shortcuts.find(labelled, config.seed, data.multi_label)
@@ -105,7 +107,9 @@ def load_pairs(run_dir: RunDir) -> pd.DataFrame:
     return pairs.sort_values(order, ascending=False, kind="stable", ignore_index=True)
 
 
-def frozen_features(used: pd.DataFrame, config: ExploreConfig, run_dir: RunDir) -> tuple[np.ndarray | None, str]:
+def frozen_features(
+    used: pd.DataFrame, ranges: ValueRanges, config: ExploreConfig, run_dir: RunDir
+) -> tuple[np.ndarray | None, str]:
     """(N, D) features that the dataset stage left in the cache; or None and the reason."""
     if config.no_pretrained:
         return None, "with --no_pretrained there are no features to measure with"
@@ -113,6 +117,7 @@ def frozen_features(used: pd.DataFrame, config: ExploreConfig, run_dir: RunDir) 
         backbone, preprocessing = pretrained.frozen_backbone(config)
     except UserError as error:
         return None, str(error)
+    preprocessing = replace(preprocessing, value_ranges=ranges)
     device = prepare_device(resolve_device(config.device))
     extractor = FeatureExtractor(backbone, config.backbone, preprocessing, run_dir.cache, device, config)
     return extractor.embed_rows(used, config.num_workers), ""
@@ -192,18 +197,19 @@ def draw_galleries(findings: Findings, config: ExploreConfig, folder: Path) -> l
     size, seed = config.gallery_size, config.seed
     labelled = findings.labelled
     with ThreadPoolExecutor(max(1, config.num_workers or cpu_count())) as pool:
-        class_sheets, means = contact_sheets.draw_classes(labelled, size, seed, pool, folder, findings.data.multi_label)
+        load = partial(contact_sheets.thumbnails, pool=pool, ranges=findings.data.value_ranges)
+        class_sheets, means = contact_sheets.draw_classes(labelled, size, seed, load, folder, findings.data.multi_label)
         galleries = [
             means,
-            contact_sheets.draw_outliers(findings.file_outliers, size, pool, folder / "outliers.png"),
-            contact_sheets.draw_pairs(findings.pairs, size, pool, folder / "duplicates.png"),
+            contact_sheets.draw_outliers(findings.file_outliers, size, load, folder / "outliers.png"),
+            contact_sheets.draw_pairs(findings.pairs, size, load, folder / "duplicates.png"),
         ]
         if len(findings.by_distance):
             path = folder / "feature_outliers.png"
-            galleries.append(contact_sheets.draw_feature_outliers(findings.by_distance, size, pool, path))
+            galleries.append(contact_sheets.draw_feature_outliers(findings.by_distance, size, load, path))
         if findings.shortcuts:
             path = folder / "shortcuts.png"
-            galleries.append(contact_sheets.draw_shortcuts(labelled, findings.shortcuts, size, seed, pool, path))
+            galleries.append(contact_sheets.draw_shortcuts(labelled, findings.shortcuts, size, seed, load, path))
     return [*reversed(galleries), *class_sheets[:2]]
 
 

@@ -102,6 +102,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     _check_processes(config)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     classifier, preprocessing = model.build(config, len(data.classes))
+    preprocessing = replace(preprocessing, value_ranges=data.value_ranges)
     classifier.to(device, memory_format=torch.channels_last)
     cache_bytes = int(config.pixel_cache_gb * 2**30 / distributed.local_world_size()) if config.galleries else 0
     pixels = Pixels(rows, preprocessing, run_dir.cache / "pixels", cache_bytes, config.num_workers)

@@ -105,7 +105,7 @@ def measure(photos: Sequence[str], planted: pd.DataFrame, args: argparse.Namespa
     """Originals (kind '') and copies, with hashes and features; rejected files are left out."""
     originals = pd.DataFrame({"path": photos, "kind": "", "original": photos})
     table = pd.concat([originals, planted], ignore_index=True)
-    facts = inspect_files(table["path"].tolist(), cpu_count())
+    facts, _, _ = inspect_files(table["path"].tolist(), cpu_count())
     table = pd.concat([table, facts[["sha256", "phash", "phash_mirrored"]]], axis=1)[facts["status"] != "rejected"]
     config = DatasetConfig(backbone=args.backbone, weights=args.weights, image_size=args.image_size)
     backbone, preprocessing = pretrained.frozen_backbone(config)

@@ -9,6 +9,8 @@ from spectacles.core.errors import UserError
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 RecordT = TypeVar("RecordT")
+Range = tuple[float, float]
+"""Stored values that become black and white."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -38,6 +40,23 @@ class RowAccounting:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ValueRanges:
+    """Of files that hold other values than 0..255, measured over the training data. None: they hold no such file, and
+    one that comes later is measured by itself."""
+
+    byte: Range | None = None
+    """Grey of 8 bits."""
+    integer: Range | None = None
+    """16 or 32 bits, and colours of 16 bits."""
+    real: Range | None = None
+    """Floating point."""
+
+
+PER_FILE = ValueRanges()
+"""Where no data set says what is black and white."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DatasetReport(Report):
     classes: list[str]
     """In natural order, but of two classes the positive one is the second; position = class index everywhere."""
@@ -55,6 +74,7 @@ class DatasetReport(Report):
     """sha256 over every used file's content hash, label and split."""
     label_column: str
     id_column: str
+    value_ranges: ValueRanges = PER_FILE
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

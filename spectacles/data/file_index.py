@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from scipy.fft import dctn
 
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
+from spectacles.core.results import PER_FILE, ValueRanges
 from spectacles.core.wording import count_of
-from spectacles.data.images import ImageRejected, decode, read_file
+from spectacles.data import value_ranges
+from spectacles.data.images import MAX_PIXELS, ImageRejected, decode, read_file
 from spectacles.data.schemas import FILE_FACTS
+from spectacles.data.value_ranges import Extremes
 
 MEASURE_SIZE = 256
 """Brightness, contrast and blur are measured on grey copies of at most this side, so that sizes compare."""
@@ -75,17 +79,22 @@ class FileFacts:
     """Mean of the JPEG luminance quantisation table: larger means more compressed; 0 for other formats."""
 
 
-def inspect_file(path: Path) -> FileFacts:
+def inspect_file(path: Path, ranges: ValueRanges = PER_FILE) -> FileFacts:
     """Reads, decodes and measures one file; never raises for its content."""
+    return _inspect(path, ranges)[0]
+
+
+def _inspect(path: Path, ranges: ValueRanges) -> tuple[FileFacts, Extremes | None]:
+    """The extremes of the stored values too, where they may be other ones than 0..255."""
     try:
         modified = _modified(path)  # before reading, so that a write during it is seen as newer
         content = read_file(path)
-        decoded = decode(content, least_side=2 * MEASURE_SIZE)
+        decoded = decode(content, MAX_PIXELS, 2 * MEASURE_SIZE, ranges)
     except ImageRejected as error:
-        return FileFacts("rejected", str(error))
+        return FileFacts("rejected", str(error)), None
     grey = decoded.image.convert("L")
     phash, phash_mirrored = _hashes(grey)
-    return FileFacts(
+    facts = FileFacts(
         status="converted" if decoded.conversions else "used",
         reason="; ".join(decoded.conversions),
         sha256=hashlib.sha256(content).hexdigest(),
@@ -101,6 +110,7 @@ def inspect_file(path: Path) -> FileFacts:
         **_measure(grey),
         **_measure_colours(decoded.image),
     )
+    return facts, decoded.extremes
 
 
 def _modified(path: Path) -> int:
@@ -199,10 +209,23 @@ def _measure(grey: Image.Image) -> dict[str, float]:
     return {"brightness": float(brightness), "contrast": float(contrast), "sharpness": max(0.0, float(sharpness))}
 
 
-def inspect_files(paths: Sequence[str], num_workers: int) -> pd.DataFrame:
-    """FileFacts as columns, one row per path, in order; measures to two decimals. Threads suffice: decoding and hashing
-    release the GIL."""
+def inspect_files(
+    paths: Sequence[str], num_workers: int, training: Collection[str] | None = None
+) -> tuple[pd.DataFrame, ValueRanges, list[str]]:
+    """FileFacts as columns, one row per path, in order, measures to two decimals; the value ranges of the `training`
+    files (default: all), by which all are measured; and sentences about those ranges.
+
+    Threads suffice: decoding and hashing release the GIL. Files of other values than 0..255 are read twice, since their
+    range is known only after the last of them.
+    """
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        inspected = pool.map(inspect_file, map(Path, paths))
-        facts = [vars(fact) for fact in progress(inspected, "checking files", len(paths))]
-    return pd.DataFrame(facts, columns=list(FILE_FACTS)).round(2)
+        inspected = pool.map(partial(_inspect, ranges=PER_FILE), map(Path, paths))
+        pairs = dict(zip(paths, progress(inspected, "checking files", len(paths)), strict=True))
+        extremes = {path: seen for path, (_, seen) in pairs.items() if seen is not None}
+        measured = {path: seen for path, seen in extremes.items() if training is None or path in training}
+        ranges = value_ranges.measure(measured.values())
+        again = [path for path, seen in extremes.items() if value_ranges.differs(seen, ranges)]
+        facts = {path: fact for path, (fact, _) in pairs.items()}
+        facts.update(zip(again, pool.map(partial(inspect_file, ranges=ranges), map(Path, again)), strict=True))
+    table = pd.DataFrame([vars(facts[path]) for path in paths], columns=list(FILE_FACTS)).round(2)
+    return table, ranges, value_ranges.describe(measured, ranges)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
+from spectacles.core.results import PER_FILE, Range, ValueRanges
 from spectacles.data.remote_files import RemoteFile
+from spectacles.data.value_ranges import FULL, OVERSHOOT, Extremes, extremes_of, range_of, to_bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """By content; MPO, which many phones write, opens as JPEG. Pillow's other formats are rejected: less attack surface."""
@@ -41,7 +44,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what makes the picture upright (TIFF 6.0, tag 274)."""
-
+BITS_PER_SAMPLE = 258
+"""TIFF's tag."""
 
 Source = Path | RemoteFile | bytes
 
@@ -62,6 +66,8 @@ class DecodedImage:
     """Pillow's mode as stored, before any conversion."""
     conversions: tuple[str, ...]
     """Conversions that lost or changed something, in words; empty for an ordinary image."""
+    extremes: Extremes | None = None
+    """Of the stored values, where they may be other ones than 0..255."""
 
 
 class _LimitedReads(BytesIO):
@@ -78,8 +84,12 @@ class _LimitedReads(BytesIO):
         return super().read(size)
 
 
-def decode(source: Source, max_pixels: int = MAX_PIXELS, least_side: int | None = None) -> DecodedImage:
+def decode(
+    source: Source, max_pixels: int = MAX_PIXELS, least_side: int | None = None, ranges: ValueRanges = PER_FILE
+) -> DecodedImage:
     """The first frame as upright 8-bit RGB. Raises ImageRejected, and nothing else, whatever the file contains.
+
+    `ranges`: what becomes black and white in files with other values than 0..255; see `value_ranges`.
 
     With `least_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both sides stay at least that long: a
     photo of 12 megapixels takes a fifth of the time.
@@ -90,7 +100,7 @@ def decode(source: Source, max_pixels: int = MAX_PIXELS, least_side: int | None 
     if len(content) > MAX_BYTES:
         raise ImageRejected(f"larger than {MAX_BYTES >> 20} MiB")
     try:
-        return _decode(content, max_pixels, least_side)
+        return _decode(content, max_pixels, least_side, ranges)
     except ImageRejected:
         raise
     except Exception as error:  # hostile bytes make Pillow's decoders raise almost anything, down to ZeroDivisionError
@@ -113,7 +123,7 @@ def read_file(path: Path | RemoteFile) -> bytes:
         raise ImageRejected(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _decode(content: bytes, max_pixels: int, least_side: int | None) -> DecodedImage:
+def _decode(content: bytes, max_pixels: int, least_side: int | None, ranges: ValueRanges) -> DecodedImage:
     if content.startswith(b"\x89PNG") and content.count(b"iCCP") > MOST_PROFILES:
         raise ImageRejected(TOO_MANY_PARTS)
     with Image.open(_LimitedReads(content), formats=FORMATS) as opened:
@@ -127,7 +137,9 @@ def _decode(content: bytes, max_pixels: int, least_side: int | None) -> DecodedI
         drafted = least_side is not None and opened.draft(None, (least_side, least_side)) is not None
         opened.load()
         image_format, mode = opened.format or "", opened.mode
-        rgb, conversion = to_rgb(opened)
+        picture, extremes, conversion = _in_8_bits(opened, _stored_bits(opened, content), ranges)
+        conversions += [conversion] if conversion else []
+        rgb, conversion = to_rgb(picture)
         conversions += [conversion] if conversion else []
         orientation = _orientation(opened)
         if orientation in UPRIGHT:
@@ -136,7 +148,7 @@ def _decode(content: bytes, max_pixels: int, least_side: int | None) -> DecodedI
             conversions.append("EXIF orientation applied")
         sideways = orientation in UPRIGHT and orientation >= 5
         width, height = (stored[::-1] if sideways else stored) if drafted else rgb.size
-    return DecodedImage(rgb, width, height, image_format, mode, tuple(conversions))
+    return DecodedImage(rgb, width, height, image_format, mode, tuple(conversions), extremes)
 
 
 def jpeg_round_trip(pixels: np.ndarray, quality: int) -> np.ndarray:
@@ -146,14 +158,57 @@ def jpeg_round_trip(pixels: np.ndarray, quality: int) -> np.ndarray:
     return np.asarray(Image.open(buffer)).reshape(pixels.shape)
 
 
+def _stored_bits(image: Image.Image, content: bytes) -> int:
+    """Of each value in the file, which Pillow does not keep for colours of 16 bits."""
+    if image.format == "PNG":
+        return content[24]  # in the header chunk, which comes first
+    bits = image.tag_v2.get(BITS_PER_SAMPLE, 8) if isinstance(image, TiffImageFile) else 8
+    return int(max(bits) if isinstance(bits, tuple) else bits)
+
+
+def _in_8_bits(image: Image.Image, bits: int, ranges: ValueRanges) -> tuple[Image.Image, Extremes | None, str]:
+    """(a picture with values 0..255, the extremes of the stored ones, the conversion in words or '')."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image)
+        extremes = extremes_of("real" if image.mode == "F" else "integer", values)
+        black_white, cut = _black_white(extremes, ranges)
+        conversion = "floating point reduced to 8 bits" if image.mode == "F" else f"{bits} bits reduced to 8"
+        return Image.fromarray(to_bytes(values, black_white)), extremes, conversion + cut
+    if bits > 8 and image.mode in ("RGB", "RGBA"):  # Pillow has kept the upper half of each value
+        return _upper_bytes(image, ranges)
+    if image.mode != "L" or "transparency" in image.info:
+        return image, None, ""
+    values = np.asarray(image)
+    extremes = extremes_of("byte", values)
+    if ranges.byte in (None, FULL):
+        return image, extremes, ""
+    black_white, cut = _black_white(extremes, ranges)
+    return Image.fromarray(to_bytes(values, black_white)), extremes, cut.removeprefix(", ")
+
+
+def _upper_bytes(image: Image.Image, ranges: ValueRanges) -> tuple[Image.Image, Extremes, str]:
+    values = np.array(image)
+    colours = values[..., :3].astype(np.uint16) * 257
+    measured = extremes_of("integer", colours)
+    extremes = Extremes("integer", measured.low, measured.high, colour=True)
+    black_white, cut = _black_white(extremes, ranges)
+    values[..., :3] = to_bytes(colours, black_white)
+    return Image.fromarray(values), extremes, f"16 bits reduced to 8{cut}"
+
+
+def _black_white(extremes: Extremes, ranges: ValueRanges) -> tuple[Range, str]:
+    """The data set's range, or the file's, and '' or what happens to values outside."""
+    found: Range | None = getattr(ranges, extremes.kind)
+    if found is None:
+        return range_of(extremes), ""
+    tolerated = (found[1] - found[0]) * OVERSHOOT if extremes.kind == "real" else 0
+    if extremes.low >= found[0] - tolerated and extremes.high <= found[1] + tolerated:
+        return found, ""
+    return found, f", values outside {found[0]:g} to {found[1]:g} cut off"
+
+
 def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
-    """(8-bit RGB, the conversion in words; '' for RGB, grey, two-level and palette images, which lose nothing)."""
-    if image.mode.startswith("I;16"):
-        return _from_array(np.asarray(image).astype(np.uint16) // 257), "16 bits reduced to 8"
-    if image.mode == "I":
-        return _from_array(np.clip(np.asarray(image), 0, 65535) // 257), "32 bits reduced to 8 (taken as 0..65535)"
-    if image.mode == "F":
-        return _from_array(_stretch(np.asarray(image))), "floating point stretched to 8 bits"
+    """(RGB, the conversion in words; '' for RGB, grey, two-level and palette images, which lose nothing)."""
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         if np.asarray(rgba)[..., 3].min() < 255:
@@ -162,17 +217,6 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
         return rgba.convert("RGB"), ""
     lossless = image.mode in ("RGB", "L", "1", "P")
     return image.convert("RGB"), "" if lossless else f"{image.mode} converted to RGB"
-
-
-def _from_array(grey: np.ndarray) -> Image.Image:
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-
-
-def _stretch(values: np.ndarray) -> np.ndarray:
-    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = finite.min(), finite.max()
-    scaled: np.ndarray = (finite - low) * (255.0 / (high - low) if high > low else 0.0)
-    return scaled
 
 
 def _orientation(image: Image.Image) -> int:

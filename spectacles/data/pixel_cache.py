@@ -172,8 +172,8 @@ def _changed(path: str, change: str) -> UserError:
 
 def _key(hashes: list[str], preprocessing: Preprocessing) -> str:
     """16 hex digits of the contents in their order and of the settings that determine the pixels."""
-    decisive = [RESIZER, preprocessing.shape, preprocessing.resize, preprocessing.interpolation]
-    digest = hashlib.sha256(json.dumps(decisive).encode())
+    pixels = {key: value for key, value in preprocessing.to_json().items() if key not in ("mean", "std")}
+    digest = hashlib.sha256(json.dumps([RESIZER, pixels], sort_keys=True).encode())
     for content in hashes:
         digest.update(content.encode())
     return digest.hexdigest()[:16]

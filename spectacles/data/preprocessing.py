@@ -13,6 +13,7 @@ from torch import nn
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
+from spectacles.core.results import PER_FILE, ValueRanges
 from spectacles.data.images import MAX_PIXELS, ImageRejected, Source, decode
 from spectacles.data.resizing import resize
 
@@ -36,6 +37,8 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     in_chans: int
+    value_ranges: ValueRanges = PER_FILE
+    """Of the training data: what becomes black and white in files with other values than 0..255."""
 
     @property
     def least_side(self) -> int:
@@ -79,7 +82,9 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        pairs = {kind: pair and tuple(map(float, pair)) for kind, pair in values["value_ranges"].items()}
+        lists = {"mean": tuple(values["mean"]), "std": tuple(values["std"])}
+        return cls(**{**values, **lists, "value_ranges": ValueRanges(**pairs)})
 
 
 class Normalize(nn.Module):
@@ -132,7 +137,7 @@ class Decoded:
 def decode_one(source: Source, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> Decoded:
     name = "" if isinstance(source, bytes) else str(source)
     try:
-        decoded = decode(source, max_pixels, preprocessing.least_side)
+        decoded = decode(source, max_pixels, preprocessing.least_side, preprocessing.value_ranges)
     except ImageRejected as error:
         return Decoded(name, None, (), str(error))
     return Decoded(name, preprocessing.pixels(decoded.image), decoded.conversions, "")

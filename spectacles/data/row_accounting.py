@@ -7,18 +7,19 @@ from collections import Counter
 import pandas as pd
 
 from spectacles.core.errors import UserError
-from spectacles.core.results import RowAccounting
+from spectacles.core.results import RowAccounting, ValueRanges
 from spectacles.data import label_corrections, label_sets
 from spectacles.data.file_index import inspect_files
 from spectacles.data.sources import Rows
 from spectacles.data.tables import natural_sort
 
 
-def check_files(frame: pd.DataFrame, num_workers: int) -> pd.DataFrame:
-    """The index: `frame` (schemas.GIVEN and `review`, as apply_fixes returns it) with facts and status of each file. A
-    file that several rows name is read once."""
+def check_files(frame: pd.DataFrame, num_workers: int) -> tuple[pd.DataFrame, ValueRanges, list[str]]:
+    """The index: `frame` (schemas.GIVEN and `review`, as apply_fixes returns it) with facts and status of each file;
+    the value ranges of the training files; and sentences about them."""
     paths = list(frame["path"].unique())
-    facts = inspect_files(paths, num_workers)
+    training = set(frame.loc[(frame["source"] == "train") & (frame["given_split"] != "test"), "path"])
+    facts, ranges, notes = inspect_files(paths, num_workers, training)
     facts.insert(0, "path", paths)
     index = frame.merge(facts, on="path", how="left", validate="many_to_one")
     index.loc[index["path"] == "", ["status", "reason"]] = ["rejected", "its path is not UTF-8 text: rename it"]
@@ -30,7 +31,7 @@ def check_files(frame: pd.DataFrame, num_workers: int) -> pd.DataFrame:
     reasons = index.loc[changed, "reason"]
     index.loc[changed, "reason"] = reasons.where(reasons == "", reasons + "; ") + index.loc[changed, "review"]
     index.loc[changed, "status"] = "converted"
-    return index.drop(columns="review").assign(split="", cluster=-1)
+    return index.drop(columns="review").assign(split="", cluster=-1), ranges, notes
 
 
 def reject_contradictions(index: pd.DataFrame) -> None:

@@ -25,7 +25,7 @@ SIDE = 384
 
 def view(source: Source, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
     """The model's input (S, S, C) and the same cut of the photo for people (V, V, 3), uint8. Raises ImageRejected."""
-    image = decode(source, max_pixels, preprocessing.least_side).image
+    image = decode(source, max_pixels, preprocessing.least_side, preprocessing.value_ranges).image
     return preprocessing.pixels(image), to_picture(for_people(preprocessing).pixels(image))
 
 

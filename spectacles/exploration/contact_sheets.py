@@ -3,7 +3,7 @@
 Only these show photos: with --no_galleries none is drawn, and those of an earlier run in the folder are removed.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from PIL import Image
 from spectacles.core.device import derive_seed
 from spectacles.core.fileio import safe_name
 from spectacles.core.progress import progress
+from spectacles.core.results import ValueRanges
 from spectacles.core.wording import count_of, noun_of, plural
 from spectacles.data import label_sets
 from spectacles.data.tables import NONE
@@ -29,6 +30,8 @@ SAMPLE, ALL_SAMPLES = 200, 1200
 MAX_MEANS, MAX_CONTACT_SHEETS = 40, 12
 """Most classes shown, the largest first."""
 MAX_SHORTCUTS = 3
+Load = Callable[[Iterable[str]], list[Image.Image]]
+"""Paths -> `thumbnails`."""
 NO_LABEL = "(no label)"
 NAMES = ("contact_*.png", "mean_images.png", "outliers.png", "feature_outliers.png", "duplicates.png", "shortcuts.png")
 
@@ -41,7 +44,7 @@ def clear(folder: Path) -> None:
 
 
 def draw_classes(
-    labelled: pd.DataFrame, size: int, seed: int, pool: ThreadPoolExecutor, folder: Path, multi_label: bool = False
+    labelled: pd.DataFrame, size: int, seed: int, load: Load, folder: Path, multi_label: bool = False
 ) -> tuple[list[Path], Path]:
     """(contact sheets, mean images) of the largest classes, from one sample of each. With several labels per image,
     NONE stands for the images without any."""
@@ -54,7 +57,7 @@ def draw_classes(
         wanted = max(on_sheet, min(SAMPLE, ALL_SAMPLES // len(shown)))
         members = label_sets.has(labelled["label"], name, multi_label and name != NONE)
         rows = sample(labelled[members], wanted, derive_seed(seed, "explore", name))
-        pictures = thumbnails(rows["path"], pool)
+        pictures = load(rows["path"])
         if on_sheet:
             path = folder / f"contact_{number:02d}_{safe_name(name)}.png"
             texts = [
@@ -79,7 +82,7 @@ def _sizes(labels: "pd.Series[str]", multi_label: bool) -> "pd.Series[int]":
     return counts[counts > 0].sort_values(ascending=False, kind="stable")
 
 
-def draw_outliers(outliers: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: Path) -> Path:
+def draw_outliers(outliers: pd.DataFrame, size: int, load: Load, path: Path) -> Path:
     """The most extreme of each kind in turn, so that a frequent kind does not push out the others."""
     turn = outliers.groupby("what").cumcount()
     shown = outliers.loc[turn.sort_values(kind="stable").index[:size]].sort_index()
@@ -88,10 +91,10 @@ def draw_outliers(outliers: pd.DataFrame, size: int, pool: ThreadPoolExecutor, p
         for row in shown.to_dict("records")
     ]
     title = f"Outliers: {len(shown)} of {len(outliers)}"
-    return image_grid(thumbnails(shown["path"], pool), captions, path, title=title)
+    return image_grid(load(shown["path"]), captions, path, title=title)
 
 
-def draw_feature_outliers(ranked: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: Path) -> Path:
+def draw_feature_outliers(ranked: pd.DataFrame, size: int, load: Load, path: Path) -> Path:
     """The images least like the others, outliers or not: what stands out is for a person to judge."""
     shown = ranked[:size]
     beyond = int((ranked["z"] > MAX_Z).sum())
@@ -102,10 +105,10 @@ def draw_feature_outliers(ranked: pd.DataFrame, size: int, pool: ThreadPoolExecu
     ]
     images = count_of(len(ranked), "image")
     title = f"Least like the others, by features: {beyond} of {images} beyond {MAX_Z:g} deviations"
-    return image_grid(thumbnails(shown["path"], pool), captions, path, title=title)
+    return image_grid(load(shown["path"]), captions, path, title=title)
 
 
-def draw_pairs(pairs: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: Path) -> Path:
+def draw_pairs(pairs: pd.DataFrame, size: int, load: Load, path: Path) -> Path:
     """Duplicates side by side, in the order given."""
     shown = pairs[: max(1, size // 2)]
     paths, captions = [], []
@@ -118,7 +121,7 @@ def draw_pairs(pairs: pd.DataFrame, size: int, pool: ThreadPoolExecutor, path: P
             paths.append(pair[f"path_{side}"])
             captions.append("\n".join(filter(None, [f"{number}{side} {_kind(pair)}", faults, name, label])))
     title = f"Duplicates: {len(shown)} of {count_of(len(pairs), 'pair')}"
-    return image_grid(thumbnails(paths, pool), captions, path, columns=4, title=title)
+    return image_grid(load(paths), captions, path, columns=4, title=title)
 
 
 def _kind(pair: dict[Hashable, Any]) -> str:
@@ -128,9 +131,7 @@ def _kind(pair: dict[Hashable, Any]) -> str:
     return f"{pair['kind']} ({pair['distance']} bits)" if pair["kind"] in ("near", "mirrored") else str(pair["kind"])
 
 
-def draw_shortcuts(
-    rows: pd.DataFrame, found: Sequence[Shortcut], size: int, seed: int, pool: ThreadPoolExecutor, path: Path
-) -> Path:
+def draw_shortcuts(rows: pd.DataFrame, found: Sequence[Shortcut], size: int, seed: int, load: Load, path: Path) -> Path:
     """For each shortcut some images that its rule matches and some others, of the class and of the rest."""
     shown = found[:MAX_SHORTCUTS]
     per_part = max(2, size // (4 * len(shown)))
@@ -144,12 +145,12 @@ def draw_shortcuts(
                 captions += [f"{row['label']}\n{words}\n{Path(row['file']).name}" for row in part.to_dict("records")]
     noun = plural(noun_of(shown[0].multi_label))
     title = f"What gives {noun} away: " + "; ".join(f"{shortcut.label}: {shortcut.rule}" for shortcut in shown)
-    pictures = thumbnails([path for part in parts for path in part["path"]], pool)
+    pictures = load([path for part in parts for path in part["path"]])
     return image_grid(pictures, captions, path, title=title)
 
 
-def thumbnails(paths: Iterable[str], pool: ThreadPoolExecutor) -> list[Image.Image]:
-    return list(pool.map(partial(load_thumbnail, side=THUMBNAIL), paths))
+def thumbnails(paths: Iterable[str], pool: ThreadPoolExecutor, ranges: ValueRanges) -> list[Image.Image]:
+    return list(pool.map(partial(load_thumbnail, side=THUMBNAIL, ranges=ranges), paths))
 
 
 def mean_image(pictures: Sequence[Image.Image], size: tuple[int, int]) -> np.ndarray:

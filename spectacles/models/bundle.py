@@ -20,7 +20,7 @@ from spectacles.data.preprocessing import Preprocessing
 from spectacles.metrics import abstention, decisions, prior_shift
 from spectacles.metrics.calibration import Calibration
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "bundle.json"
 ENGINE_FILE = "engine.json"
 """Which engine was the fastest for this model on this machine; not part of the bundle, may be deleted at any time."""

@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from spectacles.core.device import cpu_count
+from spectacles.core.results import ValueRanges
 from spectacles.data import label_sets
 from spectacles.report.image_grid import THUMBNAIL, image_grid
 from spectacles.report.thumbnails import load_thumbnail
@@ -22,12 +23,13 @@ def draw(
     folder: Path,
     split: str,
     num_workers: int | None,
+    ranges: ValueRanges,
 ) -> list[Path]:
     """misclassified.png, nearest.png and noisy_labels.png. Raises UserError for a photo that can no longer be read."""
     near = nearest[nearest["file"].isin(errors["file"])]
     names = list(dict.fromkeys([*errors["path"], *near["neighbour_path"], *doubtful["path"]]))
     with ThreadPoolExecutor(num_workers or cpu_count(), "gallery") as pool:
-        photos = dict(zip(names, pool.map(partial(load_thumbnail, side=THUMBNAIL), names), strict=True))
+        photos = dict(zip(names, pool.map(partial(load_thumbnail, side=THUMBNAIL, ranges=ranges), names), strict=True))
     return [
         show_errors(errors, photos, folder / "misclassified.png", split),
         show_nearest(errors, near, photos, folder / "nearest.png", split),

@@ -91,7 +91,7 @@ def write(run_dir: RunDir) -> Path:
     duplicates = _duplicates(run.duplicates)
     paths = [*browser.paths(), *(pair[f"path_{side}"] for pair in duplicates["crossing"] for side in "ab")]
     sections = [_section(stage, run.results[stage], run_dir, galleries) for stage in TITLES if stage in run.results]
-    photos = thumbnails.make(list(dict.fromkeys(paths))) if galleries else {}
+    photos = thumbnails.make(list(dict.fromkeys(paths)), run.value_ranges) if galleries else {}
     template = _environment().get_template("report.html")
     page = template.render(
         name=run_dir.name,

@@ -2,9 +2,10 @@
 
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from spectacles.core.device import cpu_count
 from spectacles.core.fileio import atomic_write
+from spectacles.core.results import PER_FILE, ValueRanges
 from spectacles.core.run_dir import RunDir
 from spectacles.data import similarity
 from spectacles.data.schemas import LABEL_FIXES
@@ -48,6 +50,8 @@ class Review:
     multi_label: bool
     earlier: pd.DataFrame
     """Decisions that the run was made with (schemas.LABEL_FIXES): the page saves them again, before its own."""
+    value_ranges: ValueRanges = PER_FILE
+    """Of the training data."""
 
 
 def write(review: Review, path: Path, embed: bool, num_workers: int | None) -> Path:
@@ -59,7 +63,8 @@ def write(review: Review, path: Path, embed: bool, num_workers: int | None) -> P
     queries = listed["row"].to_numpy()
     near, cosines = similarity.nearest_neighbours(review.units, queries, np.arange(len(review.units)), NEIGHBOURS)
     neighbours = review.rows.iloc[np.unique(near[near >= 0])]
-    large, small = _pictures(listed["path"].tolist(), neighbours["path"].tolist(), embed, num_workers)
+    uri = partial(_data_uri, ranges=review.value_ranges) if embed else None
+    large, small = _pictures(listed["path"].tolist(), neighbours["path"].tolist(), uri, num_workers)
     place_of = {row: place for place, row in enumerate(neighbours.index)}
     items = [
         {
@@ -109,19 +114,22 @@ def render(data: dict[str, Any], embed: bool) -> str:
     return template.render(policy=policy, script=script, style=style, run=data["run"], data=data)
 
 
-def _pictures(large: list[str], small: list[str], embed: bool, num_workers: int | None) -> tuple[list[str], list[str]]:
-    """A URI for each path; the large pictures share the part of PAGE_BYTES that the small ones leave."""
-    if not embed:
+def _pictures(
+    large: list[str], small: list[str], uri: Callable[..., str] | None, num_workers: int | None
+) -> tuple[list[str], list[str]]:
+    """A URI for each path; the large pictures share the part of PAGE_BYTES that the small ones leave. `uri` embeds a
+    photo (see `_data_uri`); without it, pages link to the files."""
+    if uri is None:
         return [Path(name).as_uri() for name in large], [Path(name).as_uri() for name in small]
     with ThreadPoolExecutor(num_workers or cpu_count(), "review") as pool:
-        near = list(pool.map(lambda name: _data_uri(name, NEIGHBOUR_SIDES, NEIGHBOUR_BYTES), small))
+        near = list(pool.map(lambda name: uri(name, NEIGHBOUR_SIDES, NEIGHBOUR_BYTES), small))
         allowed = (PAGE_BYTES - sum(map(len, near))) // max(1, len(large))
-        return list(pool.map(lambda name: _data_uri(name, SIDES, allowed), large)), near
+        return list(pool.map(lambda name: uri(name, SIDES, allowed), large)), near
 
 
-def _data_uri(path: str, sides: Sequence[int], allowed: int) -> str:
+def _data_uri(path: str, sides: Sequence[int], allowed: int, ranges: ValueRanges) -> str:
     """The photo as WebP, never enlarged, at the first of `sides` that needs at most `allowed` characters."""
-    image = thumbnails.load_thumbnail(path, sides[0])
+    image = thumbnails.load_thumbnail(path, sides[0], ranges)
     uri = ""
     for side in dict.fromkeys(min(side, max(image.size)) for side in sides):
         image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)

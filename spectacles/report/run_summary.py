@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from spectacles.core.results import ValueRanges
 from spectacles.core.run_dir import STAGES, RunDir
 from spectacles.data import schemas
 
@@ -80,6 +81,11 @@ class RunSummary:
     def images(self) -> dict[str, int]:
         """Split -> labelled images."""
         return dict(self.results["dataset"]["images"])
+
+    @property
+    def value_ranges(self) -> ValueRanges:
+        ranges = self.results.get("dataset", {}).get("value_ranges", {})
+        return ValueRanges(**{kind: pair and tuple(pair) for kind, pair in ranges.items()})
 
     @property
     def scored(self) -> Json:

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from PIL import Image
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
-from spectacles.data.images import ImageRejected, decode
+from spectacles.core.results import ValueRanges
+from spectacles.data.images import MAX_PIXELS, ImageRejected, decode
 
 SIDE = 128
 """Pixels of the longer side."""
@@ -25,16 +27,17 @@ class Thumbnail:
     """Why there is none; '' where there is one."""
 
 
-def make(paths: Sequence[str]) -> dict[str, Thumbnail]:
+def make(paths: Sequence[str], ranges: ValueRanges) -> dict[str, Thumbnail]:
     """Path -> thumbnail; for a file that has gone or changed since it was indexed, the reason."""
     with ThreadPoolExecutor(max(1, cpu_count())) as pool:
-        return dict(zip(paths, pool.map(_thumbnail, paths), strict=True))
+        return dict(zip(paths, pool.map(partial(_thumbnail, ranges=ranges), paths), strict=True))
 
 
-def load_thumbnail(path: str, side: int) -> Image.Image:
-    """The photo, its longer side at most `side` pixels. Raises UserError for a file that can no longer be read."""
+def load_thumbnail(path: str, side: int, ranges: ValueRanges) -> Image.Image:
+    """The photo, its longer side at most `side` pixels, black and white where the model has them. Raises UserError for
+    a file that can no longer be read."""
     try:
-        return _shrunk(path, side)
+        return _shrunk(path, side, ranges)
     except ImageRejected as error:
         raise UserError(f"{path} could be read before and cannot be now ({error}): restore the file.") from error
 
@@ -46,14 +49,14 @@ def to_uri(image: Image.Image, quality: int) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _thumbnail(path: str) -> Thumbnail:
+def _thumbnail(path: str, ranges: ValueRanges) -> Thumbnail:
     try:
-        return Thumbnail(to_uri(_shrunk(path, SIDE), quality=72), "")
+        return Thumbnail(to_uri(_shrunk(path, SIDE, ranges), quality=72), "")
     except ImageRejected as error:
         return Thumbnail("", str(error))
 
 
-def _shrunk(path: str, side: int) -> Image.Image:
-    image = decode(Path(path), least_side=side).image
+def _shrunk(path: str, side: int, ranges: ValueRanges) -> Image.Image:
+    image = decode(Path(path), MAX_PIXELS, side, ranges).image
     image.thumbnail((side, side), reducing_gap=2.0)
     return image

@@ -107,23 +107,6 @@ def test_16_bits_are_scaled_to_8(format, dtype):
     assert decoded.conversions == ("16 bits reduced to 8",)
 
 
-def test_32_bits_are_taken_as_16_and_clipped():
-    values = grey([[-5, 0, 257, 257 * 200, 65535, 70000]], "int32")
-    decoded = decode(encoded(values, "TIFF"))
-    assert np.asarray(decoded.image)[0, :, 0].tolist() == [0, 0, 1, 200, 255, 255]
-    assert decoded.conversions == ("32 bits reduced to 8 (taken as 0..65535)",)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [([[-1.0, 0.0, 1.0]], [0, 127, 255]), ([[2.0, 2.0]], [0, 0]), ([[float("nan"), float("inf"), 4.0]], [0, 0, 255])],
-)
-def test_floating_point_is_stretched(values, expected):
-    decoded = decode(encoded(grey(values, "float32"), "TIFF"))
-    assert np.asarray(decoded.image)[0, :, 1].tolist() == expected
-    assert decoded.conversions == ("floating point stretched to 8 bits",)
-
-
 @pytest.mark.parametrize("format", ["PNG", "GIF", "BMP", "TIFF"])
 def test_palette_becomes_its_colours(format):
     flat = blocks().quantize(8)

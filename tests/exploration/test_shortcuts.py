@@ -47,7 +47,7 @@ def indexed(folder: Path, plant: Plant, name: str, quality: int) -> pd.DataFrame
         (plant(image) if planted else image).save(folder / file, quality=quality if planted else 90)
         rows.append((file, "a" if planted else "b", str(folder / file), number))
     index = pd.DataFrame(rows, columns=["file", "label", "path", "cluster"])
-    return pd.concat([index, inspect_files(index["path"].tolist(), 1)], axis=1)
+    return pd.concat([index, inspect_files(index["path"].tolist(), 1)[0]], axis=1)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_properties_are_measured_right(tmp_path):
     (tmp_path / "one.png").write_bytes(buffer.getvalue())
     photo(1).save(tmp_path / "two.jpg")
     index = pd.DataFrame({"file": ["one.png", "two.jpg"], "label": ["a", "b"]})
-    index = pd.concat([index, inspect_files([str(tmp_path / file) for file in index["file"]], 1)], axis=1)
+    index = pd.concat([index, inspect_files([str(tmp_path / file) for file in index["file"]], 1)[0]], axis=1)
     found = {item.name: item.values[0] for item in properties(index)}
     assert found["width"] == 40 and found["height"] == 20 and found["aspect ratio"] == 2
     assert found["size"] == pytest.approx(800 / 1e6)

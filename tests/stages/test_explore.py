@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import dataset
 import explore
 from spectacles.core.config import DatasetConfig, ExploreConfig
 from spectacles.core.errors import UserError
-from spectacles.core.results import ExploreReport
+from spectacles.core.results import PER_FILE, ExploreReport
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data.schemas import DUPLICATE_PAIRS, INDEX, load_index, load_split
 from spectacles.exploration import contact_sheets, statistics
@@ -34,6 +35,10 @@ CHARTS = [
 ]  # fmt: skip
 GALLERIES = ["mean_images.png", "duplicates.png", "outliers.png"]
 SCRATCH = {"no_pretrained": True}
+
+
+def loader(pool: ThreadPoolExecutor) -> contact_sheets.Load:
+    return partial(contact_sheets.thumbnails, pool=pool, ranges=PER_FILE)
 
 
 def photo(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
@@ -191,7 +196,7 @@ def test_the_seed_picks_the_contact_sheet(uniform, tmp_path):
     pictures = []
     with ThreadPoolExecutor(2) as pool:
         for seed in (1, 1, 2):
-            [first, _], _ = contact_sheets.draw_classes(used, 2, seed, pool, tmp_path)
+            [first, _], _ = contact_sheets.draw_classes(used, 2, seed, loader(pool), tmp_path)
             pictures.append(first.read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
 
@@ -225,7 +230,7 @@ def test_pairs_that_leak_come_first_and_say_how_they_were_found(tmp_path, monkey
     shown: list[str] = []
     monkeypatch.setattr(contact_sheets, "image_grid", lambda pictures, captions, path, **_: shown.extend(captions))
     with ThreadPoolExecutor(1) as pool:
-        contact_sheets.draw_pairs(explore.load_pairs(run), 24, pool, tmp_path / "duplicates.png")
+        contact_sheets.draw_pairs(explore.load_pairs(run), 24, loader(pool), tmp_path / "duplicates.png")
     said = [caption.splitlines()[:2] for caption in shown[::2]]
     assert said == [
         ["1a similar (0.971)", "labels differ, across splits"],
