@@ -36,7 +36,7 @@ from spectacles.core.environment import describe_environment
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import safe_name, write_csv, write_json
 from spectacles.core.results import DatasetReport, EvaluateReport, TrainReport
-from spectacles.core.run_dir import RunDir, create_run, find_run
+from spectacles.core.run_dir import RunDir, create_run, find_run, new_run
 from spectacles.data import schemas
 from spectacles.models import recipes
 from spectacles.tracking import tracking
@@ -87,12 +87,7 @@ def _open(config: BenchmarkConfig) -> RunDir:
         raise UserError("--resume needs --run_name: which benchmark is to go on?")
     if config.resume:
         return find_run(config.output_dir, str(config.run_name))
-    name = config.run_name or datetime.now().strftime("benchmark-%Y%m%d-%H%M%S")
-    if (config.output_dir / name / "config.yaml").exists():
-        raise UserError(
-            f"the run {config.output_dir / name} exists: continue it with --resume, or choose another --run_name."
-        )
-    return create_run(config.output_dir, name)
+    return new_run(config.output_dir, config.run_name, datetime.now().strftime("benchmark-%Y%m%d-%H%M%S"))
 
 
 def prepare_data(config: BenchmarkConfig, benchmark: RunDir) -> RunDir | None:

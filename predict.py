@@ -40,7 +40,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ from typing import get_args
 
 from spectacles.core.config import explanation_methods, select
 from spectacles.core.device import prepare_device, resolve_device
-from spectacles.core.fileio import atomic_path
+from spectacles.core.fileio import atomic_path, new_folder
 from spectacles.core.progress import progress
 from spectacles.core.results import DatasetReport, PredictReport
 from spectacles.core.run_dir import LATEST, RunDir, find_run, newest_bundle
@@ -212,7 +212,17 @@ def predict_inputs(arguments: list[str], config: PredictCommand) -> None:
         raise UserError("--worker_cpus goes with --engine ray: leave it out.")
     if is_address(config.output or ""):
         raise UserError(f"--output {config.output} is on another machine: only --engine ray writes there.")
-    output = Path(config.output) if config.output else _new_folder(config) / f"predictions.{config.format}"
+    if config.output:
+        _predict_to(Path(config.output), inputs, bundle, config, shard)
+        return
+    with _new_folder(config) as folder:
+        _predict_to(folder / f"predictions.{config.format}", inputs, bundle, config, shard)
+
+
+def _predict_to(
+    output: Path, inputs: Inputs, bundle: Path, config: PredictCommand, shard: tuple[int, int] | None
+) -> None:
+    """Raises UserError for an output that does not fit."""
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file in it.")
     if output.suffix in (".csv", ".jsonl", ".txt") and output.suffix != f".{config.format}":
@@ -235,13 +245,20 @@ def _predict_on_cluster(inputs: Inputs, bundle: Path, config: PredictCommand) ->
             raise UserError(f"{flag} does not go with --engine ray, which writes Parquet files in parts of its own.")
     from spectacles.inference import ray_backend  # imports pyarrow
 
-    output = config.output or str(_new_folder(config))
-    for line in _summary(*ray_backend.predict(inputs, bundle, config, output), [output]):
-        log.info(line)
+    with nullcontext(config.output) if config.output else _new_folder(config) as output:
+        for line in _summary(*ray_backend.predict(inputs, bundle, config, str(output)), [str(output)]):
+            log.info(line)
 
 
-def _new_folder(config: PredictCommand) -> Path:
-    return config.output_dir / f"predictions-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+@contextmanager
+def _new_folder(config: PredictCommand) -> Iterator[Path]:
+    """Of this command alone, whatever else runs in the same second; removed where nothing was written into it."""
+    folder = new_folder(config.output_dir, datetime.now().strftime("predictions-%Y%m%d-%H%M%S"))
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def _bundle_of(config: PredictCommand) -> Path:
@@ -252,15 +269,16 @@ def _bundle_of(config: PredictCommand) -> Path:
 def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
     device = prepare_device(resolve_device(config.device))
     predictor = Predictor(bundle, device, 1, config.engine, 1, config.prior)
-    output = _new_folder(config) / "predictions.csv"
-    [(outcome, overlay)] = explained(predictor.predict([locate(inputs.paths[0])], 1), inputs, predictor, config, output)
+    with _new_folder(config) if config.explain else nullcontext(Path()) as folder:
+        predicted = predictor.predict([locate(inputs.paths[0])], 1)
+        [(outcome, overlay)] = explained(predicted, inputs, predictor, config, folder / "predictions.csv")
     if outcome.reason:
         raise UserError(f"{inputs.names[0]} was rejected: {outcome.reason}.")
     ranked = prediction_rows.ranked(outcome, predictor.info, max(1, config.top_k))
     labels = ", ".join(f"{label} ({probability:.1%})" for label, probability in ranked)
     print(f"{inputs.names[0]}: {labels}{ABSTAINED[outcome.abstain_reason] if outcome.abstain_reason else ''}")
     if overlay:
-        print(f"saliency map: {output.parent / overlay}")
+        print(f"saliency map: {folder / overlay}")
 
 
 def main(given: tuple[list[str], PredictCommand]) -> None:

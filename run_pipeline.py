@@ -29,7 +29,7 @@ from spectacles.core.config import (
 )
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport
-from spectacles.core.run_dir import LATEST, STAGES, RunDir, create_run, find_run
+from spectacles.core.run_dir import LATEST, STAGES, RunDir, find_run, new_run
 from spectacles.tracking import tracking
 
 log = logging.getLogger("spectacles")
@@ -126,12 +126,7 @@ def _open(config: PipelineConfig, chosen: list[str]) -> RunDir:
     """A new folder when the run starts with the data set; otherwise the named (or latest) one goes on."""
     if not _begins(config, chosen):
         return find_run(config.output_dir, config.run_name or LATEST)
-    name = config.run_name or cli.new_name(config)
-    if (config.output_dir / name / "config.yaml").exists():
-        raise UserError(
-            f"the run {config.output_dir / name} exists: continue it with --resume, or choose another --run_name."
-        )
-    return create_run(config.output_dir, name)
+    return new_run(config.output_dir, config.run_name, cli.new_name(config))
 
 
 def _has_test_data(run_dir: RunDir) -> bool:
@@ -145,10 +140,10 @@ def _announce(run_dir: RunDir) -> None:
     output_dir, bundle = shlex.quote(str(run_dir.output_dir)), shlex.quote(str(run_dir.bundle))
     script, folder = shlex.quote(str(here / "predict.py")), shlex.quote(str(here))
     log.info("")
-    log.info("report      %s", run_dir.report)
+    log.info("report      %s", shlex.quote(str(run_dir.report)))
     review = run_dir.path / "error_analysis" / "review.html"
     if review.is_file():
-        log.info("review      %s", review)
+        log.info("review      %s", shlex.quote(str(review)))
     log.info("runs        %s", tracking.where_to_look(run_dir))
     if run_dir.bundle.is_dir():
         name = shlex.quote(run_dir.name)

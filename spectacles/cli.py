@@ -26,7 +26,7 @@ from spectacles.core.environment import describe_environment
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import check_writable, safe_name, sweep, write_json
 from spectacles.core.results import Report as StageReport
-from spectacles.core.run_dir import LATEST, RunDir, create_run, find_run, point_latest
+from spectacles.core.run_dir import LATEST, RunDir, create_run, find_run, new_run, point_latest
 from spectacles.tracking import tracking
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -217,7 +217,11 @@ def preview(args: Sequence[str]) -> argparse.Namespace:
 def open_run(config: RunConfig, makes_run: bool) -> RunDir:
     """A stage that makes runs gets a new folder unless one is named; the others work on the named or latest run."""
     if makes_run:
-        return create_run(config.output_dir, config.run_name or new_name(config))
+        return (
+            create_run(config.output_dir, config.run_name)
+            if config.run_name
+            else new_run(config.output_dir, None, new_name(config))
+        )
     return find_run(config.output_dir, config.run_name or LATEST)
 
 

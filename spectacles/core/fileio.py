@@ -7,7 +7,8 @@ import platform
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,17 @@ def safe_name(text: str) -> str:
     At most 60 characters. Different names may become the same: where that matters, number the files.
     """
     return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.-")[:60] or "unnamed"
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Makes a folder that no other command has: `name`, or name-2, name-3, ... where that exists. Raises OSError."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("unreachable")
 
 
 def check_writable(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """Every path under outputs/<run>, and the done-markers that let a run resume."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import yaml
 
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import atomic_write
+from spectacles.core.fileio import atomic_write, new_folder
 from spectacles.core.results import RecordT, from_json, to_json
 
 STAGES = ("dataset", "explore", "train", "evaluate", "error_analysis", "predict")
@@ -22,6 +24,8 @@ STALE_AFTER = {
 """Running a stage again (the key) makes the results of these stages out of date."""
 
 LATEST = "latest"
+RESERVED = (LATEST, "cache", "mlartifacts", "mlflow.db")
+"""What an output folder holds besides runs."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +149,50 @@ class RunDir:
 
 def create_run(output_dir: Path, run_name: str) -> RunDir:
     """Makes (or reopens) outputs/<run_name>. `latest` moves there once its data are indexed: see point_latest."""
-    if not re.fullmatch(r"[\w][\w.\- ]*", run_name) or run_name in (LATEST, "cache", "mlartifacts"):
-        raise UserError(f"--run_name {run_name!r} cannot name a folder: use letters, digits, '-', '_' and '.'.")
-    path = output_dir / run_name
+    _check_names(output_dir, run_name)
+    with _explained(output_dir):
+        (output_dir / run_name).mkdir(parents=True, exist_ok=True)
+    return RunDir((output_dir / run_name).absolute())
+
+
+def new_run(output_dir: Path, run_name: str | None, default: str) -> RunDir:
+    """A folder that no other command works in: `run_name`, else `default`, with a number where that is taken. Raises
+    UserError where a run of that name exists."""
+    _check_names(output_dir, run_name or default)
+    with _explained(output_dir):
+        if run_name is None:
+            return RunDir(new_folder(output_dir, default).absolute())
+        output_dir.mkdir(parents=True, exist_ok=True)
+        path = output_dir / run_name
+        try:
+            path.mkdir()
+        except FileExistsError:
+            raise UserError(
+                f"the run {path} exists: continue it with --resume, or choose another --run_name."
+            ) from None
+    return RunDir(path.absolute())
+
+
+def _check_names(output_dir: Path, run_name: str) -> None:
+    """Raises UserError for what cannot be a folder of its own inside the output folder, or cannot be written as text."""
+    usable = run_name.isprintable() and run_name == run_name.strip() and not re.search(r"[/\\]|^[.-]|^$", run_name)
+    if not usable or run_name in RESERVED:
+        raise UserError(
+            f"--run_name {run_name!r} cannot name a folder of a run: use another name, without slashes, and not "
+            f"beginning with a dot or a hyphen; {', '.join(RESERVED)} are taken."
+        )
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        str(output_dir.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"--output_dir {str(output_dir)!r} is not UTF-8 text: rename the folder.") from None
+
+
+@contextmanager
+def _explained(output_dir: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"cannot write under --output_dir {output_dir}: {error}.") from error
-    return RunDir(path.absolute())
 
 
 def point_latest(run_dir: RunDir) -> None:

@@ -31,12 +31,17 @@ def destination() -> str:
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     scheme, separator, path = given.partition(":///")
     if scheme == "sqlite" and separator and not path.startswith("/"):
-        return f"sqlite:///{Path(path).absolute().as_posix()}"  # the next command may stand in another folder
+        return f"sqlite:///{_in_url(Path().absolute())}/{path}"  # the next command may stand in another folder
     return given
 
 
 def address(to: str, output_dir: Path) -> str:
-    return to or f"sqlite:///{(output_dir / 'mlflow.db').absolute().as_posix()}"
+    return to or f"sqlite:///{_in_url((output_dir / 'mlflow.db').absolute())}"
+
+
+def _in_url(path: Path) -> str:
+    """SQLAlchemy takes what follows a question mark as options, and decodes percent signs."""
+    return path.as_posix().replace("%", "%25").replace("?", "%3F").replace("#", "%23")
 
 
 def now() -> int:

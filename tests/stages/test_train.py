@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from pictures import encoded, noise
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -25,6 +26,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
 from spectacles.data.images import decode
+from spectacles.data.preprocessing import decode_one
 from spectacles.data.schemas import load_split
 from spectacles.metrics import calibration
 from spectacles.models import backbones, bn_folding, linear_probe
@@ -421,3 +423,22 @@ def test_fp16_resumes_a_run_that_had_no_loss_scaler(
     saved = checkpoint.load_newest(run.folder("train"))
     assert saved is not None and saved.values["scaler"]["scale"] > 1
     assert train.run(replace(TINY, resume=True), run).epochs_run == TINY.epochs
+
+
+def test_the_bundle_carries_the_value_range_of_files_with_10_bits_in_16(tmp_path: Path) -> None:
+    for number in range(24):
+        path = tmp_path / "photos" / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        levels = np.asarray(noise(number).convert("L")).astype(np.uint16)
+        Image.fromarray(levels * 4 // (1 + number % 2)).save(path)
+    run = create_run(tmp_path, "run")
+    data = dataset.run(DatasetConfig(image_dir=tmp_path / "photos", no_pretrained=True), run)
+    assert (data.value_ranges.integer, data.row_accounting.converted) == ((0, 1023), 24)
+    assert "24 images in files of 16 or 32 bits: 0 to 1023 become black to white" in data.summary
+    run.save_result("dataset", data)
+    train.run(replace(TINY, epochs=1, head_epochs=0), run.for_stage("train"))
+    assert read_bundle_info(run.bundle)[0].preprocessing.value_ranges == data.value_ranges
+    rows = load_split(run.for_stage("evaluate"), "val")
+    [(path, brightness), *_] = zip(rows["path"], rows["brightness"], strict=True)
+    decoded = decode_one(Path(path), read_bundle_info(run.bundle)[0].preprocessing)
+    assert decoded.pixels is not None and decoded.pixels.mean() == pytest.approx(brightness, abs=2)
