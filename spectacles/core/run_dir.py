@@ -174,7 +174,7 @@ def new_run(output_dir: Path, run_name: str | None, default: str) -> RunDir:
 
 
 def _check_names(output_dir: Path, run_name: str) -> None:
-    """Raises UserError for what cannot be a folder of its own inside the output folder, or cannot be written as text."""
+    """Raises UserError for a name that cannot be a folder inside the output folder, or cannot be written as text."""
     usable = run_name.isprintable() and run_name == run_name.strip() and not re.search(r"[/\\]|^[.-]|^$", run_name)
     if not usable or run_name in RESERVED:
         raise UserError(

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from spectacles.core.results import (
     from_json,
     to_json,
 )
-from spectacles.core.run_dir import STAGES, RunDir, create_run, find_run, point_latest
+from spectacles.core.run_dir import STAGES, RunDir, create_run, find_run, new_run, point_latest
 
 COMMON = {"summary": ["it went well"], "metrics": {"accuracy": 0.5, "roc_auc": None}, "artifacts": ["a/b.png"]}
 ACCOUNTING = RowAccounting(rows=3, used=1, converted=1, rejected=1, conversions={"x": 1}, rejections={"ü \n": 1})
@@ -132,6 +133,39 @@ def test_a_name_that_is_no_folder_is_rejected(tmp_path, name):
     with pytest.raises(UserError, match="--run_name"):
         create_run(tmp_path / "outputs", name)
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("name", ["a b 100% #1?x=u", "größe 日本", 'it\'s "so"; $(x) & <b>', "[a]*{b}~", "50%25"])
+def test_any_characters_work_in_a_name(tmp_path, name):
+    made = create_run(tmp_path / name, name)
+    made.write_config({"seed": 1})
+    point_latest(made)
+    assert find_run(tmp_path / name, "latest") == find_run(tmp_path / name, name) == made
+    assert made.load_config() == {"seed": 1}
+
+
+def test_an_output_folder_that_is_no_text_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"--output_dir .* is not UTF-8 text"):
+        create_run(tmp_path / "\udce9", "one")
+
+
+def test_every_new_run_has_a_folder_of_its_own(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: new_run(tmp_path / "outputs", None, "20260101-000000"), range(24)))
+    assert {run.name for run in made} == {"20260101-000000", *(f"20260101-000000-{number}" for number in range(2, 25))}
+
+
+def test_one_of_two_new_runs_of_the_same_name_is_rejected(tmp_path):
+    def outcome(_: int) -> str:
+        try:
+            return new_run(tmp_path, "mine", "unused").name
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(outcome, range(8)))
+    assert outcomes.count("mine") == 1
+    assert sum("exists: continue it with --resume" in text for text in outcomes) == 7
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path):

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -46,6 +47,20 @@ def test_a_single_unreadable_image_is_rejected_with_its_reason(finished: Finishe
     done = predict(finished, photos / "ünï 10.jpg")
     assert done.returncode == 2
     assert "truncated" in done.stderr
+
+
+def test_commands_of_the_same_second_keep_each_others_predictions(
+    finished: Finished, photos: Path, tmp_path: Path
+) -> None:
+    now = datetime.now()
+    for seconds in range(600):  # another command's, at whichever second this one begins
+        name = (now + timedelta(seconds=seconds)).strftime("predictions-%Y%m%d-%H%M%S")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "predictions.csv").write_text("theirs")
+    assert predict(finished, photos, "--output_dir", tmp_path).returncode == 0
+    [ours] = tmp_path.glob("predictions-*-*-2/predictions.csv")
+    assert len(pd.read_csv(ours)) == 4
+    assert {path.read_text() for path in tmp_path.glob("*/predictions.csv") if path != ours} == {"theirs"}
 
 
 def test_a_folder_gives_a_row_for_every_file(finished: Finished, photos: Path, tmp_path: Path) -> None:

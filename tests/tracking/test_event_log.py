@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from spectacles.core.run_dir import create_run
 from spectacles.tracking import event_log, tracking
@@ -69,6 +70,12 @@ def test_a_database_in_this_folder_is_found_from_another(tmp_path: Path, monkeyp
     assert event_log.destination() == "http://server:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracking.uri(tmp_path / "outputs") == f"sqlite:///{tmp_path}/outputs/mlflow.db"
+
+
+@pytest.mark.parametrize("name", ["a b 100% #1?x=u", "50%25+ü", "a?b=c&d", "it's;{x}"])
+def test_the_database_is_inside_an_output_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    database = make_url(tracking.uri(tmp_path / name)).database
+    assert database == str(tmp_path / name / "mlflow.db")
 
 
 def test_a_full_disk_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
