@@ -29,7 +29,8 @@ from spectacles.core.config import (
 )
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport
-from spectacles.core.run_dir import LATEST, STAGES, RunDir, find_run, new_run
+from spectacles.core.run_dir import LATEST, STAGES, STALE_AFTER, RunDir, find_run, new_run
+from spectacles.core.setting_changes import changes, recorded
 from spectacles.tracking import tracking
 
 log = logging.getLogger("spectacles")
@@ -56,24 +57,78 @@ def run(config: PipelineConfig) -> RunDir:
         from spectacles.data import label_corrections
 
         config = replace(config, label_fixes=label_corrections.copy_fixes(config.label_fixes, run_dir))
+    config = _with_fixes_of(run_dir, config)
+    again = _stages_to_repeat(config, chosen, run_dir)
+    to_run = stages_to_run(config, chosen, again, run_dir)
+    used = settings_of(config, to_run)
     # Whole and at once: a stage that a crash keeps from starting is resumed with its settings too.
     settings = run_dir.load_config()
-    run_dir.write_config({**settings, **to_plain(config)})
+    run_dir.write_config({**settings, **used})
     with _settings_restored_if_rejected(run_dir, settings), tracking.parent_run(run_dir, before):
-        tracking.log_params(to_plain(config))
+        tracking.log_params(used)
         for stage in chosen:
-            if config.resume and run_dir.done(stage):
+            if stage not in to_run:
                 log.info("[%s] already finished", stage)
                 continue
             if stage == "predict" and not _has_test_data(run_dir):
                 log.info("[predict] skipped: there is no test data")
                 continue
-            cli.execute(stage, import_module(stage).run, select(config, TABLE[stage]), run_dir)
+            anew = replace(config, resume=config.resume and stage not in again)
+            cli.execute(stage, import_module(stage).run, select(anew, TABLE[stage]), run_dir)
         cli.publish(run_dir)
     _announce(run_dir)
     if config.label_fixes is not None:
         _announce_difference(run_dir)
     return run_dir
+
+
+def settings_of(config: PipelineConfig, stages: Sequence[str]) -> dict[str, Any]:
+    """What `stages` use: nothing else is recorded."""
+    return recorded({name: value for stage in stages for name, value in to_plain(select(config, TABLE[stage])).items()})
+
+
+def stages_to_run(config: PipelineConfig, chosen: list[str], again: set[str], run_dir: RunDir) -> list[str]:
+    """All that are chosen; with --resume those that have not finished, those in `again`, and those built on them."""
+    to_run: list[str] = []
+    for stage in chosen:
+        stale = any(stage in STALE_AFTER.get(earlier, ()) for earlier in to_run)
+        if not config.resume or stage in again or stale or not run_dir.done(stage):
+            to_run.append(stage)
+    return to_run
+
+
+def _stages_to_repeat(config: PipelineConfig, chosen: list[str], run_dir: RunDir) -> set[str]:
+    """With --rerun: chosen stages that have finished with other settings than this command gives. Raises UserError for
+    settings that would not be used: the stage they belong to has finished."""
+    if config.rerun and not config.resume:
+        raise UserError("--rerun goes with --resume: add it, or name the --stages to run again.")
+    default, plain = run_dir.load_config(), to_plain(config)
+    used = settings_of(config, stages_to_run(config, chosen, set(), run_dir))
+    again, sentences = set(), []
+    for stage in filter(run_dir.done, STAGES):
+        if stage in chosen and not config.resume:
+            continue
+        now = {name: plain[name] for name in settings_of(config, [stage])}
+        changed = changes(stage, now, run_dir.load_config(stage), default, () if stage in chosen else used)
+        if changed and stage in chosen and config.rerun:
+            again.add(stage)
+        elif changed:
+            sentences.append(f"{stage} has finished, and {'; '.join(changed)}")
+    if sentences:
+        raise UserError(
+            f"{'. '.join(sentences)}. Add --resume --rerun to run {'it' if len(sentences) == 1 else 'them'} again, or "
+            "leave the changes out."
+        )
+    return again
+
+
+def _with_fixes_of(run_dir: RunDir, config: PipelineConfig) -> PipelineConfig:
+    """A resumed run keeps its own copy of --label_fixes where the same file is given again."""
+    copy = run_dir.load_config().get("label_fixes")
+    if not copy or config.label_fixes is None or not (Path(copy).is_file() and config.label_fixes.is_file()):
+        return config
+    same = Path(copy).read_bytes() == config.label_fixes.read_bytes()
+    return replace(config, label_fixes=Path(copy)) if same else config
 
 
 @contextmanager
@@ -94,7 +149,9 @@ def parse(arguments: Sequence[str]) -> PipelineConfig:
     def parsed(defaults: dict[str, Any]) -> PipelineConfig:
         return cli.parse(PipelineConfig, arguments, __doc__ or "", defaults)
 
-    config = parsed(cli.run_defaults(arguments, reopen="--resume" in arguments))
+    target = cli.preview(arguments)
+    reopen = target.resume or "dataset" not in choose_stages(str(target.stages))
+    config = parsed(cli.run_defaults(arguments, reopen))
     before = _run_before(config)
     return config if before is None else parsed(before.load_config() | {"compare": before.name})
 

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from datetime import datetime
 from importlib import import_module
@@ -27,6 +27,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.fileio import check_writable, safe_name, sweep, write_json
 from spectacles.core.results import Report as StageReport
 from spectacles.core.run_dir import LATEST, RunDir, create_run, find_run, new_run, point_latest
+from spectacles.core.setting_changes import ONE_COMMAND, changes, recorded
 from spectacles.tracking import tracking
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -41,8 +42,8 @@ CONTROLS = {"config", "print_config", "__default_config__"}
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "text"}
 
-NOT_INHERITED = {"output_dir", "run_name", "resume", "stages"}
-"""Settings of one command: the next one does not take them from the run's saved config."""
+TARGET = {"output_dir": "outputs", "run_name": None, "resume": False, "stages": "all"}
+"""Settings that say which saved settings are the defaults of the others."""
 
 
 def start(script: str, parse: Callable[[list[str]], Any]) -> NoReturn:
@@ -64,6 +65,7 @@ def main(stage: str, config_class: type[RunConfig], description: str | None) -> 
             distributed.require_single_process(f"{stage}.py")
         run_dir = open_run(config, makes_run=stage == "dataset")
         if getattr(config, "resume", False) and run_dir.done(stage):
+            require_unchanged(stage, to_plain(config), run_dir)
             log.info("[%s] already finished in %s; without --resume it starts anew", stage, run_dir.path)
             sys.exit()
         run: Run = import_module(stage).run
@@ -73,6 +75,15 @@ def main(stage: str, config_class: type[RunConfig], description: str | None) -> 
             log.setLevel(logging.WARNING)
             run(config, run_dir.for_stage(stage))
     sys.exit()
+
+
+def require_unchanged(stage: str, settings: dict[str, Any], run_dir: RunDir) -> None:
+    """Raises UserError where the stage has finished with other settings than a command gives now."""
+    if changed := changes(stage, settings, run_dir.load_config(stage), run_dir.load_config()):
+        raise UserError(
+            f"{stage} has finished with other settings: {'; '.join(changed)}. Leave --resume out to run it anew, or the "
+            "changes to keep it."
+        )
 
 
 def run_alone(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> None:
@@ -157,7 +168,7 @@ def parse_namespace(
     parser: ArgumentParser, config_class: type, args: Sequence[str], defaults: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Raises UserError for a flag, variable or file that cannot be read as settings."""
-    known = {field.name for field in fields(config_class)} - NOT_INHERITED
+    known = {field.name for field in fields(config_class)} - set(ONE_COMMAND)
     parser.set_defaults({key: value for key, value in (defaults or {}).items() if key in known})
     # Config files are read as defaults, so that variables and flags win wherever --config stands.
     parser.default_config_files = preview(args).config
@@ -187,31 +198,34 @@ def _parse_error(message: str, config_class: type) -> str:
 
 
 def run_defaults(args: Sequence[str], reopen: bool = True) -> dict[str, Any]:
-    """The saved config of the run folder that `args` point at; empty where there is none yet."""
+    """The saved config of the run folder that flags, variables or config files point at; empty where there is none."""
     known = preview(args)
-    reopen = reopen or (known.stages != "all" and "dataset" not in known.stages)
-    in_files: dict[str, Any] = {}
+    name = known.run_name or (LATEST if reopen else None)
     try:
-        for file in known.config:
-            in_files |= yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
-        return {}  # the full parse reports what is wrong with the file
-    name = known.run_name or in_files.get("run_name") or (LATEST if reopen else None)
-    output_dir = known.output_dir or in_files.get("output_dir") or "outputs"
-    try:
-        return find_run(Path(output_dir), name).load_config() if name else {}
+        return find_run(Path(known.output_dir), name).load_config() if name else {}
     except UserError:
         return {}
 
 
 def preview(args: Sequence[str]) -> argparse.Namespace:
-    """Which config files and which run the arguments name: the full parse takes its defaults from there."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", action="append", default=[])
-    parser.add_argument("--output_dir", default=os.environ.get("SPECTACLES_OUTPUT_DIR"))
-    parser.add_argument("--run_name", default=os.environ.get("SPECTACLES_RUN_NAME"))
-    parser.add_argument("--stages", default="all")
-    return parser.parse_known_args(list(args))[0]
+    """Which config files, which run and which stages are meant, by flags, variables or config files, in this order: the
+    full parse takes its defaults from there, and reports what is wrong with them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", action="append")
+    parser.add_argument("--resume", action="store_true")
+    for name in ("output_dir", "run_name", "stages"):
+        parser.add_argument(f"--{name}")
+    flags = vars(parser.parse_known_args(list(args))[0])
+    variables = {name: os.environ[variable] for name in ("config", *TARGET)
+                 if (variable := f"SPECTACLES_{name.upper()}") in os.environ}  # fmt: skip
+    files = flags.get("config") or [variables[name] for name in ("config",) if name in variables]
+    in_files: dict[str, Any] = {}
+    with suppress(OSError, ValueError, TypeError, yaml.YAMLError):
+        for file in files:
+            in_files |= yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    values = {**TARGET, **{name: in_files[name] for name in TARGET if name in in_files}, **variables, **flags}
+    values["resume"] = str(values["resume"]).lower() == "true"
+    return argparse.Namespace(**{**values, "config": files})
 
 
 def open_run(config: RunConfig, makes_run: bool) -> RunDir:
@@ -242,14 +256,18 @@ def new_name(config: RunConfig) -> str:
 def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageReport:
     """One stage from start to done-marker: its config saved, its run tracked, its log kept, its result written last."""
     run_dir = run_dir.for_stage(stage)
-    with log_to(run_dir.log), tracking.parent_run(run_dir), tracking.stage_run(run_dir, stage, to_plain(config)):
+    with (
+        log_to(run_dir.log),
+        tracking.parent_run(run_dir),
+        tracking.stage_run(run_dir, stage, recorded(to_plain(config))),
+    ):
         log.info("[%s] %s", stage, run_dir.path)
         for folder in (run_dir.path, run_dir.cache):
             check_writable(folder)
             sweep(folder)
         run_dir.begin(stage)
         before = run_dir.load_config()
-        run_dir.save_config(stage, to_plain(config))
+        run_dir.save_config(stage, recorded(to_plain(config)))
         write_json(run_dir.environment, describe_environment(config.seed, _device(config, run_dir)))
         started = time.monotonic()
         try:

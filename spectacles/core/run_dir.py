@@ -143,8 +143,14 @@ class RunDir:
     def write_config(self, values: dict[str, Any]) -> None:
         atomic_write(self.config, yaml.safe_dump(values, sort_keys=False))
 
-    def load_config(self) -> dict[str, Any]:
-        return (yaml.safe_load(self.config.read_text(encoding="utf-8")) or {}) if self.config.is_file() else {}
+    def load_config(self, stage: str = "") -> dict[str, Any]:
+        """Of the run, which every command merges its settings into; or what a stage was last run with."""
+        path = self.path / stage / "config.yaml"
+        return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+    def trained_config(self) -> dict[str, Any]:
+        """The run's settings, but those of training as the model was trained with them, whatever ran later."""
+        return self.load_config() | (self.load_config("train") if self.done("train") else {})
 
 
 def create_run(output_dir: Path, run_name: str) -> RunDir:

@@ -35,7 +35,7 @@ def frozen_backbone(config: ModelConfig) -> tuple[nn.Module, Preprocessing]:
 def frozen_backbone_of_run(run_dir: RunDir, info: BundleInfo) -> nn.Module | None:
     """The backbone that the training of the run started from; None where its weights were random. Raises UserError
     where its weights are not available."""
-    config = run_dir.load_config()
+    config = run_dir.trained_config()
     if config.get("no_pretrained"):
         return None
     weights = Path(config["weights"]) if config.get("weights") else None

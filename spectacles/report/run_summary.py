@@ -101,7 +101,7 @@ def read(run_dir: RunDir) -> RunSummary:
     def table_of(schema: schemas.Schema, stage: str, name: str) -> pd.DataFrame:
         return schema.read_text(run_dir.path / stage / name) if stage in results else schema.empty()
 
-    config = run_dir.load_config()
+    config = run_dir.trained_config()
     groups = json_of("evaluate", "slices.json")
     return RunSummary(
         results=results,

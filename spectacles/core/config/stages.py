@@ -125,6 +125,8 @@ class PredictCommand(PredictConfig, FileNameConfig):
 class PipelineConfig(DatasetConfig, ExploreConfig, TrainConfig, EvaluateConfig, ErrorAnalysisConfig, PredictConfig):
     stages: str = "all"
     """Stages to run, separated by commas, for example dataset,explore; always in the pipeline's order."""
+    rerun: bool = False
+    """With --resume: run stages again that have finished with other settings, and those built on them."""
 
 
 @dataclass(frozen=True)
