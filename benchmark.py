@@ -37,6 +37,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.fileio import safe_name, write_csv, write_json
 from spectacles.core.results import DatasetReport, EvaluateReport, TrainReport
 from spectacles.core.run_dir import RunDir, create_run, find_run, new_run
+from spectacles.core.setting_changes import changes, recorded
 from spectacles.data import schemas
 from spectacles.models import recipes
 from spectacles.tracking import tracking
@@ -56,7 +57,9 @@ def run(config: BenchmarkConfig) -> RunDir:
     names = backbone_names(config)
     cli.check_device(config)
     benchmark = _open(config)
-    benchmark.write_config(to_plain(config))
+    if changed := changes("benchmark", to_plain(config), benchmark.load_config(), {}):
+        raise UserError(f"{benchmark.path} was begun otherwise: {'; '.join(changed)}. Begin another benchmark.")
+    benchmark.write_config(recorded(to_plain(config)))
     device = str(resolve_device(config.device))
     write_json(benchmark.environment, describe_environment(config.seed, device))
     with cli.log_to(benchmark.log), tracking.parent_run(benchmark):

@@ -116,8 +116,8 @@ def _stages_to_repeat(config: PipelineConfig, chosen: list[str], run_dir: RunDir
             sentences.append(f"{stage} has finished, and {'; '.join(changed)}")
     if sentences:
         raise UserError(
-            f"{'. '.join(sentences)}. Add --resume --rerun to run {'it' if len(sentences) == 1 else 'them'} again, or "
-            "leave the changes out."
+            f"{'. '.join(sentences)}. To run {'it' if len(sentences) == 1 else 'them'} again, add --rerun to --resume; "
+            "else leave the changes out."
         )
     return again
 

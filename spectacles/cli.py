@@ -81,8 +81,8 @@ def require_unchanged(stage: str, settings: dict[str, Any], run_dir: RunDir) -> 
     """Raises UserError where the stage has finished with other settings than a command gives now."""
     if changed := changes(stage, settings, run_dir.load_config(stage), run_dir.load_config()):
         raise UserError(
-            f"{stage} has finished with other settings: {'; '.join(changed)}. Leave --resume out to run it anew, or the "
-            "changes to keep it."
+            f"{stage} has finished, and {'; '.join(changed)}. Leave --resume out to run it anew, or the changes to keep "
+            "it."
         )
 
 
@@ -256,18 +256,15 @@ def new_name(config: RunConfig) -> str:
 def execute(stage: str, run: Run, config: RunConfig, run_dir: RunDir) -> StageReport:
     """One stage from start to done-marker: its config saved, its run tracked, its log kept, its result written last."""
     run_dir = run_dir.for_stage(stage)
-    with (
-        log_to(run_dir.log),
-        tracking.parent_run(run_dir),
-        tracking.stage_run(run_dir, stage, recorded(to_plain(config))),
-    ):
+    settings = recorded(to_plain(config))
+    with log_to(run_dir.log), tracking.parent_run(run_dir), tracking.stage_run(run_dir, stage, settings):
         log.info("[%s] %s", stage, run_dir.path)
         for folder in (run_dir.path, run_dir.cache):
             check_writable(folder)
             sweep(folder)
         run_dir.begin(stage)
         before = run_dir.load_config()
-        run_dir.save_config(stage, recorded(to_plain(config)))
+        run_dir.save_config(stage, settings)
         write_json(run_dir.environment, describe_environment(config.seed, _device(config, run_dir)))
         started = time.monotonic()
         try:

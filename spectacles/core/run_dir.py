@@ -12,6 +12,7 @@ import yaml
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_write, new_folder
 from spectacles.core.results import RecordT, from_json, to_json
+from spectacles.core.setting_changes import NO_INFLUENCE, NO_INFLUENCE_ON
 
 STAGES = ("dataset", "explore", "train", "evaluate", "error_analysis", "predict")
 """In running order. A stage's folder and script bear its name."""
@@ -149,8 +150,10 @@ class RunDir:
         return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
 
     def trained_config(self) -> dict[str, Any]:
-        """The run's settings, but those of training as the model was trained with them, whatever ran later."""
-        return self.load_config() | (self.load_config("train") if self.done("train") else {})
+        """The run's settings, but what the model depends on as it was trained with, whatever ran later."""
+        trained = self.load_config("train") if self.done("train") else {}
+        ignored = NO_INFLUENCE | NO_INFLUENCE_ON["train"]
+        return self.load_config() | {name: value for name, value in trained.items() if name not in ignored}
 
 
 def create_run(output_dir: Path, run_name: str) -> RunDir:

@@ -24,6 +24,8 @@ EXPERIMENT = "spectacles"
 PARENT = "mlflow.parentRunId"
 """MLflow's own tag, by which its pages nest runs."""
 KEY = "spectacles.run_key"
+CHANGED = "changed."
+"""Before the name of a parameter that was given anew in a run that goes on: MLflow keeps its first value for ever."""
 BATCH, MAX_PARAMS = 500, 100
 """What fits one request: MLflow takes 1,000 metrics and 100 parameters."""
 REJECTIONS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
@@ -156,11 +158,14 @@ def _id(store: Store, events: list[Event]) -> str:
 
 
 def _params(store: Store, events: list[Event], run_dir: RunDir) -> None:
-    from mlflow.entities import Param
+    from mlflow.entities import Param, RunTag
 
     run_id, [event] = _id(store, events), events
     known = store.client.get_run(run_id).data.params
     params = [Param(name, value) for name, value in event["values"].items() if name not in known]
+    changed = {name: value for name, value in event["values"].items() if known.get(name, value) != value}
+    if changed:
+        store.client.log_batch(run_id, tags=[RunTag(f"{CHANGED}{name}", value) for name, value in changed.items()])
     for start in range(0, len(params), MAX_PARAMS):
         store.client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
 

@@ -162,7 +162,7 @@ def child_run(name: str) -> Iterator[None]:
 
 
 def log_params(params: dict[str, Any]) -> None:
-    """MLflow never changes a parameter: in a run that is continued, the first value stays."""
+    """MLflow never changes a parameter: in a run that is continued the first value stays, and a tag has the new one."""
     _note("params", values={key: str(value)[:MAX_PARAM] for key, value in params.items()})
 
 

@@ -128,6 +128,38 @@ def test_resuming_once_is_not_resuming_for_ever(tmp_path):
     assert parse(*where, defaults=cli.run_defaults(where)).resume is False
 
 
+@pytest.mark.parametrize("source", ["flag", "variable", "file", "file named by a variable"])
+@pytest.mark.parametrize(("name", "value"), [("resume", "true"), ("stages", "train,evaluate")])
+def test_a_run_that_goes_on_keeps_its_settings_wherever_that_is_said(tmp_path, monkeypatch, source, name, value):
+    run = create_run(tmp_path, "x")
+    run.write_config({"lr": 0.5, "val_fraction": 0.3})
+    point_latest(run)
+    arguments, file = ["--output_dir", str(tmp_path)], tmp_path / "settings.yaml"
+    file.write_text(f"{name}: {value}\n")
+    if source == "flag":
+        arguments += [f"--{name}"] if value == "true" else [f"--{name}", value]
+    elif source == "variable":
+        monkeypatch.setenv(f"SPECTACLES_{name.upper()}", value)
+    elif source == "file":
+        arguments += ["--config", str(file)]
+    else:
+        monkeypatch.setenv("SPECTACLES_CONFIG", str(file))
+    config = run_pipeline.parse(arguments)
+    assert (config.lr, config.val_fraction) == (0.5, 0.3)
+    assert config.resume is (name == "resume") and config.stages == ("all" if name == "resume" else value)
+
+
+def test_a_flag_wins_over_a_variable_and_that_over_a_file_in_naming_the_run(tmp_path, monkeypatch):
+    for name, lr in (("a", 0.1), ("b", 0.2), ("c", 0.3)):
+        create_run(tmp_path, name).write_config({"lr": lr})
+    (tmp_path / "settings.yaml").write_text(f"run_name: a\noutput_dir: {tmp_path}\n")
+    where = ["--config", str(tmp_path / "settings.yaml")]
+    assert cli.run_defaults(where) == {"lr": 0.1}
+    monkeypatch.setenv("SPECTACLES_RUN_NAME", "b")
+    assert cli.run_defaults(where) == {"lr": 0.2}
+    assert cli.run_defaults([*where, "--run_name", "c"]) == {"lr": 0.3}
+
+
 def test_without_a_run_there_are_no_saved_settings(tmp_path):
     assert cli.run_defaults(["--output_dir", str(tmp_path)]) == {}
     assert cli.run_defaults(["--output_dir", str(tmp_path), "--run_name", "gone"]) == {}
