@@ -81,8 +81,7 @@ def require_unchanged(stage: str, settings: dict[str, Any], run_dir: RunDir) -> 
     """Raises UserError where the stage has finished with other settings than a command gives now."""
     if changed := changes(stage, settings, run_dir.load_config(stage), run_dir.load_config()):
         raise UserError(
-            f"{stage} has finished, and {'; '.join(changed)}. Leave --resume out to run it anew, or the changes to keep "
-            "it."
+            f"{stage} has finished, and {'; '.join(changed)}. Leave --resume out to run it anew, or the changes out."
         )
 
 
