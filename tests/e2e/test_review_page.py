@@ -354,7 +354,7 @@ def test_a_new_run_has_the_settings_of_the_run_before_and_the_labels_of_the_revi
     assert all(new.run_dir.done(stage) for stage in ("dataset", "train", "evaluate", "error_analysis"))
     settings, old = new.run_dir.load_config(), before.load_config()
     own = {"label_fixes", "compare", "output_dir"}
-    assert {k: v for k, v in settings.items() if k not in own} == {k: v for k, v in old.items() if k not in own}
+    assert {k: v for k, v in settings.items() if k not in own} == {k: old[k] for k in settings if k not in own}
     assert settings["compare"] == before.name
     splits, was = (
         pd.read_csv(run.splits, dtype=str, keep_default_na=False).set_index("file") for run in (new.run_dir, before)
