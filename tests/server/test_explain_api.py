@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.evaluation.overlays import SIDE, view
 from spectacles.inference.predictor import Predictor
 from spectacles.models import backbones
-from spectacles.models.bundle import BundleInfo, read_bundle_info, save_bundle
+from spectacles.models.bundle import read_bundle_info, save_bundle
 from spectacles.models.classifier import Classifier
 from spectacles.server.schemas import Explanation, explanation_headers
 
@@ -211,17 +212,14 @@ def test_the_documentation_describes_it(client: TestClient) -> None:
 
 
 @pytest.fixture(scope="module")
-def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def convolutional(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of one of timm's networks, whose layers both predictions and Grad-CAM look into."""
     torch.manual_seed(0)
     backbone = backbones.build("test_efficientnet", 3, 64)
     classifier = Classifier(backbone, backbone.num_features, len(CLASSES), dropout=0.0)
-    info = BundleInfo(
-        backbone="test_efficientnet", classes=CLASSES, label_column="label", feature_dim=backbone.num_features,
-        preprocessing=Preprocessing(64, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3), dropout=0.0, threshold=None,
-        temperature=0.01, data_fingerprint="f" * 64, training_profile={}, metric="accuracy", metric_value=0.5, epoch=1,
-        phase="head",
-    )  # fmt: skip
+    info, _ = read_bundle_info(bundle_dir)
+    preprocessing = Preprocessing(64, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3)
+    info = replace(info, backbone="test_efficientnet", feature_dim=backbone.num_features, preprocessing=preprocessing)
     folder = tmp_path_factory.mktemp("convolutional")
     save_bundle(folder, info, classifier.state_dict())
     return folder
