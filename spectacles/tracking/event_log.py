@@ -36,7 +36,10 @@ def destination() -> str:
 
 
 def address(to: str, output_dir: Path) -> str:
-    return to or f"sqlite:///{_in_url((output_dir / 'mlflow.db').absolute())}"
+    path = (output_dir / "mlflow.db").absolute()
+    # With the driver named, MLflow does not make a second folder, called as the URL is written.
+    driver = "" if _in_url(path) == path.as_posix() else "+pysqlite"
+    return to or f"sqlite{driver}:///{_in_url(path)}"
 
 
 def _in_url(path: Path) -> str:
