@@ -20,9 +20,10 @@ ROW = "row"
 """Column with the position in the inputs, from 1."""
 
 
-def begin(folder: str, inputs: Inputs, model_id: str, columns: Iterable[str]) -> None:
-    """`folder` (a path or an address) is new, or was begun for the same inputs and model. Raises UserError."""
-    now = {"rows": len(inputs.paths), "inputs": fingerprint(inputs), "model id": model_id, "columns": list(columns)}
+def begin(folder: str, inputs: Inputs, model_id: str, columns: Iterable[str], prior: str | None = None) -> None:
+    """`folder` (a path or an address) is new, or was begun for the same inputs, model and prior. Raises UserError."""
+    now = {"rows": len(inputs.paths), "inputs": fingerprint(inputs), "model id": model_id, "columns": list(columns),
+           "prior": prior}  # fmt: skip
     place = f"{folder.rstrip('/')}/{RECORD}"
     with remote_files.explained(folder):
         present = remote_files.names_in(folder)
@@ -77,8 +78,8 @@ def _compare(place: str, content: bytes, now: dict[str, object]) -> None:
     for name, value in now.items():
         if before.get(name) != value:
             raise UserError(
-                f"{place} was begun with {name} {before.get(name)}, and now it is {value}: use the same files, model "
-                "and --top_k as before, or another --output."
+                f"{place} was begun with {name} {before.get(name)}, and now it is {value}: use the same files, model, "
+                "--top_k and --prior as before, or another --output."
             )
 
 

@@ -60,6 +60,7 @@ class Work:
     batch_size: int
     num_workers: int | None
     top_k: int
+    prior: str | None
     rows: int
     """That a worker can expect."""
     witness: str
@@ -79,7 +80,7 @@ class Worker:
         with TemporaryDirectory() as folder:  # the machine need not have the bundle
             for name, content in work.bundle.items():
                 Path(folder, name).write_bytes(content)
-            self.predictor = Predictor(Path(folder), device, work.batch_size, images=work.rows)
+            self.predictor = Predictor(Path(folder), device, work.batch_size, images=work.rows, prior=work.prior)
 
     def __call__(self, inputs: pa.Table) -> pa.Table:
         """Columns as `_table` makes them -> those of `_schema`. Raises UserError where a store does not answer:
@@ -108,10 +109,13 @@ def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -
     if config.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {config.device}: workers of --engine ray choose theirs; use auto, cpu or cuda.")
     info, _, model_id = load_bundle(bundle)
+    if config.prior is not None:
+        info.with_prior(config.prior)  # wrong ones are reported here, not by a worker
     prediction_rows.check_top_k(config.top_k, info)
     inputs = _absolute(inputs)
     folder = output if remote_files.is_address(output) else os.path.abspath(output)
-    prediction_folder.begin(folder, inputs, model_id, prediction_rows.header(info, config.top_k, bool(inputs.ids)))
+    columns = prediction_rows.header(info, config.top_k, bool(inputs.ids))
+    prediction_folder.begin(folder, inputs, model_id, columns, config.prior)
     missing, outcomes = prediction_folder.read(folder, len(inputs.paths))
     if outcomes:
         log.info("  %d of %d rows are written already", outcomes.total(), len(inputs.paths))
@@ -152,7 +156,7 @@ def _map(inputs: Inputs, missing: np.ndarray, folder: str, bundle: Path, config:
         files.pop(ENGINE_FILE, None)
         local = (path for path in inputs.paths if not remote_files.is_address(path))
         work = Work(files, folder, device, cores, config.batch_size, config.num_workers, config.top_k,
-                    -(-len(missing) // workers), next(filter(os.path.exists, local), ""))  # fmt: skip
+                    config.prior, -(-len(missing) // workers), next(filter(os.path.exists, local), ""))  # fmt: skip
         sizes = wording.count_of(workers, "worker"), wording.count_of(len(blocks), "block"), len(blocks[0])
         log.info("  %s, %s of up to %d rows", *sizes)
         _run(ray, blocks, ray.put(work), workers, share)

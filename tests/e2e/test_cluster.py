@@ -30,6 +30,8 @@ ROWS, BLOCK = 500, 100
 FLAGS = ("--engine", "ray", "--device", "cpu", "--batch_size", "16")
 ONE_WORKER = ("--worker_cpus", "2")
 
+PRIOR = "yes=0.2"
+
 pytest.importorskip("ray", reason="ray is not installed")
 
 
@@ -166,7 +168,7 @@ def test_a_command_goes_on_after_kills_and_loses_no_row(
 ) -> None:
     """The command is killed, the same command is stopped, and the same command loses a worker half-way."""
     out, table = tmp_path / "out", write_table(tmp_path, photos, gates)
-    arguments = (table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out)
+    arguments = (table, "--image_dir", photos, "--bundle", bundle_dir, "--output", out, "--prior", PRIOR)
     gates.open[0].set()
     with predicting(cluster, *arguments, *ONE_WORKER) as process:
         until(lambda: files_in(out) or process.poll() is not None, "a first file is written")
@@ -206,13 +208,13 @@ def test_a_command_goes_on_after_kills_and_loses_no_row(
     done = run_script("predict.py", *arguments, *FLAGS)
     assert done.returncode == 0 and "workers" not in done.stdout and "500 rows = 499 predicted" in done.stdout
     other = run_script("predict.py", *arguments, *FLAGS, "--top_k", 2)
-    assert other.returncode == 2 and "use the same files, model and --top_k as before" in other.stderr
+    assert other.returncode == 2 and "use the same files, model, --top_k and --prior as before" in other.stderr
 
 
 def assert_as_predicted_here(found: pd.DataFrame, bundle_dir: Path, photos: Path) -> None:
     import torch
 
-    predictor = Predictor(bundle_dir, torch.device("cpu"), 16, "torch")
+    predictor = Predictor(bundle_dir, torch.device("cpu"), 16, "torch", prior=PRIOR)
     files = sorted(photos.iterdir())
     expected = dict(zip([path.name for path in files], predictor.predict(files), strict=True))
     for row in found.itertuples():
@@ -294,6 +296,7 @@ def run_here(*arguments: object) -> None:
     ("flags", "message"),
     [(("--shard", "1/2"), "--shard does not go with --engine ray"), (("--explain",), "--explain does not go"),
      (("--format", "jsonl"), "--format does not go"), (("--top_k", 3), "--top_k 3 is out of range"),
+     (("--prior", "x=0.5"), "'x' is not one of the classes"),
      (("--device", "mps"), "use auto, cpu or cuda"), (("--output", "nonsense://x"), "cannot be reached|cannot be read"),
      (("--output", "/dev/full/out"), "/dev/full/out cannot be")],
 )  # fmt: skip
