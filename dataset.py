@@ -17,7 +17,16 @@ from spectacles.core.device import cpu_count, prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport, ValueRanges
 from spectacles.core.run_dir import RunDir
-from spectacles.data import duplicates, label_corrections, label_sets, leakage, row_accounting, schemas, splits
+from spectacles.data import (
+    duplicates,
+    label_corrections,
+    label_sets,
+    label_text,
+    leakage,
+    row_accounting,
+    schemas,
+    splits,
+)
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.data.sources import Rows, read_rows
 from spectacles.models import backbones, pretrained, recipes
@@ -34,6 +43,7 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
     splits.check_fractions(config)
     backbone, notes = load_frozen(config)
     rows = read_rows(config)
+    notes += rows.notes
     frame, reviewed_run = rows.frame.assign(review=""), ""
     if config.label_fixes is not None:
         frame, reviewed_run = label_corrections.apply_fixes(frame, config.label_fixes, rows.multi_label)
@@ -45,6 +55,7 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
         row_accounting.find_classes(index, rows), rows.multi_label, config.positive_class
     )
     notes += about_positive
+    notes += label_text.look_alikes(classes) + row_accounting.lost_classes(index, rows.multi_label)
     if rows.multi_label:
         notes += row_accounting.constant_labels(index, classes)
     used = index[index["status"] != "rejected"].copy()

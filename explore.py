@@ -27,7 +27,7 @@ from spectacles.core.results import DatasetReport, ExploreReport, ValueRanges
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import count_of, noun_of
 from spectacles.data import label_sets, schemas
-from spectacles.data.tables import NONE
+from spectacles.data.label_text import NONE
 from spectacles.exploration import baseline, contact_sheets, label_cooccurrence, shortcuts, statistics, suggestions
 from spectacles.exploration.findings import Findings
 from spectacles.exploration.outliers import find_outliers, rank_by_distance

@@ -52,7 +52,7 @@ from spectacles.core.fileio import atomic_path, new_folder
 from spectacles.core.progress import progress
 from spectacles.core.results import DatasetReport, PredictReport
 from spectacles.core.run_dir import LATEST, RunDir, find_run, newest_bundle
-from spectacles.data import label_sets
+from spectacles.data import label_sets, label_text
 from spectacles.data.remote_files import is_address, locate, readers
 from spectacles.data.schemas import load_index
 from spectacles.inference import prediction_rows
@@ -164,7 +164,7 @@ def _open_submission(
         return lambda identity, outcome: writer.writerow([identity, outcome.label])
 
     def submit_flags(identity: str, outcome: Prediction) -> None:
-        labels = label_sets.parts(outcome.label)
+        labels = label_text.parts(outcome.label)
         flags = ["" if outcome.reason else int(column in labels) for column in columns]
         writer.writerow([identity, *flags])
 

@@ -10,9 +10,11 @@ import pandas as pd
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path
 from spectacles.core.run_dir import LATEST, RunDir, find_run
-from spectacles.data import label_sets
+from spectacles.data import label_sets, label_text
+from spectacles.data.label_text import match_labels
 from spectacles.data.schemas import LABEL_FIXES
-from spectacles.data.tables import clean_labels, read_table, require
+from spectacles.data.table_files import read_table
+from spectacles.data.tables import require
 
 FILE_NAME = "label_fixes.csv"
 DECISIONS = ("changed", "confirmed", "removed")
@@ -68,7 +70,8 @@ def apply_fixes(frame: pd.DataFrame, path: Path, multi_label: bool = False) -> t
     and label. Raises UserError for a decision that does not fit the data.
     """
     fixes = _read_columns(path)
-    fixes = fixes.assign(given_label=clean_labels(fixes["given_label"]), fixed_label=clean_labels(fixes["fixed_label"]))
+    known = set(frame["label"])
+    fixes = fixes.assign(**{name: match_labels(fixes[name], known) for name in ("given_label", "fixed_label")})
     names = frame["file"].str.strip()
     candidates = frame[names.isin(fixes["file"].str.strip())]
     rows_of = {str(name): rows for name, rows in candidates.groupby(names)}
@@ -113,7 +116,7 @@ def _classes(labels: "pd.Series[str]", multi_label: bool) -> dict[str, str]:
 
 def _fixed_label(text: str, classes: dict[str, str], multi_label: bool, where: str) -> str:
     """Raises UserError for a label that does not occur in training."""
-    names = label_sets.parts(text) if multi_label else [text]
+    names = label_text.parts(text) if multi_label else [text]
     if unknown := [name for name in names if name not in classes] or ([text] if not text else []):
         raise UserError(
             f"{where}: the fixed label {unknown[0]!r} does not occur in the training data; "

@@ -10,20 +10,15 @@ import pandas as pd
 
 from spectacles.core.errors import UserError
 from spectacles.core.wording import count_of, noun_of
-from spectacles.data.tables import NONE, SEPARATOR, clean_labels, natural_sort
+from spectacles.data.label_text import NONE, SEPARATOR, clean_labels, escape, parts, pieces
+from spectacles.data.tables import natural_sort
 
 YES, NO = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
 
 
-def parts(text: str) -> list[str]:
-    """'indoor|night' -> ['indoor', 'night']; [] for 'none' (no label) and for '' (unknown)."""
-    names = (name.strip() for name in text.split(SEPARATOR))
-    return [name for name in names if name and name != NONE]
-
-
 def join(names: Iterable[str]) -> str:
-    """Each label once, in natural order; NONE without any."""
-    return SEPARATOR.join(natural_sort(list(set(names)))) or NONE
+    """Each label once, in natural order, as `parts` reads them; NONE without any."""
+    return SEPARATOR.join(map(escape, natural_sort(list(set(names))))) or NONE
 
 
 def columns_of(label_column: str, classes: Sequence[str], multi_label: bool) -> list[str]:
@@ -44,22 +39,25 @@ def names(texts: Iterable[str]) -> list[str]:
 
 
 def of_column(values: pd.Series[str], path: Path) -> pd.Series[str]:
-    """Cells such as 'night | indoor' as `join` writes them; '' stays ''. Raises UserError for NONE beside a label."""
+    """Cells such as 'night | indoor' as `join` writes them, 'None' as NONE; '' stays ''. Raises UserError for NONE
+    beside a label."""
+    texts = values.str.strip()
     joined = {"": ""}
-    for text in values.str.strip().unique():
-        labels = parts(text)
-        if labels and NONE in (name.strip() for name in text.split(SEPARATOR)):
-            row = int((values.str.strip() == text).to_numpy().argmax())
-            raise UserError(f"{path}, row {row + 1}: {text!r}: {NONE!r} means no label, so it cannot stand beside one.")
-        joined.setdefault(text, join(labels) if labels or NONE in text else "")
-    return values.str.strip().map(joined)
+    for text in texts.unique():
+        names = pieces(text)
+        has_none = any(name.casefold() == NONE for name in names)
+        if has_none and len(names) > 1:
+            row = int((texts == text).to_numpy().argmax())
+            raise UserError(
+                f"{path}, row {row + 1}: {text!r}: {NONE!r} means no label, so it cannot stand beside one; a label of "
+                f"that name is written {escape(NONE)}."
+            )
+        joined.setdefault(text, NONE if has_none else join(parts(text)) if names else "")
+    return texts.map(joined)
 
 
 def of_columns(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> pd.Series[str]:
     """Columns of 0 and 1, one per label, as one text per row; '' where a cell is empty. Raises UserError."""
-    for column in columns:
-        if SEPARATOR in column or column == NONE:
-            raise UserError(f"{path}: a label cannot be called {column!r} where images may have several: rename it.")
     words = pd.DataFrame({column: clean_labels(table[column]).str.lower() for column in columns})
     invalid = ~words.isin([*YES, *NO, ""])
     if invalid.to_numpy().any():

@@ -8,7 +8,8 @@ import pandas as pd
 
 from spectacles.core.errors import UserError
 from spectacles.core.results import RowAccounting, ValueRanges
-from spectacles.data import label_corrections, label_sets
+from spectacles.core.wording import count_of
+from spectacles.data import label_corrections, label_sets, label_text
 from spectacles.data.file_index import inspect_files
 from spectacles.data.sources import Rows
 from spectacles.data.tables import natural_sort
@@ -53,16 +54,39 @@ def find_classes(index: pd.DataFrame, rows: Rows) -> list[str]:
     classes = label_sets.names(texts) if rows.multi_label else natural_sort([label for label in texts if label])
     if len(classes) < 2:
         present = f"only the class {classes[0]!r}" if classes else "no usable labelled image"
-        raise UserError(f"the training data hold {present}: at least two classes with readable images are needed.")
+        reasons = "".join(f"; {sentence}" for sentence in [*lost_classes(index, rows.multi_label), *rows.notes])
+        raise UserError(
+            f"the training data hold {present}: at least two classes with readable images are needed{reasons}."
+        )
     if rows.multi_label:
         columns = rows.label_column.split(",")
         if len(columns) > 1 and (missing := [name for name in columns if name not in classes]):
             raise UserError(f"no usable training image has the label {missing[0]!r}: leave it out of --label_column.")
-        known = {text for text in index["label"].unique() if set(label_sets.parts(text)) <= set(classes)}
+        known = {text for text in index["label"].unique() if set(label_text.parts(text)) <= set(classes)}
     else:
         known = {"", *classes}
     _reject(index, ~index["label"].isin(known), "its label does not occur in the training data")
     return classes
+
+
+def lost_classes(index: pd.DataFrame, multi_label: bool) -> list[str]:
+    """A sentence for each class all of whose training rows were rejected: how many, for what, and an example."""
+    training = index[(index["source"] == "train") & (index["label"] != "")]
+    rejected = training["status"] == "rejected"
+    given, usable = (
+        set(label_sets.names(texts) if multi_label else texts.unique())
+        for texts in (training["label"], training.loc[~rejected, "label"])
+    )
+    sentences = []
+    for name in natural_sort(list(given - usable)):
+        rows = training[label_sets.has(training["label"], name, multi_label)]
+        reason, count = Counter(rows["reason"]).most_common(1)[0]
+        example = rows.loc[rows["reason"] == reason, "file"].iloc[0]
+        sentences.append(
+            f"no image of the class {name!r} can be used: {count} of its {count_of(len(rows), 'row')} rejected "
+            f"({reason}), such as {example}"
+        )
+    return sentences
 
 
 def _reject(index: pd.DataFrame, rows: "pd.Series[bool]", reason: str) -> None:

@@ -1,13 +1,10 @@
-"""Tables from CSV, JSON and Parquet files as text columns, and the meaning of their columns."""
+"""The meaning of a table's columns: which holds the files, the labels and the ids; and the order of names."""
 
-import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from pyarrow import ArrowException, parquet
 
 from spectacles.core.errors import UserError
 from spectacles.data.images import SUFFIXES
@@ -15,72 +12,7 @@ from spectacles.data.images import SUFFIXES
 FILE_NAMES = ("file", "filename", "file_name", "image", "image_file", "image_name", "img", "path", "filepath",
               "file_path", "image_path", "photo", "picture")  # fmt: skip
 LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "y")
-SEPARATOR, NONE = "|", "none"
-"""Between several labels of one image; and the text for an image without any label."""
-ID_NAMES = ("id", "image_id", "img_id", "index", "uid", "uuid", "")
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV (comma, semicolon or tab), JSON, JSONL or Parquet file as text, '' for missing. Raises UserError."""
-    if not os.path.isfile(path):  # False, not an exception, for a name that is too long
-        raise UserError(f"{path} {'is a folder, not a table' if os.path.isdir(path) else 'does not exist'}.")
-    try:
-        if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
-            frame = pd.DataFrame(_json_records(path)).map(_joined)
-        elif path.suffix.lower() == ".parquet":
-            columns = parquet.read_table(path).to_pydict()  # through pandas, whole numbers beside a gap become floats
-            frame = pd.DataFrame({name: list(map(_joined, cells)) for name, cells in columns.items()}, dtype=object)
-        else:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep=_delimiter(path), encoding="utf-8-sig",
-                                skipinitialspace=True)  # fmt: skip
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
-    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError, ArrowException) as error:
-        raise UserError(f"{path} cannot be read as a table: {error}.") from error
-    frame.columns = [str(column).strip() for column in frame.columns]
-    if any(column.lower().endswith(SUFFIXES) for column in frame.columns):
-        raise UserError(f"the first line of {path} is data, not a header: put one above it, such as 'file,label'.")
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise UserError(f"{path} has rows with more cells than its header: give every column a name.")
-    if frame.empty:
-        raise UserError(f"{path} has no rows.")
-    return frame.astype(object).where(frame.notna(), "").astype(str)
-
-
-def _joined(cell: object) -> object:
-    """JSON and Parquet may hold lists of labels."""
-    return (SEPARATOR.join(map(str, cell)) or NONE) if isinstance(cell, list) else cell
-
-
-def _delimiter(path: Path) -> str:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-    counts = {delimiter: header.count(delimiter) for delimiter in (",", ";", "\t", "|")}
-    best = max(counts, key=lambda delimiter: counts[delimiter])
-    return best if counts[best] else ","
-
-
-def _json_records(path: Path) -> list[dict[str, object]]:
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix.lower() == ".json":
-        content = json.loads(text)
-        if isinstance(content, dict):
-            return [{"file": file, "label": label} for file, label in content.items()]
-        items = content
-    else:
-        items = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise ValueError("expected objects: {file: label}, or a list (JSONL: lines) of them")
-    if all(_is_mapping(item) for item in items):
-        return [{"file": file, "label": label} for item in items for file, label in item.items()]
-    return items
-
-
-def _is_mapping(item: dict[str, object]) -> bool:
-    """Whether it is {file: label, ...} rather than {column: value, ...}."""
-    return bool(item) and all(str(key).lower().endswith(SUFFIXES) for key in item)
+ID_NAMES = ("id", "image_id", "img_id", "index", "uid", "uuid", "unnamed: 0")
 
 
 def file_names(
@@ -119,7 +51,9 @@ def require(table: pd.DataFrame, path: Path | str, columns: Sequence[str], flag:
 
 
 def find_id_column(table: pd.DataFrame, file_column: str) -> str:
-    return next((c for c in table.columns if c.lower() in ID_NAMES and c != file_column), "")
+    """'' for none. The column of the files only where it has the name of an id and no other has."""
+    named = [column for column in table.columns if column.lower() in ID_NAMES]
+    return next((column for column in named if column != file_column), (named or [""])[0])
 
 
 def find_label_columns(table: pd.DataFrame, path: Path, given: str | None, known: set[str]) -> list[str]:
@@ -147,15 +81,6 @@ def _looks_like_labels(values: "pd.Series[str]") -> bool:
     distinct = values.unique()
     measured = any(re.fullmatch(r"-?\d*\.\d*[1-9]\d*", value) for value in distinct)
     return 2 <= len(distinct) <= max(2, len(values) // 5) and not measured
-
-
-def clean_labels(values: "pd.Series[str]") -> "pd.Series[str]":
-    """Stripped; 0.0 and 1.0, as spreadsheets write integers next to gaps, become 0 and 1."""
-    stripped = values.str.strip()
-    filled = stripped[stripped != ""]
-    if len(filled) and filled.str.fullmatch(r"-?\d+\.0*").all():
-        return stripped.str.replace(r"\.0*$", "", regex=True)
-    return stripped
 
 
 def columns_of(table: pd.DataFrame) -> str:

@@ -19,7 +19,7 @@ from spectacles.core.progress import progress
 from spectacles.core.results import ValueRanges
 from spectacles.core.wording import count_of, noun_of, plural
 from spectacles.data import label_sets
-from spectacles.data.tables import NONE
+from spectacles.data.label_text import NONE
 from spectacles.exploration.outliers import MAX_Z, UNLIKE_OTHERS
 from spectacles.exploration.shortcuts import Shortcut
 from spectacles.report.image_grid import THUMBNAIL, image_grid

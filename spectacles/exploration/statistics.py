@@ -6,7 +6,7 @@ import pandas as pd
 
 from spectacles.core.results import DatasetReport
 from spectacles.core.wording import count_of, noun_of, percent, plural
-from spectacles.data.tables import NONE
+from spectacles.data.label_text import NONE
 from spectacles.exploration import suggestions
 from spectacles.exploration.outliers import LEAST_SPREAD, measure
 from spectacles.exploration.suggestions import FEW_IMAGES

@@ -1,6 +1,7 @@
 """The inputs of predict (files, folders, globs, a table, addresses) as one list, in order, none dropped."""
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ import pandas as pd
 
 from spectacles.core.config import PredictCommand
 from spectacles.core.errors import UserError
-from spectacles.data import remote_files, sources, tables
+from spectacles.data import remote_files, tables
 from spectacles.data.folders import as_text, files_below
+from spectacles.data.table_files import is_table, read_table
+from spectacles.data.table_paths import locate_files
 
-TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+log = logging.getLogger("spectacles")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Inputs:
 
 def collect(arguments: list[str], config: PredictCommand) -> Inputs:
     """Arguments as a flat list of files, in the order given. Raises UserError for one that matches nothing."""
-    if len(arguments) == 1 and Path(remote_files.name_of(arguments[0])).suffix.lower() in TABLES:
+    if len(arguments) == 1 and is_table(remote_files.name_of(arguments[0])):
         return _from_table(arguments[0], config)
     paths = [path for argument in arguments for path in _expand(argument)]
     return Inputs(paths, list(map(as_text, paths)), [])
@@ -78,11 +81,11 @@ def _from_table(argument: str, config: PredictCommand) -> Inputs:
 
 def _read(argument: str) -> pd.DataFrame:
     if not remote_files.is_address(argument):
-        return tables.read_table(Path(argument))
+        return read_table(Path(argument))
     with TemporaryDirectory() as folder:
         copy = remote_files.fetch(argument, Path(folder))
         try:
-            return tables.read_table(copy)
+            return read_table(copy)
         except UserError as error:
             raise UserError(str(error).replace(str(copy), argument)) from error
 
@@ -91,5 +94,8 @@ def _paths(files: "pd.Series[str]", start: str) -> list[str]:
     if remote_files.is_address(start):
         return [remote_files.join(start, name.strip()) for name in files]
     here = [not remote_files.is_address(name) for name in files]
-    local = iter(sources.paths_of(files[here], Path(start)))
+    located = locate_files(files[here], Path(start))
+    for note in located.notes:
+        log.info("  %s", note)
+    local = iter(located.paths)
     return [next(local) if is_local else name.strip() for name, is_local in zip(files, here, strict=True)]

@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 from spectacles.core.environment import package_versions
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path, write_json
-from spectacles.data import label_sets
+from spectacles.data import label_text
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.metrics import abstention, decisions, prior_shift
 from spectacles.metrics.calibration import Calibration
@@ -76,7 +76,7 @@ class BundleInfo:
 
     def labels_of(self, text: str) -> list[str]:
         """The text of a decision as a list: one class, or any number of labels."""
-        return label_sets.parts(text) if self.multi_label else [text]
+        return label_text.parts(text) if self.multi_label else [text]
 
     def with_prior(self, text: str) -> "BundleInfo":
         """The same model for photos of another class mix, as `prior_shift.parse` reads it. Raises UserError."""

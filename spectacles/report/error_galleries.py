@@ -11,7 +11,7 @@ from PIL import Image
 
 from spectacles.core.device import cpu_count
 from spectacles.core.results import ValueRanges
-from spectacles.data import label_sets
+from spectacles.data import label_text
 from spectacles.report.image_grid import THUMBNAIL, image_grid
 from spectacles.report.thumbnails import load_thumbnail
 
@@ -71,7 +71,7 @@ def _doubt(row: Any) -> str:
     """A row of noisy_labels.csv in words; with several labels, of the least credible one, to which the score refers."""
     if not hasattr(row, "doubtful_label"):
         return f"label {row.label}, suggested {row.suggested_label}"
-    word = "without" if row.doubtful_label in label_sets.parts(row.label) else "with"
+    word = "without" if row.doubtful_label in label_text.parts(row.label) else "with"
     return f"label {row.label}, suggested {word} {row.doubtful_label}"
 
 

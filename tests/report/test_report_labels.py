@@ -16,7 +16,7 @@ from spectacles.core.config import PipelineConfig, select
 from spectacles.core.environment import describe_environment
 from spectacles.core.fileio import write_json
 from spectacles.core.run_dir import RunDir
-from spectacles.data import label_sets, schemas
+from spectacles.data import label_text, schemas
 from spectacles.report import confusion_browser, html_report, key_findings, model_card
 
 LABELS = ("cat", EVIL, "night")
@@ -159,5 +159,5 @@ def test_missed_and_added_of_a_real_run_match_its_metrics(real: RunDir) -> None:
     table = schemas.PREDICTIONS.read_text(real.predictions).set_index("file")
     for cell in browser.cells:
         for image in cell.images:
-            has, said = (cell.label in label_sets.parts(table.loc[image.file, side]) for side in ("label", "predicted"))
+            has, said = (cell.label in label_text.parts(table.loc[image.file, side]) for side in ("label", "predicted"))
             assert (has, said) == ((True, False) if cell.predicted == "missed" else (False, True))

@@ -17,7 +17,7 @@ import error_analysis
 from spectacles.core.config import DatasetConfig, ErrorAnalysisConfig
 from spectacles.core.results import ErrorReport, EvaluateReport
 from spectacles.core.run_dir import RunDir
-from spectacles.data import label_sets
+from spectacles.data import label_sets, label_text
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.data.schemas import load_split
 from spectacles.data.splits import SPLITS
@@ -95,7 +95,7 @@ def test_missed_and_added_labels_are_counted(run_dir: RunDir) -> None:
     with_red = in_test.index[label_sets.has(in_test["label"], "red", True)]
     without = in_test.index[in_test["label"] == "none"]
     for row in with_red[:2]:
-        table.loc[row, "predicted"] = label_sets.join(set(label_sets.parts(table["label"][row])) - {"red"})
+        table.loc[row, "predicted"] = label_sets.join(set(label_text.parts(table["label"][row])) - {"red"})
     table.loc[without[0], "predicted"] = "bright|red"
     report = analyse(run_dir, table)
     assert report.errors == 3

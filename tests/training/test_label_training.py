@@ -24,7 +24,7 @@ import train
 from spectacles.core.config import DatasetConfig, EvaluateConfig, PredictConfig, TrainConfig, parse_goal
 from spectacles.core.results import EvaluateReport
 from spectacles.core.run_dir import RunDir, create_run
-from spectacles.data import label_sets
+from spectacles.data import label_sets, label_text
 from spectacles.data.schemas import load_split
 from spectacles.inference.predictor import Predictor
 from spectacles.metrics import abstention, calibration, calibration_fit, decision_threshold
@@ -226,7 +226,7 @@ def test_predict_gives_columns_back(trained: RunDir, table: Path) -> None:
     rows = pd.read_csv(folder / "predictions.csv", keep_default_na=False).set_index("id")
     assert len(rows) == report.rows == len(submission)
     for identity, row in rows.iterrows():
-        assert set(label_sets.parts(row["label"])) == {c for c in COLOURS if submission.loc[identity, c]}
+        assert set(label_text.parts(row["label"])) == {c for c in COLOURS if submission.loc[identity, c]}
     assert (submission == given.loc[submission.index, list(COLOURS)]).to_numpy().mean() > 0.8
 
 

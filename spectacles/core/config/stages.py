@@ -36,6 +36,12 @@ class DatasetConfig(RunConfig, FeatureConfig, ModelConfig, ImageDirConfig):
     positive_class: str | None = None
     """Of two classes the one that precision, recall, curves, costs and --threshold_for are about: what is looked for.
     Default: the last in natural order."""
+    na_labels: str | None = None
+    """Words, separated by commas, that mean a missing label; '' for none, so that NA or None is a class. Default: NA,
+    N/A, NaN, None, null, missing, ?, - and the like. Case does not matter."""
+    label_from: Literal["auto", "folder", "name"] = "auto"
+    """Where --image_dir alone has its labels: folder, one per class, whatever it is called; name, what stands before
+    the first dot or number of the file's name, such as cat.1.jpg. auto: folder, but train, val and test are splits."""
     group_column: str | None = None
     """Column (person, patient, scene) whose groups must stay within one split."""
     split_column: str | None = None
