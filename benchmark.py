@@ -31,10 +31,11 @@ import evaluate
 import model
 import train
 from spectacles.core.config import select, to_plain
+from spectacles.core.csv_cells import write_csv
 from spectacles.core.device import resolve_device
 from spectacles.core.environment import describe_environment
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import safe_name, write_csv, write_json
+from spectacles.core.fileio import safe_name, write_json
 from spectacles.core.results import DatasetReport, EvaluateReport, TrainReport
 from spectacles.core.run_dir import RunDir, create_run, find_run, new_run
 from spectacles.core.setting_changes import changes, recorded

@@ -69,7 +69,7 @@ def run(config: DatasetConfig, run_dir: RunDir) -> DatasetReport:
     notes += splits.explain_empty_test(index[index["split"] != ""], rows.multi_label, config)
     pairs = leakage.describe_pairs(pairs, index)
     issues = leakage.list_issues(index, pairs)
-    _save(index, pairs, issues, run_dir)
+    _save(index, pairs, issues, config.spreadsheet_safe, run_dir)
     _track(index, str(config.train_csv or config.image_dir), run_dir)
     remarks = [*leakage.summarise(pairs, issues), *notes]
     return replace(_report(index, pairs, classes, rows, remarks, run_dir), value_ranges=ranges)
@@ -117,11 +117,13 @@ def find_duplicates(
     return pairs, cluster
 
 
-def _save(index: pd.DataFrame, pairs: pd.DataFrame, issues: pd.DataFrame, run_dir: RunDir) -> None:
-    schemas.INDEX.write(run_dir.index, index)
-    schemas.SPLIT_ROWS.write(run_dir.splits, index[index["split"] != ""])
-    schemas.DUPLICATE_PAIRS.write(run_dir.duplicates, pairs)
-    schemas.ISSUES.write(run_dir.issues, issues)
+def _save(
+    index: pd.DataFrame, pairs: pd.DataFrame, issues: pd.DataFrame, spreadsheet_safe: bool, run_dir: RunDir
+) -> None:
+    schemas.INDEX.write(run_dir.index, index, spreadsheet_safe)
+    schemas.SPLIT_ROWS.write(run_dir.splits, index[index["split"] != ""], spreadsheet_safe)
+    schemas.DUPLICATE_PAIRS.write(run_dir.duplicates, pairs, spreadsheet_safe)
+    schemas.ISSUES.write(run_dir.issues, issues, spreadsheet_safe)
 
 
 def _track(index: pd.DataFrame, source: str, run_dir: RunDir) -> None:

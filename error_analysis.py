@@ -7,7 +7,7 @@ if __name__ == "__main__":  # flags are read before the imports below, which tak
     cli.main("error_analysis", ErrorAnalysisConfig, __doc__)
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from spectacles.core.csv_cells import protect, write_csv
 from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import write_csv
 from spectacles.core.results import ErrorReport, EvaluateReport
 from spectacles.core.run_dir import RunDir
 from spectacles.data import label_corrections, label_sets, schemas, similarity
@@ -54,7 +54,7 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     doubtful, label_notes = check_labels(config, run_dir, rows, features, info)
     units = similarity.centred(features)
     nearest = similarity.nearest_training_images(errors, rows, units)
-    tables = write_tables(folder, errors, pairs, doubtful, nearest)
+    tables = write_tables(list_tables(errors, pairs, doubtful, nearest), folder, config.spreadsheet_safe)
     review = Review(
         run_dir, doubtful, rows, units, info.classes, info.label_column, info.multi_label,
         earlier=label_corrections.fixes_of_run(run_dir), value_ranges=info.preprocessing.value_ranges,
@@ -204,18 +204,22 @@ def _label_table(rows: pd.DataFrame, ranked: dict[str, np.ndarray], classes: Seq
     )
 
 
-def write_tables(
-    folder: Path, errors: pd.DataFrame, pairs: pd.DataFrame, doubtful: pd.DataFrame, nearest: pd.DataFrame
-) -> list[Path]:
-    tables = {
+def list_tables(
+    errors: pd.DataFrame, pairs: pd.DataFrame, doubtful: pd.DataFrame, nearest: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """Name of the file -> table."""
+    return {
         "misclassified": schemas.MISCLASSIFIED.select(errors),
         "confused_pairs": pairs,
         "noisy_labels": schemas.NOISY_LABELS.select(doubtful),
         "nearest": schemas.NEAREST.select(nearest),
     }
+
+
+def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path, spreadsheet_safe: bool) -> list[Path]:
     paths = [folder / f"{name}.csv" for name in tables]
     for path, table in zip(paths, tables.values(), strict=True):
-        write_csv(path, table)
+        write_csv(path, protect(table, spreadsheet_safe))
     return paths
 
 

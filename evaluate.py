@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from spectacles.core.csv_cells import protect, write_csv
 from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import write_csv, write_json
+from spectacles.core.fileio import write_json
 from spectacles.core.results import DatasetReport, EvaluateReport
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import count_of
@@ -65,7 +66,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     corrupted = corruptions.passes(min(len(rows), config.corruption_images))
     predictor = Predictor(run_dir.bundle, device, config.batch_size, config.engine, images=len(rows) + corrupted)
     table = prediction_rows.predict_rows(predictor, rows, config.num_workers)
-    schemas.PREDICTIONS.write(run_dir.predictions, table)
+    schemas.PREDICTIONS.write(run_dir.predictions, table, config.spreadsheet_safe)
 
     splits = [ScoredSplit.of(table, name, predictor.info) for name in ("val", "test")]
     splits = [split for split in splits if len(split.rows)]
@@ -87,7 +88,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     analyses |= _analyses(headline, scored_rows, predictor, run_dir, config)
     for name, values in analyses.items():
         write_json(folder / f"{name}.json", values)
-    write_csv(folder / "slices.csv", slices.to_table(analyses["slices"]))
+    write_csv(folder / "slices.csv", protect(slices.to_table(analyses["slices"]), config.spreadsheet_safe))
     evaluation = Evaluation(scores, headline.name, analyses)
     plots = split_scores.draw(headline, evaluation.headline, folder) + _draw_analyses(evaluation, folder)
     files = [folder / "metrics.json", run_dir.predictions, *plots]

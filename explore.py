@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from spectacles.core.csv_cells import protect, write_csv
 from spectacles.core.device import cpu_count, prepare_device, resolve_device
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import atomic_write, write_csv, write_json
+from spectacles.core.fileio import atomic_write, write_json
 from spectacles.core.results import DatasetReport, ExploreReport, ValueRanges
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import count_of, noun_of
 from spectacles.data import label_sets, schemas
-from spectacles.data.label_text import NONE
+from spectacles.data.label_text import NONE, escape
 from spectacles.exploration import baseline, contact_sheets, label_cooccurrence, shortcuts, statistics, suggestions
 from spectacles.exploration.findings import Findings
 from spectacles.exploration.outliers import find_outliers, rank_by_distance
@@ -46,10 +47,10 @@ def run(config: ExploreConfig, run_dir: RunDir) -> ExploreReport:
     """Writes charts, tables, galleries, baseline.json, warnings.txt and suggestions.txt into explore/."""
     findings = find(config, run_dir)
     data, folder = findings.data, run_dir.folder("explore")
-    write_tables(findings, folder)
+    write_tables(findings, config.spreadsheet_safe, folder)
     draw_charts(data, findings.used, folder)
     settings = run_dir.load_config() | to_plain(config)
-    pair_sentences, pair_warnings = describe_label_pairs(data, findings.labelled, folder)
+    pair_sentences, pair_warnings = describe_label_pairs(data, findings.labelled, config.spreadsheet_safe, folder)
     contact_sheets.clear(folder)
     galleries = draw_galleries(findings, config, folder) if config.galleries else []
     warnings = [
@@ -132,21 +133,28 @@ def measure_baseline(labelled: pd.DataFrame, features: np.ndarray, data: Dataset
     return baseline.measure(features[rows.index], labels, rows["cluster"].to_numpy(), seed)
 
 
-def write_tables(findings: Findings, folder: Path) -> None:
+def write_tables(findings: Findings, spreadsheet_safe: bool, folder: Path) -> None:
     data, used, pairs = findings.data, findings.used, findings.pairs
     modes = used.groupby(["format", "mode", "label"]).size().rename("images").reset_index()
-    write_csv(folder / "class_distribution.csv", statistics.distribution(data, statistics.counts_of(data, used)))
-    write_csv(folder / "modes.csv", modes.rename(columns={"label": "class"}))
-    write_csv(folder / "shortcuts.csv", shortcuts.table(findings.shortcuts))
-    schemas.DUPLICATE_PAIRS.write(folder / "conflicting_duplicates.csv", pairs[pairs["conflict"]])
-    schemas.OUTLIERS.write(folder / "outliers.csv", findings.outliers)
+    tables = {
+        "class_distribution": statistics.distribution(data, statistics.counts_of(data, used)),
+        "modes": modes.rename(columns={"label": "class"}),
+        "shortcuts": shortcuts.table(findings.shortcuts),
+    }
+    for name, table in tables.items():
+        write_csv(folder / f"{name}.csv", protect(table, spreadsheet_safe))
+    conflicts = pairs[pairs["conflict"]]
+    schemas.DUPLICATE_PAIRS.write(folder / "conflicting_duplicates.csv", conflicts, spreadsheet_safe)
+    schemas.OUTLIERS.write(folder / "outliers.csv", findings.outliers, spreadsheet_safe)
     if findings.baseline is None:
         (folder / "baseline.json").unlink(missing_ok=True)  # of an earlier run with other weights
     else:
         write_json(folder / "baseline.json", findings.baseline)
 
 
-def describe_label_pairs(data: DatasetReport, labelled: pd.DataFrame, folder: Path) -> tuple[list[str], list[str]]:
+def describe_label_pairs(
+    data: DatasetReport, labelled: pd.DataFrame, spreadsheet_safe: bool, folder: Path
+) -> tuple[list[str], list[str]]:
     """(sentences, warnings) about labels that occur together, and a table and a chart of them; nothing where an image
     has one class."""
     table_path, chart = folder / "label_pairs.csv", folder / "label_pairs.png"
@@ -156,7 +164,7 @@ def describe_label_pairs(data: DatasetReport, labelled: pd.DataFrame, folder: Pa
         return [], []
     together = label_cooccurrence.count(labelled["label"], data.classes)
     table = label_cooccurrence.table(together, data.classes, len(labelled))
-    write_csv(table_path, table)
+    write_csv(table_path, protect(table, spreadsheet_safe))
     data_plots.label_pairs(together, data.classes, chart)
     return label_cooccurrence.sentences(table), label_cooccurrence.check(together, table)
 
@@ -185,9 +193,9 @@ def _members(labels: "pd.Series[str]", data: DatasetReport) -> dict[str, "pd.Ser
     chart cannot hold them all."""
     if len(data.classes) > MAX_OVERLAYS:
         return {}
-    names = [*data.classes, NONE] if data.multi_label else sorted(data.classes)
+    names = [*map(escape, data.classes), NONE] if data.multi_label else sorted(data.classes)
     members = {contact_sheets.NO_LABEL: labels == ""}
-    members |= {name: label_sets.has(labels, name, data.multi_label and name != NONE) for name in names}
+    members |= {name: label_sets.belongs(labels, name, data.multi_label) for name in names}
     members = {name: chosen for name, chosen in members.items() if chosen.any()}
     return members if 1 < len(members) <= MAX_OVERLAYS else {}
 

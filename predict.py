@@ -44,20 +44,22 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TextIO, get_args
 
 from spectacles.core.config import explanation_methods, select
+from spectacles.core.csv_cells import safe_cell
 from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.fileio import atomic_path, new_folder
 from spectacles.core.progress import progress
 from spectacles.core.results import DatasetReport, PredictReport
 from spectacles.core.run_dir import LATEST, RunDir, find_run, newest_bundle
+from spectacles.core.wording import printable
 from spectacles.data import label_sets, label_text
 from spectacles.data.remote_files import is_address, locate, readers
 from spectacles.data.schemas import load_index
 from spectacles.inference import prediction_rows
 from spectacles.inference.inputs import Inputs, collect, parse_shard
-from spectacles.inference.prediction_rows import OVERLAY_FOLDER
+from spectacles.inference.prediction_rows import OVERLAY_FOLDER, Cell
 from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.metrics import prior_shift
 from spectacles.metrics.abstention import AbstainReason
@@ -101,7 +103,7 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         write = _open_writer(stack, output, predictor.info, config, bool(inputs.ids))
-        submit = _open_submission(stack, submission, inputs, predictor.info)
+        submit = _open_submission(stack, submission, inputs, predictor.info, config.spreadsheet_safe)
         for number, (outcome, overlay) in enumerate(progress(outcomes, "predicting", len(inputs.paths))):
             identity = inputs.ids[number] if inputs.ids else None
             write(inputs.names[number], identity, outcome, overlay)
@@ -136,37 +138,44 @@ Write = Callable[[str, str | None, Prediction, str], None]
 def _open_writer(stack: ExitStack, output: Path, info: BundleInfo, config: PredictConfig, with_ids: bool) -> Write:
     file = stack.enter_context(stack.enter_context(atomic_path(output)).open("w", newline="", encoding="utf-8"))
     if config.format == "txt":
-        return lambda name, identity, outcome, overlay: print(outcome.label, file=file)
+        return lambda name, identity, outcome, overlay: print(printable(outcome.label), file=file)
     if config.format == "jsonl":
         record = partial(prediction_rows.record, info=info, top_k=config.top_k)
         return lambda *row: print(json.dumps(record(*row), ensure_ascii=False), file=file)
-    writer = csv.writer(file)
+    write_row = _row_writer(file, config.spreadsheet_safe)
     columns = list(prediction_rows.header(info, config.top_k, with_ids))
-    writer.writerow([*columns, "explanation"] if config.explain else columns)
+    write_row([*columns, "explanation"] if config.explain else columns)
 
     def write(name: str, identity: str | None, outcome: Prediction, overlay: str) -> None:
         row = prediction_rows.row(name, identity, outcome, info, config.top_k)
-        writer.writerow([*row, overlay] if config.explain else row)
+        write_row([*row, overlay] if config.explain else row)
 
     return write
 
 
+def _row_writer(file: TextIO, spreadsheet_safe: bool) -> Callable[[Sequence[Cell]], object]:
+    writer = csv.writer(file)
+    if not spreadsheet_safe:
+        return writer.writerow
+    return lambda row: writer.writerow([safe_cell(cell) if isinstance(cell, str) else cell for cell in row])
+
+
 def _open_submission(
-    stack: ExitStack, path: Path, inputs: Inputs, info: BundleInfo
+    stack: ExitStack, path: Path, inputs: Inputs, info: BundleInfo, spreadsheet_safe: bool
 ) -> Callable[[str, Prediction], None]:
     if not inputs.ids:
         return lambda identity, outcome: None
     file = stack.enter_context(stack.enter_context(atomic_path(path)).open("w", newline="", encoding="utf-8"))
-    writer = csv.writer(file)
+    write_row = _row_writer(file, spreadsheet_safe)
     columns = label_sets.columns_of(info.label_column, info.classes, info.multi_label)
-    writer.writerow([inputs.id_column, *columns])
+    write_row([inputs.id_column, *columns])
     if len(columns) == 1:
-        return lambda identity, outcome: writer.writerow([identity, outcome.label])
+        return lambda identity, outcome: write_row([identity, outcome.label])
 
     def submit_flags(identity: str, outcome: Prediction) -> None:
         labels = label_text.parts(outcome.label)
         flags = ["" if outcome.reason else int(column in labels) for column in columns]
-        writer.writerow([identity, *flags])
+        write_row([identity, *flags])
 
     return submit_flags
 
@@ -276,7 +285,7 @@ def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
         raise UserError(f"{inputs.names[0]} was rejected: {outcome.reason}.")
     ranked = prediction_rows.ranked(outcome, predictor.info, max(1, config.top_k))
     labels = ", ".join(f"{label} ({probability:.1%})" for label, probability in ranked)
-    print(f"{inputs.names[0]}: {labels}{ABSTAINED[outcome.abstain_reason] if outcome.abstain_reason else ''}")
+    print(printable(f"{inputs.names[0]}: {labels}{ABSTAINED.get(outcome.abstain_reason or '', '')}"))
     if overlay:
         print(f"saliency map: {folder / overlay}")
 

@@ -28,6 +28,7 @@ from spectacles.core.fileio import check_writable, safe_name, sweep, write_json
 from spectacles.core.results import Report as StageReport
 from spectacles.core.run_dir import LATEST, RunDir, create_run, find_run, new_run, point_latest
 from spectacles.core.setting_changes import ONE_COMMAND, changes, recorded
+from spectacles.core.wording import printable
 from spectacles.tracking import tracking
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -44,6 +45,13 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", Path: 
 
 TARGET = {"output_dir": "outputs", "run_name": None, "resume": False, "stages": "all"}
 """Settings that say which saved settings are the defaults of the others."""
+
+
+class OneLine(logging.Formatter):
+    """A record is a line, whatever names of files and classes it holds; tracebacks follow below it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatMessage(record))
 
 
 def start(script: str, parse: Callable[[list[str]], Any]) -> NoReturn:
@@ -108,7 +116,9 @@ def publish(run_dir: RunDir) -> None:
 def exit_codes() -> Iterator[None]:
     """A user's mistake or a disk that fails: one sentence, exit 2. Ctrl-C: 130, SIGTERM: 143. Anything else keeps its
     traceback."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
+    screen = logging.StreamHandler(sys.stdout)
+    screen.setFormatter(OneLine())
+    logging.basicConfig(level=logging.WARNING, handlers=[screen])
     log.setLevel(logging.INFO)
     warnings.filterwarnings(
         "ignore", module="PIL"
@@ -117,7 +127,7 @@ def exit_codes() -> Iterator[None]:
         with signals.handled():
             yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in DISK_FAILURES:
@@ -296,7 +306,7 @@ def _device(config: Any, run_dir: RunDir) -> str:
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(OneLine("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:
         yield

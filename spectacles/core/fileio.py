@@ -10,12 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from spectacles.core.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TRIAL_BYTES = 1 << 20
 
@@ -134,11 +130,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_csv(path: Path, table: "pd.DataFrame") -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,8 +1,16 @@
 """Numbers in words, alike in the report and in the model card."""
 
+import re
 from collections.abc import Sequence
 
 UNKNOWN = "–"
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that start a line, steer a terminal, or change the direction of text; and halves of characters."""
+
+
+def printable(text: str) -> str:
+    """On one line, with an escape such as \\r or \\x1b for every control character: names come from strangers."""
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def percent(share: float | None) -> str:

@@ -91,6 +91,11 @@ def has(texts: pd.Series[str], name: str, multi_label: bool) -> pd.Series[bool]:
     return texts.map({text: name in parts(text) for text in texts.unique()}) if multi_label else texts == name
 
 
+def belongs(texts: pd.Series[str], text: str, multi_label: bool) -> pd.Series[bool]:
+    """The same for a label as `join` writes it alone, which differs from NONE: the images without any."""
+    return has(texts, parts(text)[0], multi_label) if multi_label and text != NONE else texts == text
+
+
 def count_splits(
     rows: pd.DataFrame, splits: Sequence[str], classes: Sequence[str], multi_label: bool
 ) -> tuple[dict[str, dict[str, int]], dict[str, int]]:

@@ -81,7 +81,7 @@ def merged_spellings(given: "pd.Series[str]", cleaned: "pd.Series[str]") -> list
     groups = [f"{', '.join(map(repr, rows['given']))} as {name!r}" for name, rows in several.groupby("class")]
     if not groups:
         return []
-    return [f"labels in several spellings are taken as one class: {_some(groups)}"]
+    return [f"labels in several spellings are taken as one class: {_some(groups, '; ')}"]
 
 
 def match_labels(values: "pd.Series[str]", classes: Set[str]) -> "pd.Series[str]":

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from spectacles.core.fileio import write_csv
+from spectacles.core.csv_cells import original, protect, write_csv
 from spectacles.core.results import DatasetReport
 from spectacles.core.run_dir import RunDir
 
@@ -47,23 +47,24 @@ class Schema:
         others = [name for name in table.columns if name not in self.columns and self.dtype_of(name) is not None]
         return table[[*fixed, *others]]
 
-    def write(self, path: Path, table: pd.DataFrame) -> None:
-        """See `select` and `write_csv`."""
-        write_csv(path, self.select(table))
+    def write(self, path: Path, table: pd.DataFrame, spreadsheet_safe: bool = False) -> None:
+        """See `select`, `protect` and `write_csv`; `read` gives the table as it was."""
+        write_csv(path, protect(self.select(table), spreadsheet_safe))
 
     def read(self, path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The schema's columns that the file has, or those of `columns` among them. Text is '' where there is none (a
         class may be called "NA"), a missing number is NaN."""
         types = {name: dtype for name, dtype in self._types(path).items() if columns is None or name in columns}
         numbers = {name: [""] for name, dtype in types.items() if dtype is float}
-        return pd.read_csv(path, usecols=list(types), dtype=types, keep_default_na=False, na_values=numbers)
+        table = pd.read_csv(path, usecols=list(types), dtype=types, keep_default_na=False, na_values=numbers)
+        return original(table)
 
     def read_text(self, path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """As `read`, but every cell as the text in the file; an empty table where there is no file."""
         if not path.is_file():
             return self.empty()
         wanted = [name for name in self._types(path) if columns is None or name in columns]
-        return pd.read_csv(path, usecols=wanted, dtype=str, keep_default_na=False)
+        return original(pd.read_csv(path, usecols=wanted, dtype=str, keep_default_na=False))
 
     def _types(self, path: Path) -> dict[str, type]:
         """Of the columns that the file has, in its order."""

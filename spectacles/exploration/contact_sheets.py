@@ -19,7 +19,7 @@ from spectacles.core.progress import progress
 from spectacles.core.results import ValueRanges
 from spectacles.core.wording import count_of, noun_of, plural
 from spectacles.data import label_sets
-from spectacles.data.label_text import NONE
+from spectacles.data.label_text import NONE, escape
 from spectacles.exploration.outliers import MAX_Z, UNLIKE_OTHERS
 from spectacles.exploration.shortcuts import Shortcut
 from spectacles.report.image_grid import THUMBNAIL, image_grid
@@ -55,7 +55,7 @@ def draw_classes(
     for number, name in enumerate(progress(shown, "drawing classes", len(shown), "class"), start=1):
         on_sheet = size if number <= MAX_CONTACT_SHEETS else 0
         wanted = max(on_sheet, min(SAMPLE, ALL_SAMPLES // len(shown)))
-        members = label_sets.has(labelled["label"], name, multi_label and name != NONE)
+        members = label_sets.belongs(labelled["label"], name, multi_label)
         rows = sample(labelled[members], wanted, derive_seed(seed, "explore", name))
         pictures = load(rows["path"])
         if on_sheet:
@@ -74,10 +74,10 @@ def draw_classes(
 
 
 def _sizes(labels: "pd.Series[str]", multi_label: bool) -> "pd.Series[int]":
-    """Images of each class or label, the largest first."""
+    """Images of each class or label (as label_sets.join writes it), the largest first."""
     if not multi_label:
         return labels.value_counts()
-    counts = pd.Series(label_sets.count(labels, label_sets.names(labels), multi_label))
+    counts = pd.Series(label_sets.count(labels, label_sets.names(labels), multi_label)).rename(escape)
     counts[NONE] = int((labels == NONE).sum())
     return counts[counts > 0].sort_values(ascending=False, kind="stable")
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from spectacles.core.results import DatasetReport
 from spectacles.core.wording import count_of, noun_of, percent, plural
-from spectacles.data.label_text import NONE
+from spectacles.data.label_text import NONE, escape
 from spectacles.exploration import suggestions
 from spectacles.exploration.outliers import LEAST_SPREAD, measure
 from spectacles.exploration.suggestions import FEW_IMAGES
@@ -21,11 +21,15 @@ FEW_VALIDATION_IMAGES = 100
 
 
 def counts_of(data: DatasetReport, used: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """split -> class -> images; with several labels per image, NONE counts those without any."""
+    """split -> class -> images; with several labels per image, NONE counts those without any, and labels are written as
+    label_sets.join does."""
     if not data.multi_label:
         return data.counts
     none = used.loc[used["label"] == NONE, "split"].value_counts()
-    return {split: {**counts, NONE: int(none.get(split, 0))} for split, counts in data.counts.items()}
+    return {
+        split: {escape(name): images for name, images in counts.items()} | {NONE: int(none.get(split, 0))}
+        for split, counts in data.counts.items()
+    }
 
 
 def distribution(data: DatasetReport, counts: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:

@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
+from spectacles.core.csv_cells import write_csv
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import atomic_path, write_csv
+from spectacles.core.fileio import atomic_path
 
 log = logging.getLogger("spectacles")
 

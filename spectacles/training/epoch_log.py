@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from spectacles.core.fileio import write_csv
+from spectacles.core.csv_cells import write_csv
 from spectacles.core.run_dir import RunDir
 from spectacles.report import data_plots
 from spectacles.tracking import tracking

@@ -118,7 +118,7 @@ def test_with_one_class_per_image_no_label_pairs_are_left(explored, tmp_path):
     plain = data_of({split: {"a": 1, "b": 1} for split in SPLITS})
     for name in ("label_pairs.csv", "label_pairs.png"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    assert explore.describe_label_pairs(plain, load_split(run, "train"), tmp_path) == ([], [])
+    assert explore.describe_label_pairs(plain, load_split(run, "train"), False, tmp_path) == ([], [])
     assert list(tmp_path.iterdir()) == [] and data.multi_label
 
 

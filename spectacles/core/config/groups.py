@@ -56,6 +56,12 @@ class ImageDirConfig(FileNameConfig):
 
 
 @dataclass(frozen=True)
+class CsvConfig(Settings):
+    spreadsheet_safe: bool = False
+    """Put an apostrophe before text in CSV files that a spreadsheet would run as a formula (after =, +, - or @)."""
+
+
+@dataclass(frozen=True)
 class GalleryConfig(Settings):
     gallery_size: Annotated[int, Field(ge=1)] = 24
     """Images shown in each contact sheet or gallery."""

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from spectacles.core.config.groups import (
     ComputeConfig,
+    CsvConfig,
     ExplainConfig,
     FeatureConfig,
     FileNameConfig,
@@ -21,7 +22,7 @@ from spectacles.core.errors import UserError
 
 
 @dataclass(frozen=True)
-class DatasetConfig(RunConfig, FeatureConfig, ModelConfig, ImageDirConfig):
+class DatasetConfig(RunConfig, FeatureConfig, ModelConfig, ImageDirConfig, CsvConfig):
     train_csv: Path | None = None
     """Table of labelled images: CSV (any delimiter), JSON, JSONL or Parquet, one row per file."""
     test_csv: Path | None = None
@@ -65,12 +66,12 @@ class DatasetConfig(RunConfig, FeatureConfig, ModelConfig, ImageDirConfig):
 
 
 @dataclass(frozen=True)
-class ExploreConfig(RunConfig, FeatureConfig, ModelConfig, GalleryConfig):
+class ExploreConfig(RunConfig, FeatureConfig, ModelConfig, GalleryConfig, CsvConfig):
     pass
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(RunConfig, FeatureConfig):
+class EvaluateConfig(RunConfig, FeatureConfig, CsvConfig):
     bootstrap_resamples: Annotated[int, Field(ge=1)] = 1000
     """Resamples behind each 95 % interval."""
     compare: str | None = None
@@ -82,13 +83,13 @@ class EvaluateConfig(RunConfig, FeatureConfig):
 
 
 @dataclass(frozen=True)
-class ErrorAnalysisConfig(RunConfig, FeatureConfig, GalleryConfig, ExplainConfig):
+class ErrorAnalysisConfig(RunConfig, FeatureConfig, GalleryConfig, ExplainConfig, CsvConfig):
     fine_tuned_folds: Annotated[int, Field(ge=0)] = 0
     """Folds of fine-tuned networks that look for wrong labels as well; each costs a training. 0 leaves them out."""
 
 
 @dataclass(frozen=True)
-class PredictConfig(RunConfig, ComputeConfig, ExplainConfig):
+class PredictConfig(RunConfig, ComputeConfig, ExplainConfig, CsvConfig):
     explain: bool = False
     """Write an overlay beside the predictions for each image: where in it the model looks."""
     top_k: Annotated[int, Field(ge=1)] = 1

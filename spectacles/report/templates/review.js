@@ -7,8 +7,11 @@ const MAX_OPTIONS = 50; // classes listed at once; typing finds the others
 const WORDS = new Map([["changed", "changed"], ["confirmed", "kept"], ["removed", "removed"]]);
 
 const NONE = "none";
-const parts = (label) => (label === NONE ? [] : label.split("|"));
-const join = (names) => classes.filter((name) => names.has(name)).join("|") || NONE;
+// A label called "none", and "|" or a backslash in a label, follow a backslash (spectacles/data/label_text.py).
+const escaped = (name) => (name === NONE ? `\\${NONE}` : name.replace(/[|\\]/g, "\\$&"));
+const unescaped = (text) => (text === escaped(NONE) ? NONE : text.replace(/\\([|\\])/g, "$1"));
+const parts = (label) => (label === NONE ? [] : (label.match(/(?:\\.|[^|])+/gs) ?? []).map(unescaped));
+const join = (names) => classes.filter((name) => names.has(name)).map(escaped).join("|") || NONE;
 const isLabel = (label) => (multiLabel ? typeof label === "string" && label === join(new Set(parts(label))) : classes.includes(label));
 const isNumeric = (names) => names.length && names.every((name) => Number.isFinite(Number(name)));
 
