@@ -66,7 +66,9 @@ def prepared(tmp_path: Path) -> Prepared:
         rows.append(f"{number}.png,{CLASSES[bright ^ (f'{number}.png' in FLIPPED)]}")
     table = write_csv(tmp_path / "train.csv", "file,label", *rows)
     run_dir = RunDir(tmp_path / "outputs" / "run", "error_analysis")
-    config = DatasetConfig(train_csv=table, num_workers=1, val_fraction=0.2, test_fraction=0.2, duplicate_similarity=1)
+    config = DatasetConfig(
+        train_csv=table, num_workers=1, val_fraction=0.2, test_fraction=0.2, duplicate_similarity=1, na_labels=""
+    )
     run_dir.save_result("dataset", dataset.run(config, run_dir))
     save_model(run_dir, tmp_path)
     return Prepared(run_dir, right_predictions(run_dir))
