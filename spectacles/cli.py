@@ -132,7 +132,10 @@ def exit_codes() -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FAILURES:
             raise
-        print(f"error: {error.filename}: {error.strerror}. What was finished before is kept.", file=sys.stderr)
+        print(
+            f"error: {printable(str(error.filename))}: {error.strerror}. What was finished before is kept.",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("stopped.", file=sys.stderr)
