@@ -72,11 +72,8 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     splits = [split for split in splits if len(split.rows)]
     if not splits:
         raise UserError(f"{run_dir.splits} has no readable labelled validation or test image: nothing can be scored.")
-    scores = {split.name: split_scores.score(split, config) for split in splits}
     headline = splits[-1]
-    val = next((split for split in splits if split.name == "val"), None)
-    if points := split_scores.other_thresholds(headline, val, config):
-        scores[headline.name]["operating_points"] = points
+    scores = _score(splits, config)
     write_json(folder / "metrics.json", scores)
 
     scored_rows = rows.loc[headline.rows.index]
@@ -102,6 +99,15 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
         model_id=predictor.model_id,
         accuracy_interval=(low, high),
     )
+
+
+def _score(splits: list[ScoredSplit], config: EvaluateConfig) -> dict[str, Any]:
+    """What metrics.json holds by split; the last one, which is the headline, with what other thresholds would give."""
+    scores = {split.name: split_scores.score(split, config) for split in splits}
+    val = next((split for split in splits if split.name == "val"), None)
+    if points := split_scores.other_thresholds(splits[-1], val, config):
+        scores[splits[-1].name]["operating_points"] = points
+    return scores
 
 
 def _check_bundle(run_dir: RunDir, data: DatasetReport) -> None:
