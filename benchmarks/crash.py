@@ -96,7 +96,7 @@ def _folder(output_dir: Path) -> RunDir:
 
 def _start(launch: Callable[[list[str], IO[bytes]], Process], sample: Path, run_dir: RunDir) -> Process:
     """Goes on with what stands in the run folder already."""
-    resume = ["--resume"] if run_dir.config.is_file() else []
+    resume = ["--resume"] if run_dir.path.is_dir() else []
     command = ["run_pipeline.py", "--train_csv", sample / "train.csv", "--image_dir", sample / "dataset",
                "--output_dir", run_dir.output_dir, *FLAGS, *resume]  # fmt: skip
     with (run_dir.output_dir / "printed.txt").open("ab") as printed:
@@ -115,7 +115,7 @@ def _kill_until_done(launcher: Callable[[RunDir], Process], run_dir: RunDir, out
         outcome.kills += 1
         outcome.stages[_where(run_dir)] += 1
         try:
-            found = checkpoint.load_newest(run_dir.folder("train"))
+            found = checkpoint.load_newest(run_dir.path / "train")
         except UserError:
             outcome.unloadable += 1
             continue
@@ -139,7 +139,7 @@ def _reached_its_end(process: Process, run_dir: RunDir) -> bool:
 
 def _newest(run_dir: RunDir) -> int | None:
     """The number of the newest checkpoint."""
-    numbers = [int(path.name.split("-")[1]) for path in run_dir.folder("train").glob(checkpoint.PATTERN)]
+    numbers = [int(path.name.split("-")[1]) for path in (run_dir.path / "train").glob(checkpoint.PATTERN)]
     return max(numbers, default=None)
 
 

@@ -142,7 +142,7 @@ def main() -> None:
         os.environ.update(wanted["environment"])
         os.chdir(wanted["folder"])
         sys.argv = wanted["command"]
-        sys.path[0] = str(wanted["folder"])
+        sys.path[0] = str(Path(__file__).resolve().parents[2])
         _deliver_nothing()
         runpy.run_path(sys.argv[0], run_name="__main__")
 
