@@ -22,6 +22,8 @@ COSTLY = {"e2e": "process", "server": "server", "stages": "slow"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: at the end, small ones keep every worker busy."""
+    items.sort(key=lambda item: item.path.parent.name not in COSTLY)  # the order is kept otherwise
     for item in items:
         if marker := COSTLY.get(item.path.parent.name):
             item.add_marker(marker)

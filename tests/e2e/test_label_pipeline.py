@@ -12,7 +12,7 @@ from PIL import Image
 from spectacles.core.run_dir import STAGES, RunDir, find_run
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0)}
-IMAGES, TEST = 60, 12
+IMAGES, TEST = 48, 8
 
 
 @pytest.fixture(scope="module")
