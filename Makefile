@@ -9,10 +9,8 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 OUTPUTS ?= outputs
 IMAGES ?= 600
 KILLS ?= 100
-# A file's tests stay together, for what they share. One more worker than cores, as many tests wait for a process or a
-# server, and as far as memory for several networks reaches.
-WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() + 1))")
-PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# A file's tests stay together, for what they share; on every core, as far as memory for several networks reaches.
+PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SAMPLE = $(OUTPUTS)/sample
 
 .PHONY: help setup dev lock demo test families quick coverage check fmt bench bench-serving attack gpu-check crash clean
