@@ -7,6 +7,8 @@ import pytest
 import timm
 from command_line import ROOT
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = ("test_convnext", "test_efficientnet", "test_vit", "test_coatnet", "efficientvit_m0", "xcit_nano_12_p8_224")
 """Convolutions, attention with positions, windows and classes of their own."""
 

@@ -25,6 +25,8 @@ from spectacles.data import schemas
 from spectacles.report import confusion_browser, html_report, model_card, run_summary
 from spectacles.report.confusion_browser import NEIGHBOURS, PER_CELL, PICTURES, distribute
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def made(tmp_path: Path) -> MadeUp:

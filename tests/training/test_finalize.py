@@ -27,6 +27,8 @@ from spectacles.training import epoch_log, finalize
 from spectacles.training.finalize import decide
 from spectacles.training.history import Epoch
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY = TrainConfig(
     backbone="simple_cnn", no_pretrained=True, image_size=32, epochs=2, head="sgd", head_epochs=1, batch_size=16,

@@ -35,6 +35,8 @@ from spectacles.training import epoch_log, finalize
 from spectacles.training.batches import StepSettings
 from spectacles.training.train_loop import balanced_weights, mean_loss
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY = TrainConfig(
     backbone="simple_cnn", no_pretrained=True, image_size=32, epochs=6, batch_size=8, device="cpu", lr=1e-2, seed=3,

@@ -23,6 +23,8 @@ from spectacles.training.batches import Batch, Examples, StepSettings, augmented
 from spectacles.training.epoch_progress import READ_EVERY, LossReader, NotFinite, Position
 from spectacles.training.train_loop import EpochPlan, Hooks, Learner, make_optimizer
 
+pytestmark = pytest.mark.slow
+
 CPU, GPU = torch.device("cpu"), torch.device("meta")
 PREPROCESSING = Preprocessing(32, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 EVERYTHING = AugmentConfig(
