@@ -16,6 +16,8 @@ from spectacles.evaluation.error_explanations import explain_decisions, sample_c
 from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.models.classifier import load_classifier
 
+pytestmark = pytest.mark.slow
+
 PICTURES = ["explained_errors.png", "explained_correct.png", "feature_maps.png"]
 
 

@@ -19,6 +19,8 @@ from spectacles.core.run_dir import RunDir
 from spectacles.data import label_text, schemas
 from spectacles.report import confusion_browser, html_report, key_findings, model_card
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("cat", EVIL, "night")
 
 

@@ -17,6 +17,8 @@ from spectacles.sample_data import generate
 from spectacles.sample_data.faces import SIZE
 from spectacles.sample_data.generate import FAULTS, SMALLEST, draw, plan, planted_counts
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 60
 
 
