@@ -49,7 +49,7 @@ families: dev  ## train and export a backbone of every family of timm (three min
 	$(PYTEST) --dist load -m families tests/models/test_families.py
 
 quick: dev  ## run the unit tests that start no browser, server or process and train nothing (a minute and a half)
-	$(PYTEST) --ignore tests/e2e -m "not (browser or server or process or slow or families)"
+	$(PYTEST) --ignore tests/e2e --ignore tests/stages --ignore tests/server -m "not (browser or server or process or slow or families)"
 
 coverage: dev  ## run all tests and list the lines that none of them runs
 	$(PYTEST) --cov --cov-report term:skip-covered
