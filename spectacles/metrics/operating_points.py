@@ -52,14 +52,19 @@ def operating_points(
     goals = GOALS if val.both_occur else ()
     choices = [decision_threshold.choose(goal, val.has.astype(np.int64), val.scores) for goal in goals]
     rows: list[dict[str, Any]] = [{"goal": "in use", "threshold": in_use, "reached": True}]
-    for goal, choice in zip(goals, choices, strict=True):
-        row = {"goal": str(goal), "threshold": choice.threshold, "reached": choice.reached}
-        if goal.name == "cost":
-            row |= {"cost": _cost(goal, choice.threshold, scored), "cost_in_use": _cost(goal, in_use, scored)}
-        rows.append(row)
+    rows += [
+        {"goal": str(goal), "threshold": choice.threshold, "reached": choice.reached}
+        for goal, choice in zip(goals, choices, strict=True)
+    ]
     claimed = np.asarray(scored.scores, dtype=np.float64) >= np.array([row["threshold"] for row in rows])[:, None]
-    measured = _rates(_counts(claimed, scored.has).sum(axis=2)[..., None])
-    columns = sparse.csr_matrix(_counts(claimed, scored.has).reshape(-1, len(scored.has)))
+    counts = _counts(claimed, scored.has)
+    totals = counts.sum(axis=2)
+    for number, goal in enumerate(goals, 1):
+        if goal.name == "cost":
+            costs = goal.costs @ totals[1:3] / len(scored.has)  # (T,)
+            rows[number] |= {"cost": float(costs[number]), "cost_in_use": float(costs[0])}
+    measured = _rates(totals[..., None])
+    columns = sparse.csr_matrix(counts.reshape(-1, len(scored.has)))
     sums = bootstrap.resampled_sums(columns, scored.clusters, seed, resamples)
     drawn = _rates(sums.reshape(4, len(rows), -1))
     for number, row in enumerate(rows):
@@ -70,13 +75,6 @@ def operating_points(
         }
         _correct_shares_of_all_and_none(row, claimed[number], scored)
     return rows
-
-
-def _cost(goal: Goal, threshold: float, scored: Positives) -> float:
-    claimed = scored.scores >= threshold
-    of_false_positive, of_false_negative = goal.costs
-    false_positives, false_negatives = (claimed & ~scored.has).mean(), (~claimed & scored.has).mean()
-    return float(of_false_positive * false_positives + of_false_negative * false_negatives)
 
 
 def _counts(claimed: Bools, has: Bools) -> Float64s:
