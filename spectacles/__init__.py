@@ -4,7 +4,7 @@ import os
 
 __version__ = "0.1.0"
 
-# Libraries that report their use to somebody read these when they are imported. Who wants that sets them otherwise.
+# Libraries with telemetry read these when they are imported. A value that is set already stays.
 for _switch, _off in (
     ("ORT_DISABLE_TELEMETRY", "1"),
     ("MLFLOW_DISABLE_TELEMETRY", "true"),
