@@ -61,7 +61,7 @@ def run(config: BenchmarkConfig) -> RunDir:
     if changed := changes("benchmark", to_plain(config), benchmark.load_config(), {}):
         raise UserError(f"{benchmark.path} was begun otherwise: {'; '.join(changed)}. Begin another benchmark.")
     benchmark.write_config(recorded(to_plain(config)))
-    device = str(resolve_device(config.device))
+    device = resolve_device(config.device)
     write_json(benchmark.environment, describe_environment(config.seed, device))
     with cli.log_to(benchmark.log), tracking.parent_run(benchmark):
         log.info("[benchmark] %s", benchmark.path)

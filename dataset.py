@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from spectacles.core.device import cpu_count, prepare_device, resolve_device
+from spectacles.core.device import cpu_count, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport, ValueRanges
 from spectacles.core.run_dir import RunDir
@@ -31,6 +31,7 @@ from spectacles.data.preprocessing import Preprocessing
 from spectacles.data.sources import Rows, read_rows
 from spectacles.models import backbones, pretrained, recipes
 from spectacles.models.feature_cache import FeatureExtractor
+from spectacles.models.torch_device import prepare_device
 from spectacles.tracking import tracking
 
 log = logging.getLogger("spectacles")

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from spectacles.core.csv_cells import protect, write_csv
-from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.device import resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.results import ErrorReport, EvaluateReport
 from spectacles.core.run_dir import RunDir
@@ -28,6 +28,7 @@ from spectacles.models import pretrained
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier, load_classifier
 from spectacles.models.feature_cache import FeatureExtractor
+from spectacles.models.torch_device import prepare_device
 from spectacles.report import error_galleries, review_page
 from spectacles.report.review_page import Review
 
@@ -137,7 +138,7 @@ def labelled_features(
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     backbone, notes = frozen_backbone(run_dir, classifier, info)
     log.info("  checking %d labels with features of %s", len(rows), info.backbone)
-    device = resolve_device(config.device)
+    device = torch.device(resolve_device(config.device))
     extractor = FeatureExtractor(backbone, info.backbone, info.preprocessing, run_dir.cache, device, config)
     return rows, extractor.embed_rows(rows, config.num_workers), notes
 

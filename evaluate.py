@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from spectacles.core.csv_cells import protect, write_csv
-from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.device import resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_json
 from spectacles.core.results import DatasetReport, EvaluateReport
@@ -53,7 +53,6 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
 
     The test split is opened here, and scored where it has labels.
     """
-    device = prepare_device(resolve_device(config.device))
     data = run_dir.load_result("dataset", DatasetReport)
     _check_bundle(run_dir, data)
     other = run_comparison.load(config.compare, run_dir, data.classes) if config.compare else None
@@ -64,7 +63,9 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     _check_size(len(rows), len(data.classes))
     corrupted = corruptions.passes(min(len(rows), config.corruption_images))
-    predictor = Predictor(run_dir.bundle, device, config.batch_size, config.engine, images=len(rows) + corrupted)
+    predictor = Predictor(
+        run_dir.bundle, resolve_device(config.device), config.batch_size, config.engine, images=len(rows) + corrupted
+    )
     table = prediction_rows.predict_rows(predictor, rows, config.num_workers)
     schemas.PREDICTIONS.write(run_dir.predictions, table, config.spreadsheet_safe)
 
@@ -131,7 +132,7 @@ def _analyses(
     split: ScoredSplit, rows: pd.DataFrame, predictor: Predictor, run_dir: RunDir, config: EvaluateConfig
 ) -> dict[str, Any]:
     """`slices`, and if asked for `corruptions`; `rows` are those of the split in splits.csv."""
-    features = _frozen_features(rows, run_dir, predictor.info, predictor.device, config)
+    features = _frozen_features(rows, run_dir, predictor.info, torch.device(predictor.device), config)
     found = slices.find(rows, features, config.seed)
     analyses = {"slices": slices.score(found, split.scored, config.seed, config.bootstrap_resamples)}
     if config.corruption_images:

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from spectacles.core.csv_cells import protect, write_csv
-from spectacles.core.device import cpu_count, prepare_device, resolve_device
+from spectacles.core.device import cpu_count, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_write, write_json
 from spectacles.core.results import DatasetReport, ExploreReport, ValueRanges
@@ -34,6 +34,7 @@ from spectacles.exploration.findings import Findings
 from spectacles.exploration.outliers import find_outliers, rank_by_distance
 from spectacles.models import backbones, pretrained, recipes
 from spectacles.models.feature_cache import FeatureExtractor
+from spectacles.models.torch_device import prepare_device
 from spectacles.report import data_plots
 
 log = logging.getLogger("spectacles")

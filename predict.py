@@ -48,7 +48,7 @@ from typing import TextIO, get_args
 
 from spectacles.core.config import explanation_methods, select
 from spectacles.core.csv_cells import safe_cell
-from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.device import resolve_device
 from spectacles.core.fileio import atomic_path, new_folder
 from spectacles.core.progress import progress
 from spectacles.core.results import DatasetReport, PredictReport
@@ -90,7 +90,7 @@ def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
 
 def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, submission: Path) -> PredictReport:
     """Streams predictions of `inputs` into `output`, and into `submission` where they have ids, in constant memory."""
-    device = prepare_device(resolve_device(config.device))
+    device = resolve_device(config.device)
     predictor = Predictor(bundle, device, config.batch_size, config.engine, len(inputs.paths), config.prior)
     prediction_rows.check_top_k(config.top_k, predictor.info)
     outcomes = explained(
@@ -276,7 +276,7 @@ def _bundle_of(config: PredictCommand) -> Path:
 
 
 def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
-    device = prepare_device(resolve_device(config.device))
+    device = resolve_device(config.device)
     predictor = Predictor(bundle, device, 1, config.engine, 1, config.prior)
     with _new_folder(config) if config.explain else nullcontext(Path()) as folder:
         predicted = predictor.predict([locate(inputs.paths[0])], 1)

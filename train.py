@@ -18,9 +18,9 @@ import pandas as pd
 import torch
 
 import model
-from spectacles.core import collectives, distributed
+from spectacles.core import distributed
 from spectacles.core.config import select, to_plain
-from spectacles.core.device import derive_seed, prepare_device, resolve_device
+from spectacles.core.device import derive_seed, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_json
 from spectacles.core.results import DatasetReport, TrainReport
@@ -34,8 +34,9 @@ from spectacles.metrics import prior_shift
 from spectacles.models import freezing, recipes
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
+from spectacles.models.torch_device import prepare_device
 from spectacles.tracking import tracking
-from spectacles.training import checkpoint, epoch_log, finalize, phases, time_budget
+from spectacles.training import checkpoint, collectives, epoch_log, finalize, phases, time_budget
 from spectacles.training.augmentation import Augmentation
 from spectacles.training.batches import Examples, StepSettings
 from spectacles.training.history import best_epoch, epochs_of, phase_finished
@@ -52,7 +53,7 @@ PROFILED = ("brightness", "contrast", "sharpness")
 
 def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
     """Trains, and leaves the bundle of the best epoch, history.csv and curves.png."""
-    device = collectives.process_device(resolve_device(config.device))
+    device = collectives.process_device(torch.device(resolve_device(config.device)))
     with ExitStack() as stack:
         with collectives.process_group(device):
             trainer = prepare(config, run_dir, device)

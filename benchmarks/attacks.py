@@ -15,7 +15,6 @@ from typing import Any
 from benchmarks import hostile
 from benchmarks.http_client import Client, Reply, head, photo_request
 from benchmarks.server_process import Server
-from spectacles.core.device import prepare_device, resolve_device
 from spectacles.inference.predictor import Predictor
 from spectacles.models.bundle import MANIFEST, read_bundle_info
 
@@ -194,7 +193,7 @@ async def swaps(server: Server, photo: bytes, args: argparse.Namespace) -> Row:
     row, request = Row(f"{args.swaps} exchanges of the model under load"), photo_request(photo, photo)
     served, expected = args.output_dir / "served", {}
     for name in ("one", "two"):
-        predictor = Predictor(args.output_dir / name, prepare_device(resolve_device("cpu")), engine="torch")
+        predictor = Predictor(args.output_dir / name, "cpu", engine="torch")
         expected[predictor.model_id] = next(iter(predictor.predict([photo]))).probabilities
     stop, wrong, seen = asyncio.Event(), 0, Counter[str]()
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from benchmarks import common
 from benchmarks.scale import report, timed
 from spectacles.core.config import DatasetConfig
-from spectacles.core.device import cpu_count, prepare_device, resolve_device
+from spectacles.core.device import cpu_count, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.data import duplicates, folders
 from spectacles.data.file_index import inspect_files
@@ -24,6 +24,7 @@ from spectacles.data.images import SUFFIXES, ImageRejected, decode
 from spectacles.data.similarity import cosines, prepare_features, similar_pairs
 from spectacles.models import pretrained
 from spectacles.models.feature_cache import FeatureExtractor
+from spectacles.models.torch_device import prepare_device
 
 DISTANCE = 6
 SIMILARITIES = (0.6, 0.5)

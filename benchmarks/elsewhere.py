@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image, ImageEnhance, ImageFilter
 
 from benchmarks import common
-from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.device import resolve_device
 from spectacles.core.errors import UserError
 from spectacles.data import folders
 from spectacles.data.images import decode
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     table = table[table["split"] == "val"]
     backgrounds = folders.files_below(args.backgrounds)
     rooms = {f"{share:.0%} of a room's height": in_a_room(share, backgrounds) for share in (0.6, 0.4)}
-    device = prepare_device(resolve_device(args.device))
+    device = resolve_device(args.device)
     predictors = [Predictor(bundle, device, images=len(table)) for bundle in args.bundle]
     classes = predictors[0].info.classes
     if any(predictor.info.classes != classes for predictor in predictors) or len(classes) != 2:

@@ -29,12 +29,13 @@ import evaluate
 import train
 from benchmarks import common, http_client, server_process
 from spectacles.core.config import DatasetConfig, EvaluateConfig, TrainConfig, to_plain
-from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.device import resolve_device
 from spectacles.core.results import TrainReport
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.inference.predictor import Predictor
 from spectacles.models.engine_choice import TOLERANCE, photographs
 from spectacles.models.engines import ENGINES, is_installed
+from spectacles.models.torch_device import prepare_device
 from spectacles.sample_data import generate
 from spectacles.training import checkpoint
 from spectacles.training.trainer import planned_phases
@@ -64,7 +65,7 @@ class Setup:
     photo: Path
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> str:
         return resolve_device(self.config.device)
 
     @property
@@ -94,7 +95,7 @@ def both_phases(setup: Setup) -> str:
 
 
 def mixed_precision(setup: Setup, precision: str) -> str:
-    if precision == "bf16" and setup.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+    if precision == "bf16" and setup.device.startswith("cuda") and not torch.cuda.is_bf16_supported(False):
         raise Skipped("this card computes in fp16 instead")
     setup.train(precision, mixed_precision=precision)
     found, full = (float(_history(run)["val_loss"].iloc[-1]) for run in (_run(setup, precision), setup.reference))
@@ -113,7 +114,7 @@ def moved(setup: Setup, before: str, after: str) -> str:
 
 
 def two_cards(setup: Setup) -> str:
-    if torch.cuda.device_count() < 2 or setup.device.type != "cuda":
+    if torch.cuda.device_count() < 2 or not setup.device.startswith("cuda"):
         raise Skipped(f"this machine has {torch.cuda.device_count()} cards")
     run_dir = _run(setup, "two-cards")
     shutil.copytree(setup.data.path, run_dir.path)
@@ -135,7 +136,7 @@ def engines_agree(setup: Setup) -> str:
     pixels = photographs(card.info.preprocessing)
     expected, differences = card.probabilities(pixels), {}
     for engine in filter(is_installed, ENGINES):
-        other = Predictor(setup.reference.bundle, CPU, engine=engine)
+        other = Predictor(setup.reference.bundle, "cpu", engine=engine)
         differences[engine] = float(np.abs(other.probabilities(pixels) - expected).max())
     text = ", ".join(f"{engine} {difference:.1g}" for engine, difference in differences.items())
     _require(max(differences.values()) <= TOLERANCE, f"on the CPU, probabilities differ by: {text}")
@@ -235,7 +236,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("spectacles").setLevel(logging.WARNING)
     with common.exit_codes():
-        device = str(resolve_device(args.device))
+        device = resolve_device(args.device)
         config = TrainConfig(
             device=device, backbone=args.backbone, weights=args.weights, image_size=args.image_size, batch_size=16,
             epochs=2, unfreeze="last:2", fine_tune="always", dropout=0.0, seed=1,

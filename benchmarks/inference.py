@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import common
-from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.device import resolve_device
 from spectacles.core.errors import UserError
 from spectacles.data import folders
 from spectacles.data.preprocessing import decode_one
@@ -21,7 +21,7 @@ from spectacles.inference.predictor import Predictor
 
 
 def run(args: argparse.Namespace) -> None:
-    device = prepare_device(resolve_device(args.device))
+    device = resolve_device(args.device)
     predictor = Predictor(args.bundle, device, args.batch_size, args.engine)
     paths = folders.files_below(args.images)[: args.limit]
     decoded = [decode_one(path, predictor.info.preprocessing) for path in paths]

@@ -7,7 +7,6 @@ from typing import Any
 
 import litserve
 
-from spectacles.core.device import prepare_device, resolve_device
 from spectacles.inference.predictor import Predictor
 
 
@@ -17,7 +16,7 @@ class Classify(litserve.LitAPI):
         self.bundle = bundle
 
     def setup(self, device: str) -> None:
-        self.predictor = Predictor(Path(self.bundle), prepare_device(resolve_device("cpu")))
+        self.predictor = Predictor(Path(self.bundle), "cpu")
 
     def decode_request(self, request: dict[str, str]) -> bytes:
         return base64.b64decode(request["image"])

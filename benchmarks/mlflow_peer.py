@@ -7,14 +7,12 @@ from typing import Any
 import mlflow.pyfunc
 
 from benchmarks import common
-from spectacles.core.device import prepare_device, resolve_device
 from spectacles.inference.predictor import Predictor
 
 
 class Classify(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
-        device = prepare_device(resolve_device("cpu"))
-        self.predictor = Predictor(Path(context.artifacts["bundle"]), device)
+        self.predictor = Predictor(Path(context.artifacts["bundle"]), "cpu")
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # mlflow reads hints
         found = self.predictor.predict(base64.b64decode(text) for text in model_input["image"])

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 import dataset
 from benchmarks import common
 from spectacles.core.config import DatasetConfig
-from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.device import resolve_device
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data import label_sets
 from spectacles.data.schemas import load_split
@@ -36,6 +36,7 @@ from spectacles.evaluation import label_quality
 from spectacles.metrics.decisions import is_correct
 from spectacles.models import pretrained
 from spectacles.models.feature_cache import FeatureExtractor
+from spectacles.models.torch_device import prepare_device
 from spectacles.sample_data import generate
 
 SEEDS = (0, 1, 2)

@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from benchmarks import common, elsewhere
-from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.device import resolve_device
 from spectacles.core.errors import UserError
 from spectacles.data import folders
 from spectacles.data.images import decode
@@ -55,7 +55,7 @@ def page_of_text(rng: np.random.Generator) -> Image.Image:
 
 
 def run(args: argparse.Namespace) -> None:
-    predictor = Predictor(args.bundle, prepare_device(resolve_device(args.device)))
+    predictor = Predictor(args.bundle, resolve_device(args.device))
     if predictor.ood_scorer is None:
         raise UserError(f"--bundle {args.bundle} has no out-of-distribution scores: it was trained on too few photos.")
     table = common.read_splits(args.splits)

@@ -30,7 +30,6 @@ from PIL import Image
 
 from benchmarks import common, http_client, mlflow_peer, server_process
 from benchmarks.server_process import Server
-from spectacles.core.device import prepare_device, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.inference.predictor import Predictor
 
@@ -144,7 +143,7 @@ def enlarged(photo: Path) -> bytes:
 
 def offline(bundle: Path, name: str, photo: bytes, seconds: int) -> dict[str, Any]:
     """The batched loop of predict.py, at the same threads."""
-    predictor = Predictor(bundle, prepare_device(resolve_device("cpu")))
+    predictor = Predictor(bundle, "cpu")
     done, started = 0, time.perf_counter()
 
     def endless() -> Iterator[bytes]:

@@ -301,7 +301,7 @@ def _device(config: Any, run_dir: RunDir) -> str:
     if hasattr(config, "device"):
         from spectacles.core.device import resolve_device
 
-        return str(resolve_device(config.device))
+        return resolve_device(config.device)
     known = json.loads(run_dir.environment.read_text(encoding="utf-8")) if run_dir.environment.is_file() else {}
     return str(known.get("device", "cpu"))
 

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
@@ -28,7 +26,7 @@ LOOK_AHEAD = 4
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Deterministic, in two steps: `pixels` once per file (cached), `normalize` on whole batches."""
+    """Deterministic, in two steps: `pixels` once per file (cached), `models.normalization` on whole batches."""
 
     image_size: int
     resize: str
@@ -68,12 +66,6 @@ class Preprocessing:
         canvas.paste(inner, ((self.image_size - inner.width) // 2, (self.image_size - inner.height) // 2))
         return canvas
 
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (or float 0..255) (B, S, S, C) -> float32 (B, C, S, S) in channels_last memory: 0..1, minus mean, over
-        std. Element by element, so an image's values do not depend on the batch it is in."""
-        normalized: torch.Tensor = Normalize(self).to(pixels.device)(pixels)
-        return normalized
-
     def at(self, image_size: int) -> "Preprocessing":
         return replace(self, image_size=image_size)
 
@@ -85,23 +77,6 @@ class Preprocessing:
         pairs = {kind: pair and tuple(map(float, pair)) for kind, pair in values["value_ranges"].items()}
         lists = {"mean": tuple(values["mean"]), "std": tuple(values["std"])}
         return cls(**{**values, **lists, "value_ranges": ValueRanges(**pairs)})
-
-
-class Normalize(nn.Module):
-    """`Preprocessing.normalize` of many batches: its constants are on the device already, so that no batch waits until
-    they are copied there."""
-
-    scale: torch.Tensor
-    offset: torch.Tensor
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("offset", mean / std, persistent=False)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return (pixels.float() * self.scale - self.offset).permute(0, 3, 1, 2)
 
 
 def to_picture(pixels: np.ndarray) -> np.ndarray:

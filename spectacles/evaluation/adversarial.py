@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from spectacles.core.device import to_device
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.inference.predictor import Predictor
 from spectacles.metrics.decisions import is_correct
 from spectacles.models.classifier import Classifier
+from spectacles.models.normalization import normalize
+from spectacles.models.torch_device import to_device
 
 LEVELS = (1, 2, 4, 8)
 """Largest changes of a pixel, in steps of 0..255."""
@@ -33,7 +34,7 @@ def loss_and_gradient(classifier: Classifier, preprocessing: Preprocessing, labe
     def compute(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.enable_grad():
             inputs = pixels.detach().requires_grad_()
-            logits = classifier(preprocessing.normalize(inputs))
+            logits = classifier(normalize(preprocessing, inputs))
             if labels.ndim == 2:
                 losses = binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").sum(dim=1)
             else:

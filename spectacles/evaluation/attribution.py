@@ -8,10 +8,11 @@ import torch
 from captum.attr import IntegratedGradients, Occlusion
 from torch.nn import functional
 
-from spectacles.core.device import to_device
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.evaluation.gradcam import grad_cam, to_saliency
 from spectacles.models.classifier import Classifier
+from spectacles.models.normalization import normalize
+from spectacles.models.torch_device import to_device
 
 Method = Callable[[Classifier, torch.Tensor, torch.Tensor], np.ndarray]
 """(classifier, images (B, C, S, S), class indices (B,)) -> saliency (B, h, w) float32, 0..1, each image's maximum 1."""
@@ -89,7 +90,7 @@ def explain(
     indices = torch.tensor(list(targets), device=device)
     parts = []
     for start in range(0, len(pixels), AT_ONCE):
-        images = preprocessing.normalize(to_device(pixels[start : start + AT_ONCE], device))
+        images = normalize(preprocessing, to_device(pixels[start : start + AT_ONCE], device))
         parts.append(METHODS[method](classifier, images, indices[start : start + AT_ONCE]))
     return np.concatenate(parts)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 
 from spectacles.core.config import TrainConfig
@@ -38,7 +37,7 @@ ELSEWHERE = ("output_dir", "run_name", "num_workers", "resume")
 
 
 def out_of_fold_probabilities(
-    rows: pd.DataFrame, labels: np.ndarray, run_dir: RunDir, folds: int, seed: int, device: torch.device
+    rows: pd.DataFrame, labels: np.ndarray, run_dir: RunDir, folds: int, seed: int, device: str
 ) -> np.ndarray:
     """Labelled rows as in splits.csv (N) and their class indices (N,), or labels (N, K) -> (N, K) float64.
 
@@ -62,9 +61,7 @@ def out_of_fold_probabilities(
     return probabilities
 
 
-def _fold(
-    part: RunDir, table: pd.DataFrame, data: DatasetReport, settings: dict[str, Any], device: torch.device
-) -> np.ndarray:
+def _fold(part: RunDir, table: pd.DataFrame, data: DatasetReport, settings: dict[str, Any], device: str) -> np.ndarray:
     """(M, K) of the fold's rows, in their order; read where they are already known."""
     kept = part.path / "probabilities.npy"
     if kept.is_file():

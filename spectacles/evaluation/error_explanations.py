@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 
 from spectacles.core.config import ErrorAnalysisConfig, explanation_methods
-from spectacles.core.device import to_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_json
 from spectacles.data import label_sets, schemas
@@ -22,6 +21,8 @@ from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.evaluation.feature_maps import draw_feature_maps
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
+from spectacles.models.normalization import normalize
+from spectacles.models.torch_device import to_device
 from spectacles.report.image_grid import image_grid, overlay_saliency
 
 log = logging.getLogger("spectacles")
@@ -129,7 +130,7 @@ def check_faithfulness(
     """`faithfulness.judge` of the saliency (N, h, w) for the `explained` classes of uint8 pixels (N, S, S, C)."""
     device = next(classifier.parameters()).device
     targets = torch.tensor([info.classes.index(name) for name in explained], device=device)
-    images = info.preprocessing.normalize(to_device(pixels, device))
+    images = normalize(info.preprocessing, to_device(pixels, device))
     drops = faithfulness.probability_drops(classifier, images, targets, saliency, info.calibration, seed)
     return faithfulness.judge(*drops, explained.tolist(), seed)
 

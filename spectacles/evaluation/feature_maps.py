@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from spectacles.core.device import to_device
 from spectacles.data.preprocessing import Preprocessing, to_picture
 from spectacles.evaluation.feature_layouts import NoFeatureMap, as_map, layer_group_ends, prefix_tokens
 from spectacles.models.classifier import Classifier
+from spectacles.models.normalization import normalize
+from spectacles.models.torch_device import to_device
 from spectacles.report.image_grid import image_grid
 from spectacles.report.style import colour_table
 
@@ -27,7 +28,7 @@ def draw_feature_maps(
     """
     classifier.eval()
     device = next(classifier.parameters()).device
-    maps = stage_maps(classifier.backbone, preprocessing.normalize(to_device(pixels, device)))
+    maps = stage_maps(classifier.backbone, normalize(preprocessing, to_device(pixels, device)))
     shown = min(CHANNELS, *(values.shape[1] for _, values in maps))  # as many in each row, or the rows are no table
     pictures: list[np.ndarray] = []
     texts: list[str] = []

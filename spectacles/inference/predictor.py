@@ -8,7 +8,6 @@ from pathlib import Path
 from threading import RLock
 
 import numpy as np
-import torch
 
 from spectacles.data import label_sets
 from spectacles.data.images import MAX_PIXELS, Source
@@ -20,6 +19,7 @@ from spectacles.models.bundle import ENGINE_FILE, load_bundle
 from spectacles.models.classifier import Classifier, build_classifier
 from spectacles.models.engines import PixelNetwork
 from spectacles.models.ood import FeaturesAndLastMap
+from spectacles.models.torch_device import prepare_device
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Predictor:
     def __init__(
         self,
         bundle: Path,
-        device: torch.device,
+        device: str,
         batch_size: int = 32,
         engine: str = "auto",
         images: float = math.inf,
         prior: str | None = None,
     ) -> None:
         """`images`: how many are to be expected; for few of them no engine is measured. `prior`: the photos' class mix,
-        where it is another than the bundle's. Raises UserError."""
+        where it is another than the bundle's. `device`: as `resolve_device` gives it. Raises UserError."""
         info, state, self.model_id = load_bundle(bundle)
         self.info = info if prior is None else info.with_prior(prior)
         self.classifier = build_classifier(self.info, state, bundle)
@@ -70,9 +70,10 @@ class Predictor:
         self.device = device
         self.batch_size = batch_size
         self._head = engines.linear(self.classifier.head)
-        network = PixelNetwork(FeaturesAndLastMap(self.classifier.backbone), self.info.preprocessing, device)
+        on = prepare_device(device)
+        network = PixelNetwork(FeaturesAndLastMap(self.classifier.backbone), self.info.preprocessing, on)
         self.engine, self._run = engine_choice.choose(network, bundle / ENGINE_FILE, engine, self._difference, images)
-        self.classifier.to(device)
+        self.classifier.to(on)
         self._torch_lock = RLock()
 
     @contextmanager

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from spectacles.core import wording
 from spectacles.core.config import PredictCommand
-from spectacles.core.device import limit_cores, prepare_device, resolve_device
+from spectacles.core.device import limit_cores, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.data import remote_files
 from spectacles.inference import prediction_folder, prediction_rows
@@ -76,7 +76,7 @@ class Worker:
         self.work = work = ray.get(reference)
         _check_shared(work)
         limit_cores(work.cores)
-        device = prepare_device(resolve_device(work.device))
+        device = resolve_device(work.device)
         with TemporaryDirectory() as folder:  # the machine need not have the bundle
             for name, content in work.bundle.items():
                 Path(folder, name).write_bytes(content)

@@ -22,9 +22,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from spectacles.core.device import cpu_count, to_device
+from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
-from spectacles.data.preprocessing import Normalize, Preprocessing
+from spectacles.data.preprocessing import Preprocessing
+from spectacles.models.normalization import Normalize
+from spectacles.models.torch_device import to_device
 
 Engine = Callable[[np.ndarray], np.ndarray]
 ENGINES = ("torch", "onnxruntime", "openvino")
@@ -190,6 +192,6 @@ BUILDERS: dict[str, Callable[[Path], Engine]] = {"onnxruntime": _onnxruntime, "o
 """From the path of an ONNX file."""
 
 
-def num_streams(engine: str, device: torch.device) -> int:
+def num_streams(engine: str, device: str) -> int:
     """How many threads should call an engine at once, each with up to CHUNK images, to use all cores."""
-    return cpu_count() if engine == "openvino" and device.type == "cpu" else 1
+    return cpu_count() if engine == "openvino" and device == "cpu" else 1

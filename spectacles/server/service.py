@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spectacles.core.device import cpu_count, prepare_device, resolve_device
+from spectacles.core.device import cpu_count, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.inference.predictor import Predictor
 from spectacles.server import telemetry
@@ -120,7 +120,7 @@ class Service:
         self.batcher = await stack.enter_async_context(batcher)
         self.problem = ""
         freeze_garbage_collector()
-        telemetry.write("ready", model_id=model.model_id, device=str(model.device), engine=model.engine)
+        telemetry.write("ready", model_id=model.model_id, device=model.device, engine=model.engine)
 
     async def swap(self, folder: Path | None = None) -> str:
         """Serves what the bundle's folder, or `folder`, holds now; returns the model id.
@@ -157,7 +157,7 @@ def busy(overload: Overloaded) -> Rejected:
 def load(settings: Settings, folder: Path | None = None) -> Predictor:
     """The bundle, verified and warmed up: a first pass takes several times as long as the following ones. Raises
     UserError."""
-    device = prepare_device(resolve_device(settings.device))
+    device = resolve_device(settings.device)
     model = Predictor(folder or settings.bundle_folder(), device, engine=settings.engine, prior=settings.prior)
     for images in (1, model.batch_size):
         outputs = model.probabilities(np.zeros((images, *model.info.preprocessing.shape), dtype=np.uint8))

@@ -17,9 +17,11 @@ from torch.nn.functional import affine_grid, avg_pool2d, conv2d, grid_sample, pa
 from torchvision.transforms import v2
 
 from spectacles.core.config import AugmentConfig
-from spectacles.core.device import derive_seed, to_device
+from spectacles.core.device import derive_seed
 from spectacles.data.images import jpeg_round_trip
-from spectacles.data.preprocessing import Normalize, Preprocessing
+from spectacles.data.preprocessing import Preprocessing
+from spectacles.models.normalization import Normalize
+from spectacles.models.torch_device import to_device
 
 COLUMNS = (
     "crop_area", "crop_x", "crop_y", "aspect", "flip", "turn", "zooms_out", "zoom",

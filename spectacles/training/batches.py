@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from spectacles.core import collectives, distributed
+from spectacles.core import distributed
 from spectacles.core.config import TrainConfig
-from spectacles.core.device import derive_seed, to_device
+from spectacles.core.device import derive_seed
 from spectacles.data.pixel_cache import Pixels, in_batches
+from spectacles.models.torch_device import to_device
+from spectacles.training import collectives
 from spectacles.training.augmentation import Augmentation, draws
 
 

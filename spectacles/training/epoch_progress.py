@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from spectacles.core import collectives
+from spectacles.training import collectives
 
 READ_EVERY = 16
 """Steps whose losses stay on a GPU before they are read: reading waits until the GPU has computed them, and then the

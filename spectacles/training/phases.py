@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
-from spectacles.core import collectives, distributed, signals
-from spectacles.core.device import to_device
+from spectacles.core import distributed, signals
 from spectacles.core.errors import UserError
 from spectacles.core.signals import Stopped
 from spectacles.models import bn_folding, freezing, linear_probe, recipes
 from spectacles.models.classifier import Classifier, network_state
 from spectacles.models.engine_choice import photographs
 from spectacles.models.feature_cache import FeatureExtractor
-from spectacles.training import batches, finalize, lr_schedule, train_loop
+from spectacles.models.normalization import normalize
+from spectacles.models.torch_device import to_device
+from spectacles.training import batches, collectives, finalize, lr_schedule, train_loop
 from spectacles.training.augmentation import View
 from spectacles.training.batches import Batch, augmented_batches, epoch_order
 from spectacles.training.checkpoint import Checkpoint
@@ -177,7 +178,7 @@ def _exact_pairs(trainer: Trainer) -> list[tuple[str, str]]:
     photos = to_device(photographs(preprocessing, count=2), trainer.settings.device)
     trial = copy.deepcopy(trainer.classifier.backbone)
     try:
-        folded = bn_folding.fold_batchnorm(trial, preprocessing.normalize(photos))
+        folded = bn_folding.fold_batchnorm(trial, normalize(preprocessing, photos))
     except ValueError as error:
         log.info("  BatchNorm is kept as it is: %s", error)
         return []

@@ -19,12 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectacles.core.config import ModelConfig, TrainConfig
-from spectacles.core.device import prepare_device, resolve_device
+from spectacles.core.device import resolve_device
 from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import engine_choice
 from spectacles.models.classifier import Classifier
 from spectacles.models.engines import Engine, PixelNetwork
+from spectacles.models.torch_device import prepare_device
 from spectacles.report.style import (
     COLOURS,
     MUTED,

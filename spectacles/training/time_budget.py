@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from spectacles.core.config import TrainConfig, parse_duration
-from spectacles.core.device import tf32_allowed
 from spectacles.core.wording import duration
 from spectacles.data.preprocessing import Preprocessing, decoded_batches
 from spectacles.models import backbones, bn_folding, freezing, recipes
 from spectacles.models.classifier import Classifier
 from spectacles.models.ood import REFERENCES
 from spectacles.models.recipes import Recipe
+from spectacles.models.torch_device import tf32_allowed
 from spectacles.training.batches import StepSettings
 from spectacles.training.train_loop import autocast
 

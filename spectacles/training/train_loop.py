@@ -12,12 +12,13 @@ from timm.data.mixup import Mixup
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from spectacles.core import collectives, distributed, signals
+from spectacles.core import distributed, signals
 from spectacles.core.config import TrainConfig
-from spectacles.core.device import derive_seed, tf32_allowed
+from spectacles.core.device import derive_seed
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
-from spectacles.training import epoch_progress
+from spectacles.models.torch_device import tf32_allowed
+from spectacles.training import collectives, epoch_progress
 from spectacles.training.batches import Batch, StepSettings
 from spectacles.training.epoch_progress import LossReader, Position, StepOutcome
 

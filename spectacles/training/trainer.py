@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spectacles.core import collectives, distributed
+from spectacles.core import distributed
 from spectacles.core.config import TrainConfig, parse_duration, to_plain
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir
@@ -19,7 +19,7 @@ from spectacles.models.bn_folding import FoldedBatchNorm
 from spectacles.models.bundle import BundleInfo, save_bundle
 from spectacles.models.classifier import Classifier
 from spectacles.models.freezing import LayerGroups
-from spectacles.training import checkpoint, epoch_log, time_budget
+from spectacles.training import checkpoint, collectives, epoch_log, time_budget
 from spectacles.training.augmentation import Augmentation
 from spectacles.training.batches import Examples, StepSettings
 from spectacles.training.checkpoint import Checkpoint, State

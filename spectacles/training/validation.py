@@ -4,16 +4,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from spectacles.core import collectives, distributed
-from spectacles.core.device import to_device
+from spectacles.core import distributed
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
 from spectacles.data.pixel_cache import in_batches
-from spectacles.data.preprocessing import Normalize
 from spectacles.metrics import classification, decisions, multilabel
 from spectacles.metrics.calibration import sigmoid, softmax
 from spectacles.metrics.calibration_fit import temperature_for
 from spectacles.models.linear_probe import log_loss
+from spectacles.models.normalization import Normalize
+from spectacles.models.torch_device import to_device
+from spectacles.training import collectives
 from spectacles.training.batches import Examples, StepSettings
 
 

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectacles.core import collectives, distributed
+from spectacles.core import distributed
 from spectacles.core.errors import UserError
+from spectacles.training import collectives
 from spectacles.training.batches import loss_share, own_part
 
 CUDA = torch.device("cuda")

@@ -13,11 +13,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectacles.core.config import TrainConfig
-from spectacles.core.device import prepare_device
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import backbones, engine_choice, engines, pretrained
 from spectacles.models.bn_folding import fold_batchnorm
 from spectacles.models.engines import PixelNetwork
+from spectacles.models.normalization import normalize
+from spectacles.models.torch_device import prepare_device
 from spectacles.training import train_loop
 from spectacles.training.batches import StepSettings
 from spectacles.training.epoch_progress import Position
@@ -66,7 +67,7 @@ def as_torch_starts() -> Iterator[None]:
 def test_the_default_backbone_is_folded_on_such_a_card_too(as_torch_starts: None) -> None:
     backbone = pretrained.build_pretrained("efficientnet_lite0", 3, 64, None).eval()
     photos = torch.from_numpy(engine_choice.photographs(PREPROCESSING, count=2))
-    example = PREPROCESSING.normalize(photos)
+    example = normalize(PREPROCESSING, photos)
     with Ampere(), pytest.raises(ValueError, match="changed the features"):
         fold_batchnorm(copy.deepcopy(backbone), example)
     prepare_device(CPU)

@@ -25,6 +25,7 @@ from spectacles.data.preprocessing import (
     resolve_preprocessing,
     to_picture,
 )
+from spectacles.models.normalization import normalize
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 COLOUR = Preprocessing(32, "squash", "bicubic", **IMAGENET, in_chans=3)
@@ -35,7 +36,7 @@ sides = st.integers(1, 300)
 
 
 def normalized(contract: Preprocessing, *photos: Image.Image) -> torch.Tensor:
-    return contract.normalize(torch.from_numpy(np.stack([contract.pixels(photo) for photo in photos])))
+    return normalize(contract, torch.from_numpy(np.stack([contract.pixels(photo) for photo in photos])))
 
 
 def test_normalized_pixels_are_torchvisions():
@@ -87,7 +88,7 @@ def test_an_image_does_not_depend_on_its_batch(seeds, contract):
 @pytest.mark.parametrize("contract", [COLOUR, GREY])
 def test_floating_point_pixels_are_normalized_in_the_same_way(contract):
     pixels = torch.from_numpy(contract.pixels(noise(0)))[None]
-    assert torch.equal(contract.normalize(pixels.float()), contract.normalize(pixels))
+    assert torch.equal(normalize(contract, pixels.float()), normalize(contract, pixels))
 
 
 @settings(max_examples=40)

@@ -212,9 +212,8 @@ def test_a_command_goes_on_after_kills_and_loses_no_row(
 
 
 def assert_as_predicted_here(found: pd.DataFrame, bundle_dir: Path, photos: Path) -> None:
-    import torch
 
-    predictor = Predictor(bundle_dir, torch.device("cpu"), 16, "torch", prior=PRIOR)
+    predictor = Predictor(bundle_dir, "cpu", 16, "torch", prior=PRIOR)
     files = sorted(photos.iterdir())
     expected = dict(zip([path.name for path in files], predictor.predict(files), strict=True))
     for row in found.itertuples():

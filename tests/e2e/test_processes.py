@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from command_line import ROOT, run_script, run_together
 
-from spectacles.core.collectives import OTHER_PROCESS_ENDED
 from spectacles.core.run_dir import RunDir
 from spectacles.models.bundle import load_bundle
 from spectacles.training import checkpoint
+from spectacles.training.collectives import OTHER_PROCESS_ENDED
 
 FLAGS = (
     "--image_size", "32", "--batch_size", "6", "--epochs", "2", "--device", "cpu", "--engine", "torch",
@@ -45,7 +45,7 @@ def test_two_processes_end_like_one(indexed: RunDir, tmp_path: Path) -> None:
 
 STOPPED_AFTER_THE_EXCHANGE = """
 import os, runpy, signal, sys
-from spectacles.core import collectives
+from spectacles.training import collectives
 exchange, count = collectives.any_process, 0
 def any_process(*flags):
     global count

@@ -17,6 +17,7 @@ from spectacles.core.config import EvaluateConfig
 from spectacles.evaluation import adversarial, corruptions
 from spectacles.evaluation.corruptions import CLEAN, SEVERITIES
 from spectacles.inference.predictor import Predictor
+from spectacles.models.normalization import normalize
 
 NAMES = ["a", "b", "c"]
 CONFIG = EvaluateConfig(bootstrap_resamples=50, attacks=True, num_workers=1)
@@ -29,7 +30,7 @@ def pixels() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def predictor(make_bundle: Callable[..., Path]) -> Predictor:
-    return Predictor(make_bundle("cat", "dog"), torch.device("cpu"), 4, "torch")
+    return Predictor(make_bundle("cat", "dog"), "cpu", 4, "torch")
 
 
 def corrupted(pixels: np.ndarray, names: list[str] = NAMES, seed: int = 0) -> dict[tuple[str, float], np.ndarray]:
@@ -39,7 +40,7 @@ def corrupted(pixels: np.ndarray, names: list[str] = NAMES, seed: int = 0) -> di
 def loss(predictor: Predictor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         return cross_entropy(
-            predictor.classifier(predictor.info.preprocessing.normalize(images)), labels, reduction="none"
+            predictor.classifier(normalize(predictor.info.preprocessing, images)), labels, reduction="none"
         )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encoded, noise
@@ -77,7 +76,7 @@ def test_an_overlay_is_of_its_own_row_and_of_the_class_that_was_predicted(
 ) -> None:
     output = tmp_path / "predictions.csv"
     run(bundle_dir, [photos], output)
-    predictor = Predictor(bundle_dir, torch.device("cpu"), engine="torch")
+    predictor = Predictor(bundle_dir, "cpu", engine="torch")
     info = predictor.info
     for row in rows(output):
         if not row["label"]:
@@ -126,7 +125,7 @@ def test_without_the_flag_nothing_is_explained(bundle_dir: Path, photos: Path, t
 def test_a_file_that_vanishes_after_its_prediction_has_a_row_and_no_overlay(
     bundle_dir: Path, photos: Path, tmp_path: Path
 ) -> None:
-    predictor = Predictor(bundle_dir, torch.device("cpu"), 2, "torch")
+    predictor = Predictor(bundle_dir, "cpu", 2, "torch")
     paths = [photos / "a.png", photos / "b" / "c*d.png"]
     outcomes = list(predictor.predict(paths, 1))
     paths[0].unlink()
@@ -135,7 +134,7 @@ def test_a_file_that_vanishes_after_its_prediction_has_a_row_and_no_overlay(
 
 
 def test_the_label_is_explained_where_the_model_abstains_too(bundle_dir: Path, photos: Path, tmp_path: Path) -> None:
-    predictor = Predictor(bundle_dir, torch.device("cpu"), 2, "torch")
+    predictor = Predictor(bundle_dir, "cpu", 2, "torch")
     [answered] = predictor.predict([photos / "a.png"], 1)
     abstained = replace(answered, abstain_reason="low_confidence")
     explained = overlays.write_overlays(iter([answered, abstained]), ["a", "b"], predictor, ["gradcam"], tmp_path)
@@ -144,7 +143,7 @@ def test_the_label_is_explained_where_the_model_abstains_too(bundle_dir: Path, p
 
 
 def test_no_more_than_a_batch_is_read_ahead(bundle_dir: Path, photos: Path, tmp_path: Path) -> None:
-    predictor = Predictor(bundle_dir, torch.device("cpu"), 2, "torch")
+    predictor = Predictor(bundle_dir, "cpu", 2, "torch")
     [outcome] = predictor.predict([photos / "a.png"], 1)
     taken = 0
 

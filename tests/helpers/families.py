@@ -11,6 +11,7 @@ import model
 from spectacles.core.config import ModelConfig
 from spectacles.models import backbones, engines, recipes
 from spectacles.models.engines import PixelNetwork
+from spectacles.models.normalization import normalize
 from spectacles.models.ood import FeaturesAndLastMap
 
 SMALLEST = {
@@ -145,7 +146,7 @@ def check(name: str) -> str:
     assert outputs.shape[0] == 2 and outputs.shape[1] >= classifier.head.in_features and np.isfinite(outputs).all()
     reason = _export(network, pixels, outputs)
     groups = backbones.layer_groups(classifier.backbone)
-    _step(classifier, {name for group in groups[len(groups) // 2 :] for name in group}, preprocessing.normalize(
+    _step(classifier, {name for group in groups[len(groups) // 2 :] for name in group}, normalize(preprocessing,
         torch.from_numpy(pixels)))  # fmt: skip
     return reason
 

@@ -5,8 +5,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from spectacles.core import collectives, distributed
+from spectacles.core import distributed
 from spectacles.core.config import TrainConfig
+from spectacles.training import collectives
 from spectacles.training.batches import StepSettings, loss_share, own_part
 from spectacles.training.epoch_progress import Position
 from spectacles.training.train_loop import EpochPlan, Learner, train_epoch

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from pictures import write_noise
 
 import predict
@@ -24,7 +23,7 @@ from spectacles.models import ood
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.ood import OODScorer
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 CLASSES = ("no", "yes", "NA")
 CONFIG = PredictConfig(device="cpu", engine="torch", batch_size=4, num_workers=1)
 NAMES = ["a.png", "b.png", "c.png", "d.png", "e.png", "broken.png"]

@@ -85,7 +85,7 @@ def test_all_paths_agree_bit_for_bit(
 ) -> None:
     scales, biases = (0.8, 1.0, 1.2), (0.5, 0.0, -0.5)
     bundle_dir = make_bundle("cat", "dog", "other", temperature=0.01, class_scales=scales, class_biases=biases)
-    predictor = Predictor(bundle_dir, CPU, batch_size=1, engine="torch")
+    predictor = Predictor(bundle_dir, "cpu", batch_size=1, engine="torch")
     classes = list(predictor.info.classes)
     expected, answers = validated(predictor, photos, tmp_path / "cache")
     assert len(np.unique(answers)) > len(photos)

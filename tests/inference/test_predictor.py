@@ -18,9 +18,10 @@ from spectacles.models import engines, ood
 from spectacles.models.classifier import load_classifier
 from spectacles.models.engine_choice import MIN_IMAGES_TO_MEASURE, TOLERANCE
 from spectacles.models.engines import ENGINES
+from spectacles.models.normalization import normalize
 from spectacles.models.ood import FeaturesAndLastMap
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 COLOUR = Preprocessing(32, "squash", "bilinear", (0.5, 0.4, 0.3), (0.25, 0.5, 0.2), 3)
 INSTALLED = [name for name in ENGINES if name != "torch" and importlib.util.find_spec(name)]
 
@@ -31,7 +32,7 @@ def pixels_of(preprocessing: Preprocessing, count: int) -> np.ndarray:
 
 def directly(network: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return network(preprocessing.normalize(torch.from_numpy(pixels))).numpy()
+        return network(normalize(preprocessing, torch.from_numpy(pixels))).numpy()
 
 
 @pytest.mark.parametrize("engine", INSTALLED)

@@ -17,6 +17,7 @@ from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import backbones, engine_choice, engines
 from spectacles.models.engine_choice import MIN_IMAGES_TO_BUILD, MIN_IMAGES_TO_MEASURE, TOLERANCE
 from spectacles.models.engines import ENGINES, PixelNetwork
+from spectacles.models.normalization import normalize
 
 CPU = torch.device("cpu")
 COLOUR = Preprocessing(32, "squash", "bilinear", (0.5, 0.4, 0.3), (0.25, 0.5, 0.2), 3)
@@ -41,7 +42,7 @@ def pixels_of(preprocessing: Preprocessing, count: int) -> np.ndarray:
 
 def directly(network: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return network(preprocessing.normalize(torch.from_numpy(pixels))).numpy()
+        return network(normalize(preprocessing, torch.from_numpy(pixels))).numpy()
 
 
 # real engines
@@ -64,7 +65,9 @@ def test_every_engine_gives_torchs_outputs_for_batches_of_any_size(tmp_path, nam
 def test_several_threads_may_call_an_engine_with_streams(tmp_path):
     network = make_net("simple_cnn")
     _, run = engine_choice.choose(PixelNetwork(network, COLOUR, CPU), tmp_path / "engine.json", "openvino")
-    assert engines.num_streams("openvino", CPU) == engine_choice.cpu_count() and engines.num_streams("torch", CPU) == 1
+    assert (
+        engines.num_streams("openvino", "cpu") == engine_choice.cpu_count() and engines.num_streams("torch", "cpu") == 1
+    )
     batches = [pixels_of(COLOUR, 40)[start : start + size] for start in range(0, 30, 3) for size in (1, 2, 9)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(run, batches))
@@ -142,7 +145,7 @@ class Machine:
 
         def run(pixels: np.ndarray) -> np.ndarray:
             self.clock += self.seconds[name]
-            means = COLOUR.normalize(torch.from_numpy(pixels)).mean((2, 3)).numpy()
+            means = normalize(COLOUR, torch.from_numpy(pixels)).mean((2, 3)).numpy()
             return (means + self.off[name] * means.std()).astype(np.float32)
 
         return run
@@ -152,7 +155,7 @@ class Machine:
         self.built.clear()
         name, run = engine_choice.choose(PixelNetwork(self.network, COLOUR, CPU), self.choice_file, engine, **options)
         pixels, before = pixels_of(COLOUR, 3), self.clock
-        means = COLOUR.normalize(torch.from_numpy(pixels)).mean((2, 3)).numpy()
+        means = normalize(COLOUR, torch.from_numpy(pixels)).mean((2, 3)).numpy()
         np.testing.assert_allclose(run(pixels), means, atol=1e-3)
         assert self.clock - before == pytest.approx(self.seconds[name])
         return name

@@ -20,6 +20,7 @@ from spectacles.data.pixel_cache import Pixels
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import feature_cache
 from spectacles.models.feature_cache import FeatureExtractor
+from spectacles.models.normalization import normalize
 from spectacles.training.augmentation import Augmentation, View
 
 PREPROCESSING = Preprocessing(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
@@ -64,7 +65,7 @@ def pictures_of(rows: pd.DataFrame) -> np.ndarray:
 
 def features_of(backbone: nn.Module, pictures: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return backbone(PREPROCESSING.normalize(torch.from_numpy(np.ascontiguousarray(pictures)))).numpy()
+        return backbone(normalize(PREPROCESSING, torch.from_numpy(np.ascontiguousarray(pictures)))).numpy()
 
 
 def directly(rows: pd.DataFrame) -> np.ndarray:

@@ -18,6 +18,7 @@ from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import backbones, ood
 from spectacles.models.engine_choice import TOLERANCE, choose
 from spectacles.models.engines import ENGINES, PixelNetwork
+from spectacles.models.normalization import normalize
 from spectacles.models.ood import COMPONENTS, ENOUGH, IN_THE_TAIL, TAIL, FeaturesAndLastMap, OODScorer
 
 PREPROCESSING = Preprocessing(64, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
@@ -176,5 +177,5 @@ def test_every_engine_gives_both(engine, tmp_path: Path):
     _, run = choose(network, tmp_path / "engine.json", engine)
     pixels = np.stack([PREPROCESSING.pixels(noise(seed)) for seed in range(5)])
     with torch.no_grad():
-        expected = FeaturesAndLastMap(net)(PREPROCESSING.normalize(torch.from_numpy(pixels))).numpy()
+        expected = FeaturesAndLastMap(net)(normalize(PREPROCESSING, torch.from_numpy(pixels))).numpy()
     np.testing.assert_allclose(run(pixels), expected, atol=TOLERANCE * expected.std())

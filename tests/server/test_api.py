@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from served import serve
@@ -107,7 +106,7 @@ def send(client: TestClient, *contents: bytes, **options: Any) -> Any:
 def test_a_file_gets_the_probabilities_that_batch_prediction_gives_it(
     client: TestClient, bundle_dir: Path, name: str
 ) -> None:
-    expected = next(Predictor(bundle_dir, torch.device("cpu"), engine="torch").predict([READABLE[name]]))
+    expected = next(Predictor(bundle_dir, "cpu", engine="torch").predict([READABLE[name]]))
     response = send(client, READABLE[name])
     assert response.status_code == 200
     answer = response.json()
@@ -134,7 +133,7 @@ def test_one_bad_file_among_several_spoils_no_other(client: TestClient, bundle_d
     response = send(client, *contents)
     assert response.status_code == 200
     first, second, third, fourth = response.json()["predictions"]
-    expected = list(Predictor(bundle_dir, torch.device("cpu"), engine="torch").predict(contents))
+    expected = list(Predictor(bundle_dir, "cpu", engine="torch").predict(contents))
     # The same images in batches of other sizes may differ in the last digits of float32.
     assert list(first["probabilities"].values()) == pytest.approx(expected[0].probabilities, abs=1e-6)
     assert list(third["probabilities"].values()) == pytest.approx(expected[2].probabilities, abs=1e-6)

@@ -69,7 +69,7 @@ def test_a_photo_gets_an_overlay_of_what_the_model_sees(client: TestClient) -> N
 
 @pytest.mark.parametrize("method", attribution.METHODS)
 def test_numbers_are_those_of_the_model(client: TestClient, bundle_dir: Path, method: str) -> None:
-    predictor = Predictor(bundle_dir, torch.device("cpu"), engine="torch")
+    predictor = Predictor(bundle_dir, "cpu", engine="torch")
     info = predictor.info
     expected = next(predictor.predict([PHOTO]))
     pixels, _ = view(PHOTO, info.preprocessing)

@@ -9,7 +9,6 @@ from fastapi.testclient import TestClient
 from pictures import encoded, noise
 from served import serve
 
-from spectacles.core.device import resolve_device
 from spectacles.inference.predictor import Predictor
 
 CLASSES = ("cat", "dog", "hat")
@@ -29,7 +28,7 @@ def client(bundle_dir: Path) -> Iterator[TestClient]:
 def test_an_answer_lists_its_labels(client: TestClient, bundle_dir: Path) -> None:
     photo = encoded(noise(4))
     answer = client.post("/predict", files={"file": photo}).json()
-    [expected] = Predictor(bundle_dir, resolve_device("cpu"), engine="torch").predict([photo])
+    [expected] = Predictor(bundle_dir, "cpu", engine="torch").predict([photo])
     assert answer["label"] == expected.label == "|".join(answer["labels"])
     probabilities = answer["probabilities"]
     assert list(probabilities) == list(CLASSES)
@@ -54,6 +53,6 @@ def test_the_model_says_how_it_decides(client: TestClient) -> None:
 
 
 def test_probabilities_are_of_each_label(bundle_dir: Path) -> None:
-    predictor = Predictor(bundle_dir, resolve_device("cpu"), engine="torch")
+    predictor = Predictor(bundle_dir, "cpu", engine="torch")
     [outcome] = predictor.predict([encoded(noise(4))])
     np.testing.assert_allclose(outcome.probabilities, 1 / (1 + np.exp(-np.array(outcome.logits) / 0.1)), rtol=1e-6)

@@ -32,6 +32,7 @@ from spectacles.metrics import calibration
 from spectacles.models import backbones, bn_folding, linear_probe
 from spectacles.models.bundle import load_bundle, read_bundle_info
 from spectacles.models.classifier import load_classifier
+from spectacles.models.normalization import normalize
 from spectacles.training import checkpoint, epoch_log, phases, time_budget
 from spectacles.training.checkpoint import Checkpoint
 from spectacles.training.history import Epoch
@@ -262,8 +263,8 @@ def test_the_linear_probe_is_what_scikit_learn_fits_on_the_features_of_the_bundl
     for split, part in rows.items():
         pixels = np.stack([info.preprocessing.pixels(decode(Path(path)).image) for path in part["path"]])
         with torch.no_grad():
-            features[split] = classifier.embed(info.preprocessing.normalize(torch.from_numpy(pixels))).numpy()
-            logits = classifier(info.preprocessing.normalize(torch.from_numpy(pixels))).numpy()
+            features[split] = classifier.embed(normalize(info.preprocessing, torch.from_numpy(pixels))).numpy()
+            logits = classifier(normalize(info.preprocessing, torch.from_numpy(pixels))).numpy()
         labels[split] = label_sets.encode(part["label"], list(info.classes), multi_label=False)
     fits = [
         make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000)).fit(

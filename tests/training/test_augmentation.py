@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from spectacles.core.config import AugmentConfig
 from spectacles.data.preprocessing import Preprocessing
+from spectacles.models.normalization import normalize
 from spectacles.training import augmentation
 from spectacles.training.augmentation import COLUMNS, Augmentation, affine, draws, row_for
 
@@ -46,7 +47,7 @@ def rows(**columns: float) -> np.ndarray:
 
 
 def tensor_of(contract: Preprocessing, pixels: np.ndarray) -> torch.Tensor:
-    return contract.normalize(torch.from_numpy(pixels.copy()))
+    return normalize(contract, torch.from_numpy(pixels.copy()))
 
 
 def augmented(

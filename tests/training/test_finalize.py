@@ -29,7 +29,7 @@ from spectacles.training.history import Epoch
 
 pytestmark = pytest.mark.slow
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 TINY = TrainConfig(
     backbone="simple_cnn", no_pretrained=True, image_size=32, epochs=2, head="sgd", head_epochs=1, batch_size=16,
     device="cpu", lr=1e-3, head_lr=1e-3, seed=3,

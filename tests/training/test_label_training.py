@@ -257,7 +257,7 @@ def test_precision_asked_for_is_kept_for_every_label(table: Path, tmp_path: Path
     assert any("each label has its threshold, for recall:0.9" in line for line in report.summary)
     info, _ = read_bundle_info(made.bundle)
     rows = load_split(made, "val")
-    predictor = Predictor(made.bundle, CPU, engine="torch")
+    predictor = Predictor(made.bundle, "cpu", engine="torch")
     outcomes = list(predictor.predict([Path(path) for path in rows["path"]]))
     labels = label_sets.encode(rows["label"], info.classes, multi_label=True)
     decided = label_sets.encode([outcome.label for outcome in outcomes], info.classes, multi_label=True)

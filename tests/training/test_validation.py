@@ -17,6 +17,7 @@ from spectacles.core.errors import UserError
 from spectacles.data.pixel_cache import Pixels
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.metrics.calibration import softmax
+from spectacles.models.normalization import normalize
 from spectacles.training.batches import Examples, StepSettings
 from spectacles.training.validation import validate, validation_scores
 
@@ -51,7 +52,7 @@ class Flat(nn.Module):
 def test_validation_returns_logits_in_the_order_of_the_examples(examples, batch_size):
     network = Flat().train()
     logits = validate(network, examples, settings_for(batch_size=batch_size))
-    images = PREPROCESSING.normalize(torch.from_numpy(examples.pixels.batch(examples.positions)))
+    images = normalize(PREPROCESSING, torch.from_numpy(examples.pixels.batch(examples.positions)))
     with torch.no_grad():
         expected = Flat().eval()(images).numpy()
     assert logits.dtype == np.float32
