@@ -14,7 +14,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve a bundle over HTTP, with a page to try it at /.")
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on. One that other machines can reach "
                         "needs SPECTACLES_API_KEYS.")  # fmt: skip
-    parser.add_argument("--port", type=port, default=8000, help="Port to listen on; 0 takes a free one.")
+    parser.add_argument("--port", type=port, help="Port to listen on; 0 takes a free one. Default: the one that a "
+                        "platform of SPECTACLES_PROTOCOLS asks for, else 8000.")  # fmt: skip
     parser.add_argument("--root_path", default="", help="Prefix of a proxy that strips it, such as /photos.")
     parser.add_argument("--bundle", help="Bundle folder. Default: SPECTACLES_BUNDLE, else the latest run's.")
     parser.add_argument("--output_dir", help="Folder of the runs. Default: SPECTACLES_OUTPUT_DIR, else outputs.")
@@ -58,6 +59,7 @@ from spectacles.server import (
 )
 from spectacles.server.auth import Rejected
 from spectacles.server.openapi import DENIED, EXPLAINED, METRICS, NOT_READY, REJECTIONS, page_for
+from spectacles.server.protocols.dispatch import Dispatch, Protocols
 from spectacles.server.schemas import (
     Explanation,
     ModelCard,
@@ -73,23 +75,26 @@ from spectacles.server.service import LOADING, Service
 from spectacles.server.sockets import listen
 
 AGAIN = {"Retry-After": "1"}
+PORT = 8000
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Without a usable bundle the server starts too, and says why it is not ready."""
-    async with service.started(*read_settings()) as started:
+    given, protocols, problem = read_settings()
+    async with service.started(given, problem) as started:
         app.state.service = started
         with signals.handled(started):
-            yield {"service": started, "page": page.PAGE.read_text(encoding="utf-8")}
+            yield {"service": started, "protocols": protocols, "page": page.PAGE.read_text(encoding="utf-8")}
 
 
-def read_settings() -> tuple[settings.Settings, str]:
-    """(settings, why they cannot be used: then nothing is served)."""
+def read_settings() -> tuple[settings.Settings, Protocols, str]:
+    """(settings, the protocols they ask for, why they cannot be used: then nothing is served)."""
     try:
-        return settings.read(), ""
+        given = settings.read()
+        return given, Protocols(given.protocols), ""
     except UserError as error:
-        return settings.Settings(), str(error)
+        return settings.Settings(), Protocols(), str(error)
 
 
 app = FastAPI(
@@ -122,21 +127,14 @@ async def predict(request: Request) -> Response:
     serving: Service = request.state.service
     serving.ready_batcher()
     form = await forms.read(request, handlers.usage("/predict"), url="")
-    started = time.perf_counter()
     contents = await handlers.contents(request, serving, form, limits.MAX_FILES)
-    found = await handlers.cancel_on_disconnect(request, handlers.predict(serving, contents))
-    milliseconds = round((time.perf_counter() - started) * 1000, 1)
-    outcomes = [schemas.image_result(each.prediction, each.model.info) for each in found]
-    for content, outcome in zip(contents, outcomes, strict=True):
-        telemetry.log_image(request.state.request_id, milliseconds, len(content), outcome)
-    envelope = {"model_id": found[0].model.model_id, "milliseconds": milliseconds,
-                "request_id": request.state.request_id}  # fmt: skip
-    if len(outcomes) > 1:
-        return _json({"predictions": outcomes, **envelope})
-    [outcome] = outcomes
+    answered = await handlers.answer(request, contents)
+    if len(contents) > 1:
+        return _json({"predictions": answered.outcomes, **answered.envelope})
+    [outcome] = answered.outcomes
     if isinstance(outcome, RejectedImage):
         return _rejection(outcome)
-    return _json(vars(outcome) | envelope)
+    return _json(vars(outcome) | answered.envelope)
 
 
 def _json(answer: dict[str, Any]) -> Response:
@@ -148,6 +146,7 @@ def _rejection(outcome: RejectedImage) -> Response:
     return JSONResponse({"detail": outcome.error}, outcome.status)
 
 
+app.add_middleware(Dispatch)
 app.add_middleware(limits.BodyLimit)
 app.add_middleware(admission.Admission)
 app.add_middleware(middleware.AuthMiddleware)
@@ -208,10 +207,8 @@ async def live() -> Status:
 async def ready(request: Request) -> Status:
     """A bundle is loaded and all that answers is at work; no longer ready once the server is about to end."""
     serving: Service = request.state.service
-    if serving.draining:
-        raise HTTPException(503, "The server is about to end.", AGAIN)
-    if problem := serving.problem or serving.ready_batcher().problem():
-        raise HTTPException(503, problem, AGAIN if problem == LOADING else None)
+    if problem := serving.not_ready():
+        raise HTTPException(503, problem, AGAIN if serving.draining or problem == LOADING else None)
     return Status(status="ready")
 
 
@@ -256,10 +253,11 @@ def main(args: argparse.Namespace) -> None:
             os.environ[f"SPECTACLES_{name.upper()}"] = getattr(args, name)
     with cli.exit_codes():
         given = settings.read()
-        if not given.api_keys and not auth.is_loopback(args.host):
+        asked = Protocols(given.protocols).port() if args.port is None else args.port
+        if not given.api_keys and not given.trust_network and not auth.is_loopback(args.host):
             raise UserError(
                 f"--host {args.host} lets other machines in, and there are no keys: set SPECTACLES_API_KEYS "
                 "(python api.py --make_key NAME prints one), or leave --host out."
             )
-        listener = listen(args.host, args.port, BACKLOG)
+        listener = listen(args.host, PORT if asked is None else asked, BACKLOG)
     serve(app, listener, args.root_path)

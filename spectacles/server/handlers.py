@@ -1,7 +1,9 @@
 """The work of the routes: from a request to images, and from images to predictions and explanations."""
 
 import asyncio
+import time
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from typing import Any, TypeVar
@@ -15,11 +17,12 @@ from spectacles.evaluation import attribution, overlays
 from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.inference.predictor import Predictor
 from spectacles.report.image_grid import overlay_saliency
-from spectacles.server import limits, urls
+from spectacles.server import limits, schemas, telemetry, urls
 from spectacles.server.auth import Rejected
 from spectacles.server.batching import Answer, Batcher, Overloaded
 from spectacles.server.decoders import NoDecoder
 from spectacles.server.forms import Form
+from spectacles.server.schemas import ImagePrediction, RejectedImage
 from spectacles.server.service import Service, busy
 
 T = TypeVar("T")
@@ -38,13 +41,41 @@ async def contents(request: Request, service: Service, form: Form, most: int) ->
         raise Rejected(422, "bad_request", usage(request.url.path))
     if len(files) > most:
         raise Rejected(413, "bad_request", f"{len(files)} files are too many: send at most {most} a request.")
-    service.rate_limit.take(request.state.client, max(1, len(files)))
-    service.check_room(max(1, len(files)))
+    admit(request, max(1, len(files)))
     if files:
         return files
     if not service.settings.allow_urls:
         raise Rejected(422, "url", "This server does not fetch photos from URLs: send the file itself.")
     return [await urls.fetch_within(service.url_pool, url)]
+
+
+def admit(request: Request, images: int) -> None:
+    """Raises Rejected where the client may not send so many now, or where there is no room for them."""
+    service: Service = request.state.service
+    service.rate_limit.take(request.state.client, images)
+    service.check_room(images)
+
+
+@dataclass(frozen=True)
+class Answered:
+    outcomes: list[ImagePrediction | RejectedImage]
+    """One an image, in order."""
+    envelope: dict[str, Any]
+    """Facts of the request: model_id, milliseconds and request_id."""
+
+
+async def answer(request: Request, contents: list[bytes]) -> Answered:
+    """Raises Rejected where there is no answer to the request as a whole."""
+    started = time.perf_counter()
+    found = await cancel_on_disconnect(request, predict(request.state.service, contents))
+    milliseconds = round((time.perf_counter() - started) * 1000, 1)
+    outcomes = [schemas.image_result(each.prediction, each.model.info) for each in found]
+    request_id = request.state.request_id
+    for content, outcome in zip(contents, outcomes, strict=True):
+        telemetry.log_image(request_id, milliseconds, len(content), outcome)
+    return Answered(
+        outcomes, {"model_id": found[0].model.model_id, "milliseconds": milliseconds, "request_id": request_id}
+    )
 
 
 def no_decoder(error: NoDecoder) -> Rejected:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from spectacles.server import auth, telemetry
 from spectacles.server.admission import respond
 from spectacles.server.auth import Rejected
+from spectacles.server.protocols.dispatch import Protocols
 from spectacles.server.service import Service
 
 OPEN_PATHS = ("/health/live", "/health/ready")
@@ -57,7 +58,7 @@ class AuthMiddleware:
             self._authorize(scope, service)
             await self.app(scope, receive, send_with_headers)
         except Rejected as rejected:
-            response = reject(service, request_id, rejected)
+            response = reject(service, request_id, rejected, scope["state"].get("error", "detail"))
             if not status:
                 unread = response.headers.get("connection") == "close"
                 await respond(
@@ -70,19 +71,21 @@ class AuthMiddleware:
             raise  # for the traceback in the server's log
         finally:
             if status:
-                service.metrics.finish(route_path(scope), status, time.monotonic() - started)
+                route = scope["state"].get("route") or telemetry.route(route_path(scope))
+                service.metrics.finish(route, status, time.monotonic() - started)
 
     def _authorize(self, scope: Scope, service: Service) -> None:
         """Raises Rejected."""
         path = route_path(scope)
         settings = service.settings
-        if path in OPEN_PATHS:
+        protocols: Protocols = scope["state"]["protocols"]
+        if path in OPEN_PATHS or protocols.is_open(path):
             return
         auth.check_host(scope, settings.allowed_hosts)
         if path == PAGE and settings.api_keys:
             return
-        client = auth.identify(scope, settings.api_keys)
-        if path in PREDICTION_PATHS and scope["method"] == "POST":
+        client = auth.identify(scope, settings.api_keys, settings.trust_network)
+        if (path in PREDICTION_PATHS or protocols.takes_photos(path)) and scope["method"] == "POST":
             scope["state"]["client"] = client
             scope["state"]["for_photos"] = True
 
@@ -122,11 +125,11 @@ def route_path(scope: Scope) -> str:
     return path[len(prefix) :] if prefix and path.startswith(prefix + "/") else str(path)
 
 
-def reject(service: Service, request_id: str, rejected: Rejected) -> JSONResponse:
-    """Counts and logs it; its response."""
+def reject(service: Service, request_id: str, rejected: Rejected, field: str = "detail") -> JSONResponse:
+    """Counts and logs it; its response, with the text in this field."""
     service.metrics.reject(rejected.reason)
     telemetry.write("rejected", request_id=request_id, status=rejected.status_code, reason=rejected.reason)
-    return JSONResponse({"detail": rejected.detail}, rejected.status_code, rejected.headers)
+    return JSONResponse({field: rejected.detail}, rejected.status_code, rejected.headers)
 
 
 def choose_request_id(given: str) -> str:

@@ -65,6 +65,12 @@ class Service:
             raise Rejected(503, "not_ready", self.problem, {"Retry-After": "1"})
         return self.batcher
 
+    def not_ready(self) -> str:
+        """Why no photos should be sent here now; '' where they are welcome."""
+        if self.draining:
+            return "The server is about to end."
+        return self.problem or self.ready_batcher().problem()
+
     def check_room(self, images: int = 1) -> None:
         """Raises Rejected (503) where images that come now could not be answered in time."""
         try:

@@ -41,6 +41,12 @@ class Settings:
     """Images per second for each key, or for each address where there are no keys; 0: unlimited."""
     allow_urls: bool = False
     """Whether clients may send a photo's URL, which the server then fetches."""
+    trust_network: bool = False
+    """Whether everyone who reaches the server may use it without a key: a platform or a gateway checks who asks."""
+    protocols: tuple[str, ...] = ()
+    """Other ways of asking that are answered too (`protocols.dispatch.PROTOCOLS`)."""
+    model_name: str = "spectacles"
+    """Of the model in the Open Inference Protocol."""
     drain: float = 1.0
     """Seconds between becoming not ready and closing, so that a load balancer can notice."""
 
@@ -72,6 +78,9 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         cors_origins=value("CORS_ORIGINS", _origins, Settings.cors_origins),
         rate=value("RATE", lambda text: _number(text, 0.0), Settings.rate),
         allow_urls=value("ALLOW_URLS", _switch, default=False),
+        trust_network=value("TRUST_NETWORK", _switch, default=False),
+        protocols=value("PROTOCOLS", _list, ()),
+        model_name=value("MODEL_NAME", str, Settings.model_name),
         drain=value("DRAIN", lambda text: _number(text, 0.0), Settings.drain),
     )
 
