@@ -22,7 +22,14 @@ from spectacles.core.results import DatasetReport, EvaluateReport
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import count_of
 from spectacles.data import file_index, schemas
-from spectacles.evaluation import corruptions, evaluation_summary, run_comparison, slices, split_scores
+from spectacles.evaluation import (
+    corruptions,
+    evaluation_summary,
+    precision_check,
+    run_comparison,
+    slices,
+    split_scores,
+)
 from spectacles.evaluation.evaluation_summary import Evaluation
 from spectacles.evaluation.split_scores import ScoredSplit
 from spectacles.inference import prediction_rows
@@ -66,6 +73,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     predictor = Predictor(
         run_dir.bundle, resolve_device(config.device), config.batch_size, config.engine, images=len(rows) + corrupted
     )
+    predictor, about_precision = _at_precision(predictor, run_dir, config)
     table = prediction_rows.predict_rows(predictor, rows, config.num_workers)
     schemas.PREDICTIONS.write(run_dir.predictions, table, config.spreadsheet_safe)
 
@@ -93,13 +101,28 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     files += [folder / "comparison.json"] if "comparison" in analyses else []
     low, high = evaluation.headline["accuracy_interval"]
     return EvaluateReport(
-        summary=evaluation_summary.sentences(evaluation) + _warn_of_files(table, rows, run_dir),
+        summary=evaluation_summary.sentences(evaluation) + about_precision + _warn_of_files(table, rows, run_dir),
         metrics=evaluation_summary.numbers(evaluation),
         artifacts=run_dir.relative(*files),
         scored_on=headline.name,
         model_id=predictor.model_id,
         accuracy_interval=(low, high),
     )
+
+
+def _at_precision(predictor: Predictor, run_dir: RunDir, config: EvaluateConfig) -> tuple[Predictor, list[str]]:
+    """What scores, at --precision, and a sentence about what was checked; with auto float32 scores, and bf16 is checked
+    for the commands after this one."""
+    if config.precision == "fp32":
+        return predictor, []
+    if config.precision == "auto":
+        checked = precision_check.bfloat16_if_possible(predictor, run_dir, config)
+        return predictor, [checked.sentence()] if checked else []
+    checked = precision_check.check(config.precision, predictor, run_dir, config)
+    at_precision = Predictor(
+        run_dir.bundle, predictor.device, config.batch_size, config.engine, precision=config.precision
+    )
+    return at_precision, [f"scored in {config.precision}", checked.sentence()]
 
 
 def _score(splits: list[ScoredSplit], config: EvaluateConfig) -> dict[str, Any]:

@@ -90,8 +90,7 @@ def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
 
 def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, submission: Path) -> PredictReport:
     """Streams predictions of `inputs` into `output`, and into `submission` where they have ids, in constant memory."""
-    device = resolve_device(config.device)
-    predictor = Predictor(bundle, device, config.batch_size, config.engine, len(inputs.paths), config.prior)
+    predictor = _predictor(bundle, config, config.batch_size, len(inputs.paths))
     prediction_rows.check_top_k(config.top_k, predictor.info)
     outcomes = explained(
         predictor.predict(map(locate, inputs.paths), readers(inputs.paths, config.num_workers)),
@@ -116,6 +115,14 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
     if config.explain:
         report.summary.append(f"wrote {report.predicted} overlays to {output.with_name(OVERLAY_FOLDER)}")
     return report
+
+
+def _predictor(bundle: Path, config: PredictConfig, batch_size: int, images: int) -> Predictor:
+    device = resolve_device(config.device)
+    predictor = Predictor(bundle, device, batch_size, config.engine, images, config.prior, config.precision)
+    if predictor.why_precision:
+        log.info("  %s", predictor.why_precision)
+    return predictor
 
 
 def explained(
@@ -252,6 +259,8 @@ def _predict_on_cluster(inputs: Inputs, bundle: Path, config: PredictCommand) ->
     for flag, given in (("--shard", config.shard), ("--explain", config.explain), ("--format", config.format != "csv")):
         if given:
             raise UserError(f"{flag} does not go with --engine ray, which writes Parquet files in parts of its own.")
+    if config.precision not in ("auto", "fp32"):
+        raise UserError(f"--precision {config.precision} does not go with --engine ray: its workers may differ.")
     from spectacles.inference import ray_backend  # imports pyarrow
 
     with nullcontext(config.output) if config.output else _new_folder(config) as output:
@@ -276,8 +285,7 @@ def _bundle_of(config: PredictCommand) -> Path:
 
 
 def _print_single(inputs: Inputs, bundle: Path, config: PredictCommand) -> None:
-    device = resolve_device(config.device)
-    predictor = Predictor(bundle, device, 1, config.engine, 1, config.prior)
+    predictor = _predictor(bundle, config, batch_size=1, images=1)
     with _new_folder(config) if config.explain else nullcontext(Path()) as folder:
         predicted = predictor.predict([locate(inputs.paths[0])], 1)
         [(outcome, overlay)] = explained(predicted, inputs, predictor, config, folder / "predictions.csv")

@@ -12,7 +12,7 @@ import yaml
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_write, new_folder
 from spectacles.core.results import RecordT, from_json, to_json
-from spectacles.core.setting_changes import NO_INFLUENCE, NO_INFLUENCE_ON
+from spectacles.core.setting_changes import NO_INFLUENCE, NO_INFLUENCE_ON, ONE_STAGE
 
 STAGES = ("dataset", "explore", "train", "evaluate", "error_analysis", "predict")
 """In running order. A stage's folder and script bear its name."""
@@ -139,7 +139,8 @@ class RunDir:
     def save_config(self, stage: str, values: dict[str, Any]) -> None:
         """Keeps what this stage was run with, and merges it into the run's config.yaml."""
         atomic_write(self.folder(stage) / "config.yaml", yaml.safe_dump(values, sort_keys=False))
-        self.write_config({**self.load_config(), **values})
+        shared = {name: value for name, value in values.items() if name not in ONE_STAGE}
+        self.write_config({**self.load_config(), **shared})
 
     def write_config(self, values: dict[str, Any]) -> None:
         atomic_write(self.config, yaml.safe_dump(values, sort_keys=False))

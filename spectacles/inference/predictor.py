@@ -19,6 +19,7 @@ from spectacles.models.bundle import ENGINE_FILE, load_bundle
 from spectacles.models.classifier import Classifier, build_classifier
 from spectacles.models.engines import PixelNetwork
 from spectacles.models.ood import FeaturesAndLastMap
+from spectacles.models.precision import build, choose
 from spectacles.models.torch_device import prepare_device
 
 
@@ -60,19 +61,29 @@ class Predictor:
         engine: str = "auto",
         images: float = math.inf,
         prior: str | None = None,
+        precision: str = "fp32",
     ) -> None:
         """`images`: how many are to be expected; for few of them no engine is measured. `prior`: the photos' class mix,
-        where it is another than the bundle's. `device`: as `resolve_device` gives it. Raises UserError."""
+        where it is another than the bundle's. `device`: as `resolve_device` gives it. `precision`: see
+        `precision.choose`. Raises UserError."""
         info, state, self.model_id = load_bundle(bundle)
+        self.precision, checked, self.why_precision = choose(precision, bundle, self.model_id, engine, device)
+        info = checked.fitted.info(info) if checked else info
         self.info = info if prior is None else info.with_prior(prior)
         self.classifier = build_classifier(self.info, state, bundle)
-        self.ood_scorer = ood.from_state(state)
+        scorer = ood.from_state(state)
+        self.ood_scorer = checked.fitted.scorer(scorer) if checked else scorer
         self.device = device
         self.batch_size = batch_size
         self._head = engines.linear(self.classifier.head)
         on = prepare_device(device)
-        network = PixelNetwork(FeaturesAndLastMap(self.classifier.backbone), self.info.preprocessing, on)
-        self.engine, self._run = engine_choice.choose(network, bundle / ENGINE_FILE, engine, self._difference, images)
+        self.network = PixelNetwork(FeaturesAndLastMap(self.classifier.backbone), self.info.preprocessing, on)
+        if checked:
+            self.engine, self.run = checked.engine, build(self.precision, self.network, bundle, checked.files)
+        else:
+            self.engine, self.run = engine_choice.choose(
+                self.network, bundle / ENGINE_FILE, engine, self._difference, images
+            )
         self.classifier.to(on)
         self._torch_lock = RLock()
 
@@ -95,7 +106,7 @@ class Predictor:
     def embed(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (B, S, S, C), as `info.preprocessing` gives them -> features (B, D) and last maps (B, E), float32."""
         with self._torch_lock if self.engine == "torch" else nullcontext():
-            return self._split(self._run(pixels))
+            return self.split(self.run(pixels))
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(B, D) -> (B, K) float32."""
@@ -146,13 +157,14 @@ class Predictor:
             for row, item in enumerate(items)
         ]
 
-    def _split(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def split(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What an engine gives for `network` -> features (B, D) and last maps (B, E)."""
         features, maps = np.split(outputs, [self.info.feature_dim], axis=1)
         return np.ascontiguousarray(features), maps
 
     def _difference(self, outputs: np.ndarray, reference: np.ndarray) -> float:
         """The largest difference between two engines' outputs, of a probability or of an OODScorer's distance."""
-        (features, maps), (features_there, maps_there) = self._split(outputs), self._split(reference)
+        (features, maps), (features_there, maps_there) = self.split(outputs), self.split(reference)
         here, there = (self.info.calibration.probabilities(self.logits(each)) for each in (features, features_there))
         apart = np.abs(here - there).max()
         if self.ood_scorer is None:

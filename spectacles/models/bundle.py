@@ -24,6 +24,10 @@ FORMAT = 4
 MANIFEST = "bundle.json"
 ENGINE_FILE = "engine.json"
 """Which engine was the fastest for this model on this machine; not part of the bundle, may be deleted at any time."""
+PRECISION_FILE = "precision.json"
+"""Which precisions were checked for this model on this machine; beside the bundle too."""
+INT8_FILES = ("network-int8.xml", "network-int8.bin")
+"""The quantised network, as OpenVINO writes it; beside the bundle too."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ def save_bundle(folder: Path, info: BundleInfo, state: dict[str, torch.Tensor]) 
     manifest = {"format": FORMAT, **_to_json(info), "weights": weights.name, "weights_sha256": digest}
     manifest["versions"] = package_versions()
     manifest["model_id"] = _model_id(manifest)
-    (folder / ENGINE_FILE).unlink(missing_ok=True)  # measured for the model before
+    for name in (ENGINE_FILE, PRECISION_FILE, *INT8_FILES):  # measured for the model before
+        (folder / name).unlink(missing_ok=True)
     write_json(folder / MANIFEST, manifest)
     for other in folder.glob("model-*.safetensors"):
         if other != weights:

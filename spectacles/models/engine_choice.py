@@ -83,7 +83,7 @@ def choose(
         return engine, build(engine)
     built = _build_all([chosen] if chosen else ENGINES, build)
     if chosen is None:
-        rates = _measure(built, pixels)
+        rates = measure(built, pixels)
         chosen = max(rates, key=lambda name: rates[name])
         log.info("  engine: %s (%s images/s)", chosen, ", ".join(f"{name} {rate:g}" for name, rate in rates.items()))
         _write_choice(choice_file, chosen, rates)
@@ -101,7 +101,7 @@ def _build_all(names: Sequence[str], build: Callable[[str], Engine]) -> dict[str
     return built
 
 
-def _measure(built: dict[str, Engine], pixels: np.ndarray) -> dict[str, float]:
+def measure(built: dict[str, Engine], pixels: np.ndarray) -> dict[str, float]:
     """Images per second. They are timed in turn, so that a moment in which the machine is slow affects all of them."""
     times: dict[str, list[float]] = {name: [] for name in built}
     for _ in range(ROUNDS):
@@ -131,10 +131,10 @@ def _read_choice(path: Path) -> str | None:
 def machine() -> dict[str, object]:
     """What the choice depends on besides the network."""
     installed = {name: version(name) for name in ENGINES if engines.is_installed(name)}
-    return {"processor": _processor(), "cores": cpu_count(), **installed}
+    return {"processor": processor(), "cores": cpu_count(), **installed}
 
 
-def _processor() -> str:
+def processor() -> str:
     """With its instruction sets, which decide more than its name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

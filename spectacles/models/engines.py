@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -30,6 +30,7 @@ from spectacles.models.torch_device import to_device
 
 Engine = Callable[[np.ndarray], np.ndarray]
 ENGINES = ("torch", "onnxruntime", "openvino")
+PRECISIONS = ("fp32", "bf16", "int8")
 CHUNK = 8
 """Images that a core computes at once, at most."""
 
@@ -55,14 +56,16 @@ class FromPixels(nn.Module):
         return outputs
 
 
-def torch_engine(model: PixelNetwork) -> Engine:
-    """Moves the network to the device and sets it to evaluation mode."""
+def torch_engine(model: PixelNetwork, precision: str = "fp32") -> Engine:
+    """Moves the network to the device and sets it to evaluation mode. With bf16, torch computes in bfloat16 what loses
+    little by it (autocast)."""
     from_pixels = FromPixels(model.network, model.preprocessing).eval()
     from_pixels.to(device=model.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def run(pixels: np.ndarray) -> np.ndarray:
-        outputs: np.ndarray = from_pixels(to_device(pixels, model.device)).float().cpu().numpy()
+        with torch.autocast(model.device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
+            outputs: np.ndarray = from_pixels(to_device(pixels, model.device)).float().cpu().numpy()
         return outputs
 
     return run
@@ -79,16 +82,26 @@ def linear(layer: nn.Linear) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def build(name: str, model: PixelNetwork) -> Engine:
+def build(name: str, model: PixelNetwork, precision: str = "fp32") -> Engine:
     """Another engine than torch. Raises UserError where it is not installed or cannot run the network."""
     if not is_installed(name):
         raise UserError(f"--engine {name} is not installed: pip install {name}, or use --engine auto.")
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return BUILDERS[name](export(model, Path(folder)))
-        except Exception as error:  # exporters and compilers have their own exceptions for unsupported operations
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]  # some append the whole graph
-            raise UserError(f"--engine {name} cannot run this network ({reason}): use --engine torch.") from error
+    with tempfile.TemporaryDirectory() as folder, explained(f"--engine {name}", "--engine torch"):
+        path = export(model, Path(folder))
+        return BUILDERS[name](path) if precision == "fp32" else openvino_engine(path, precision)
+
+
+@contextmanager
+def explained(flag: str, remedy: str) -> Iterator[None]:
+    """Raises UserError for whatever an exporter or compiler raises; they have their own exceptions for what they do not
+    support, and some append the whole graph."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"{flag} cannot run this network ({reason}): use {remedy}.") from error
 
 
 def is_installed(name: str) -> bool:
@@ -137,8 +150,11 @@ def _onnxruntime(path: Path) -> Engine:
     return run
 
 
-def _openvino(path: Path) -> Engine:
-    """A single image is computed on all cores, if they are idle. Of several images each core computes its own, a few at
+def openvino_engine(path: Path, precision: str = "fp32") -> Engine:
+    """From an ONNX file, or from OpenVINO's own two, of which `path` is the .xml. What is not int8 is computed in
+    bfloat16 for bf16 and int8, where the processor can.
+
+    A single image is computed on all cores, if they are idle. Of several images each core computes its own, a few at
     a time: cores that do not wait for each other, with their data in their caches, are a quarter faster. Several
     threads may call it."""
     # Importing openvino reports that to Google Analytics, by this package where it is found; there is no switch.
@@ -147,9 +163,9 @@ def _openvino(path: Path) -> Engine:
 
     cores = cpu_count()
     # By default OpenVINO computes in bfloat16 where the processor can, which gives other answers.
-    settings = {"INFERENCE_NUM_THREADS": cores, "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {"INFERENCE_NUM_THREADS": cores, "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16"}
     core = openvino.Core()
-    model = core.read_model(path.read_bytes(), b"")
+    model = core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes() if path.suffix == ".xml" else b"")
     on_all_cores = core.compile_model(model, "CPU", settings | {"NUM_STREAMS": 1}).create_infer_request()
     all_cores_lock = Lock()
     streams = core.compile_model(model, "CPU", settings | {"NUM_STREAMS": cores})
@@ -188,7 +204,7 @@ def _openvino(path: Path) -> Engine:
     return run
 
 
-BUILDERS: dict[str, Callable[[Path], Engine]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+BUILDERS: dict[str, Callable[[Path], Engine]] = {"onnxruntime": _onnxruntime, "openvino": openvino_engine}
 """From the path of an ONNX file."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -103,6 +103,11 @@ class OODScorer:
         scores: np.ndarray = np.where(distance > tail_start, beyond, inside)
         return scores
 
+    def ranked_among(self, validation: np.ndarray) -> OODScorer:
+        """The same subspace, with the distances of these validation photos' maps (V, E), V >= ENOUGH."""
+        distances, tail = _quantiles(self.distance(validation))
+        return replace(self, distances=distances, tail=tail)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """For the bundle, beside the network's weights."""
         return {PREFIX + name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in vars(self).items()}
@@ -117,13 +122,18 @@ def fit(references: np.ndarray, validation: np.ndarray) -> OODScorer | None:
     count = min(COMPONENTS, len(units) // 2, units.shape[1] // 4)
     with threadpool_limits(1):  # beside other busy processes, threads that wait for each other are slower than one
         components = np.linalg.svd(units - mean, full_matrices=False)[2][:count].astype(np.float32)
-    measured = _distance(validation, mean.astype(np.float32), components)
+    distances, tail = _quantiles(_distance(validation, mean.astype(np.float32), components))
+    return OODScorer(mean.astype(np.float32), components, distances, tail)
+
+
+def _quantiles(measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The validation photos' distances (V,) -> `OODScorer.distances` and `OODScorer.tail`."""
     share = max(TAIL, min(0.5, IN_THE_TAIL / len(measured)))
     distances = np.quantile(measured, np.linspace(0, 1 - share, QUANTILES)).astype(np.float32)
     excesses = measured[measured > distances[-1]] - distances[-1]
     # Where all photos are alike, the smallest difference must not count as out of distribution.
     scale = max(float(excesses.mean()) if len(excesses) else 0.0, 1e-3 * float(distances[-1]), 1e-4)
-    return OODScorer(mean.astype(np.float32), components, distances, np.array([share, scale], dtype=np.float32))
+    return distances, np.array([share, scale], dtype=np.float32)
 
 
 def from_state(state: dict[str, torch.Tensor]) -> OODScorer | None:

@@ -121,6 +121,7 @@ class ModelCard(BaseModel):
         description="Methods of POST /explain; the first is the default.", examples=[list(EXPLANATIONS)]
     )
     engine: str = Field(description="What runs the network on this machine.", examples=["openvino"])
+    precision: str = Field(description="In which numbers it computes on this machine.", examples=["fp32"])
     versions: dict[str, str] = Field(description="Packages of this server.")
 
 
@@ -173,6 +174,7 @@ def model_card(predictor: Predictor) -> ModelCard:
         data_fingerprint=info.data_fingerprint,
         explanations=list(EXPLANATIONS),
         engine=predictor.engine,
+        precision=predictor.precision,
         versions={"spectacles": __version__, **package_versions()},
     )
 

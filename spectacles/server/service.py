@@ -164,7 +164,13 @@ def load(settings: Settings, folder: Path | None = None) -> Predictor:
     """The bundle, verified and warmed up: a first pass takes several times as long as the following ones. Raises
     UserError."""
     device = resolve_device(settings.device)
-    model = Predictor(folder or settings.bundle_folder(), device, engine=settings.engine, prior=settings.prior)
+    model = Predictor(
+        folder or settings.bundle_folder(),
+        device,
+        engine=settings.engine,
+        prior=settings.prior,
+        precision=settings.precision,
+    )
     for images in (1, model.batch_size):
         outputs = model.probabilities(np.zeros((images, *model.info.preprocessing.shape), dtype=np.uint8))
         if not np.isfinite(outputs).all():

@@ -25,6 +25,8 @@ class Settings:
     output_dir: Path = Path("outputs")
     device: str = "auto"
     engine: str = "auto"
+    precision: str = "auto"
+    """As `predict.py --precision`."""
     prior: str | None = None
     """The class mix of the photos, where it is another than the bundle's: as `predict.py --prior`."""
     queue: int = 128
@@ -69,7 +71,8 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         bundle=value("BUNDLE", Path, None),  # type: ignore[arg-type]
         output_dir=value("OUTPUT_DIR", Path, Settings.output_dir),
         device=value("DEVICE", str, Settings.device),
-        engine=value("ENGINE", _engine, Settings.engine),
+        engine=value("ENGINE", lambda text: _one_of(text, engines.ENGINES), Settings.engine),
+        precision=value("PRECISION", lambda text: _one_of(text, engines.PRECISIONS), Settings.precision),
         prior=value("PRIOR", str, None),  # type: ignore[arg-type]
         queue=value("QUEUE", lambda text: _whole(text, 1), Settings.queue),
         deadline=value("DEADLINE", lambda text: _number(text, 0.1), Settings.deadline),
@@ -85,9 +88,9 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
     )
 
 
-def _engine(text: str) -> str:
-    if text not in ("auto", *engines.ENGINES):
-        raise ValueError(f"use auto, {', '.join(engines.ENGINES)}")
+def _one_of(text: str, names: tuple[str, ...]) -> str:
+    if text not in ("auto", *names):
+        raise ValueError(f"use auto, {', '.join(names)}")
     return text
 
 

@@ -21,11 +21,15 @@ from spectacles.core.config import EvaluateConfig
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport, EvaluateReport, RowAccounting
 from spectacles.core.run_dir import RunDir, create_run
+from spectacles.core.wording import percent
 from spectacles.data import schemas
+from spectacles.evaluation import precision_check
+from spectacles.inference.predictor import Predictor
 from spectacles.metrics import classification, decisions, probability_scores
-from spectacles.models import backbones, feature_cache
-from spectacles.models.bundle import load_bundle, save_bundle
+from spectacles.models import backbones, engines, feature_cache, precision, quantization
+from spectacles.models.bundle import INT8_FILES, PRECISION_FILE, load_bundle, save_bundle
 from spectacles.models.classifier import Classifier
+from spectacles.models.precision import Checked
 from spectacles.report import evaluation_plots, reliability_plots
 
 FINGERPRINT = "f" * 64
@@ -303,3 +307,86 @@ def test_the_same_again_is_the_same(make_run: Make) -> None:
     before = {name: (made.path / "evaluate" / name).read_bytes() for name in names}
     assert finish(made) == first
     assert {name: (made.path / "evaluate" / name).read_bytes() for name in names} == before
+
+
+def check_precision(made: RunDir, name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Checked, EvaluateReport]:
+    """Of a run with 60 validation photos, evaluated at a precision that any processor can compute in."""
+    monkeypatch.setattr(precision_check, "ENOUGH", 60)
+    monkeypatch.setattr(precision, "obstacle", lambda *_: "")
+    report = finish(made, replace(SMALL, precision=name, corruption_images=0))
+    bundle, model_id, _ = made.bundle, report.model_id, load_bundle(made.bundle)
+    found = precision.recorded("int8" if name == "int8" else "bf16", bundle, model_id, "cpu")
+    assert found is not None
+    return found, report
+
+
+OPENVINO = pytest.mark.skipif(not engines.is_installed("openvino"), reason="openvino is not installed")
+
+
+@OPENVINO
+def test_bfloat16_is_checked_for_the_commands_that_follow(make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_run("run", {"train": two(3), "val": two(60), "test": two(9)}, threshold=0.5)
+    made.write_config({"no_pretrained": True, "threshold_for": "hter"})
+    found, report = check_precision(made, "auto", monkeypatch)
+    exact = pd.read_csv(made.predictions)
+    assert found.sentence() in report.summary and found.images == 60
+    assert 0 < found.fitted.temperature != 1 and found.fitted.threshold not in (None, 0.5)
+    found, report = check_precision(made, "bf16", monkeypatch)
+    assert "scored in bf16" in report.summary
+    scored, val = pd.read_csv(made.predictions), exact["split"] == "val"
+    columns = [column for column in exact.columns if column.startswith("z_")]
+    np.testing.assert_allclose(scored[columns], exact[columns], atol=0.05)
+    right = scored.loc[val, "correct"]
+    assert right.mean() == found.accuracy
+    model = Predictor(made.bundle, "cpu", precision="bf16")
+    assert (model.precision, model.engine) == ("bf16", "openvino")
+    assert (model.info.temperature, model.info.threshold) == (found.fitted.temperature, found.fitted.threshold)
+    [answer] = model.predict([Path(exact["path"][0])])
+    assert answer.probabilities == pytest.approx(tuple(scored.loc[0, ["p_cat", "p_dog"]]))
+    assert Predictor(made.bundle, "cpu").info.threshold == 0.5
+
+
+@OPENVINO
+@pytest.mark.skipif(not engines.is_installed("nncf"), reason="nncf is not installed")
+def test_int8_is_quantised_once_scored_and_verified(make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_run("run", {"train": two(12), "val": two(60)}, multi_label=False)
+    found, report = check_precision(made, "int8", monkeypatch)
+    assert "scored in int8" in report.summary and set(found.files) == set(INT8_FILES)
+    monkeypatch.setattr(quantization, "quantize", None)
+    again, _ = check_precision(made, "int8", monkeypatch)
+    assert again == found
+    assert Predictor(made.bundle, "cpu", precision="int8").precision == "int8"
+    (made.bundle / INT8_FILES[1]).write_bytes(b"other weights")
+    with pytest.raises(UserError, match=r"network-int8.bin was changed: run `python evaluate.py --precision int8`"):
+        Predictor(made.bundle, "cpu", precision="int8")
+
+
+@OPENVINO
+def test_a_precision_with_other_answers_is_not_taken(make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made up: it swaps the classes, which no calibration mends, for every tenth photo."""
+    made = make_run("run", {"train": two(3), "val": two(60)})
+    exact = Predictor(made.bundle, "cpu", engine="torch")
+    swap = np.linalg.pinv(exact.classifier.head.weight.detach().numpy()) @ np.array([50.0, -50.0])
+
+    def build(*_: object) -> engines.Engine:
+        def run(pixels: np.ndarray) -> np.ndarray:
+            outputs = exact.run(pixels)
+            outputs[:1, : len(swap)] += swap.astype(np.float32)
+            return outputs
+
+        return run
+
+    monkeypatch.setattr(precision, "build", build)
+    found, _ = check_precision(made, "auto", monkeypatch)
+    assert 0 < found.same_labels < precision.MIN_AGREEMENT and found.difference > 0.1
+    assert found.objection == f"only {percent(found.same_labels)} of the labels are float32's"
+    assert f"auto does not take it: {found.objection}" in found.sentence()
+
+
+def test_few_validation_photos_show_nothing_about_a_precision(make_run: Make, monkeypatch) -> None:
+    made = make_run("run", {"train": two(3), "val": two(9)})
+    monkeypatch.setattr(precision, "obstacle", lambda *_: "")
+    with pytest.raises(UserError, match="--precision bf16 is compared with float32 on 100 validation photos or more"):
+        finish(made, replace(SMALL, precision="bf16"))
+    finish(made, replace(SMALL, precision="auto", corruption_images=0))
+    assert not (made.bundle / PRECISION_FILE).exists()

@@ -15,6 +15,7 @@ from spectacles.core.config.groups import (
     GalleryConfig,
     ImageDirConfig,
     ModelConfig,
+    PrecisionConfig,
     RunConfig,
 )
 from spectacles.core.config.training import TrainConfig
@@ -71,7 +72,7 @@ class ExploreConfig(RunConfig, FeatureConfig, ModelConfig, GalleryConfig, CsvCon
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(RunConfig, FeatureConfig, CsvConfig):
+class EvaluateConfig(RunConfig, FeatureConfig, PrecisionConfig, CsvConfig):
     bootstrap_resamples: Annotated[int, Field(ge=1)] = 1000
     """Resamples behind each 95 % interval."""
     compare: str | None = None
@@ -89,7 +90,7 @@ class ErrorAnalysisConfig(RunConfig, FeatureConfig, GalleryConfig, ExplainConfig
 
 
 @dataclass(frozen=True)
-class PredictConfig(RunConfig, ComputeConfig, ExplainConfig, CsvConfig):
+class PredictConfig(RunConfig, ComputeConfig, PrecisionConfig, ExplainConfig, CsvConfig):
     explain: bool = False
     """Write an overlay beside the predictions for each image: where in it the model looks."""
     top_k: Annotated[int, Field(ge=1)] = 1

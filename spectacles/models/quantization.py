@@ -1,0 +1,41 @@
+"""A network in int8, by nncf: weights and most activations as integers, with ranges measured on photos."""
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import atomic_path
+from spectacles.models import engines
+from spectacles.models.bundle import INT8_FILES
+from spectacles.models.engines import PixelNetwork
+
+CALIBRATION_IMAGES = 300
+
+
+def quantize(model: PixelNetwork, pixels: np.ndarray, folder: Path) -> None:
+    """Writes INT8_FILES into `folder`; `pixels`: uint8 (N, S, S, C) of training photos. Raises UserError."""
+    if not engines.is_installed("nncf"):
+        raise UserError("--precision int8 takes nncf: pip install -r requirements-export.txt")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # see engines.openvino_engine
+    import nncf
+    import openvino
+
+    nncf.set_log_level("ERROR")
+    with TemporaryDirectory() as temporary, engines.explained("--precision int8", "--precision fp32"):
+        network = openvino.Core().read_model(engines.export(model, Path(temporary)))
+        attention = any(node.get_type_name() == "Softmax" for node in network.get_ops())
+        quantized = nncf.quantize(
+            network,
+            nncf.Dataset(list(pixels[:, None])),
+            preset=nncf.QuantizationPreset.MIXED,  # activations need not be symmetric around 0
+            subset_size=len(pixels),
+            model_type=nncf.ModelType.TRANSFORMER if attention else None,
+        )
+        written = Path(temporary) / INT8_FILES[0]
+        openvino.save_model(quantized, written, compress_to_fp16=False)
+        for name in INT8_FILES:
+            with atomic_path(folder / name) as target:
+                target.write_bytes(written.with_name(name).read_bytes())
