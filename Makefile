@@ -34,6 +34,7 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 
 lock: dev  ## write the locks anew from requirements*.txt (FLAGS=--upgrade: with the newest of what those leave open)
 	$(LOCK) requirements.txt -o requirements.lock
+	$(LOCK) requirements-export.txt -c requirements.lock -o requirements-export.lock
 	$(LOCK) requirements-dev.txt -c requirements.lock -o requirements-dev.lock
 
 demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no network)

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     pixels = np.stack([picture for _, picture in readable])
     batches = [pixels[start : start + args.batch_size] for start in range(0, len(pixels), args.batch_size)]
     ways: dict[str, Callable[[], object]] = {
-        "engine alone": lambda: [predictor._run(batch) for batch in batches],
+        "engine alone": lambda: [predictor.run(batch) for batch in batches],
         "probabilities of decoded pictures": lambda: [predictor.probabilities(batch) for batch in batches],
         "predict from files": lambda: list(predictor.predict(path for path, _ in readable)),
         "decoding alone": lambda: [decode_one(path, predictor.info.preprocessing) for path, _ in readable],

@@ -11,7 +11,11 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = {"torch": ">=2.10", "starlette": ">=1.6", "pillow": ">=12.3", "mlflow": ">3.17.1"}
-LOCKS = {"requirements.txt": "requirements.lock", "requirements-dev.txt": "requirements-dev.lock"}
+LOCKS = {
+    "requirements.txt": "requirements.lock",
+    "requirements-export.txt": "requirements-export.lock",
+    "requirements-dev.txt": "requirements-dev.lock",
+}
 
 
 def lines(name: str) -> list[str]:
