@@ -36,6 +36,7 @@ class Server:
         ends = time.monotonic() + START_SECONDS
         while not self.is_ready():
             if self.process.poll() is not None or time.monotonic() > ends:
+                self.stop()  # or it would keep the port
                 raise UserError(f"{' '.join(self.command)} did not start: {self.log} says why.")
             time.sleep(0.1)
 

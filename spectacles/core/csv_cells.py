@@ -28,18 +28,22 @@ def safe_cell(text: str) -> str:
 def protect(table: "pd.DataFrame", spreadsheet_safe: bool) -> "pd.DataFrame":
     """Text cells as `safe_cell` writes them; without `spreadsheet_safe` only those that `original` would change."""
     pattern = RISKY if spreadsheet_safe else QUOTED
-    return _replace(table, pattern, lambda text: f"'{text}")
+    return _replace(table, _text_columns(table), pattern, lambda text: f"'{text}")
 
 
 def original(table: "pd.DataFrame") -> "pd.DataFrame":
     """The inverse of `protect`, whichever way the table was written."""
-    return _replace(table, QUOTED, lambda text: text[1:])
+    # The first character is looked at by pandas: a pattern for each cell would take twice as long as reading the file.
+    names = [name for name in _text_columns(table) if table[name].str.startswith("'", na=False).any()]
+    return _replace(table, names, QUOTED, lambda text: text[1:])
 
 
-def _replace(table: "pd.DataFrame", pattern: re.Pattern[str], change: Callable[[str], str]) -> "pd.DataFrame":
-    """The table itself where no cell matches."""
+def _replace(
+    table: "pd.DataFrame", names: list[str], pattern: re.Pattern[str], change: Callable[[str], str]
+) -> "pd.DataFrame":
+    """The table itself where no cell of the columns `names` matches."""
     changed = {}
-    for name in _text_columns(table):
+    for name in names:
         texts = table[name].tolist()
         if any(isinstance(text, str) and pattern.match(text) for text in texts):
             changed[name] = [change(text) if isinstance(text, str) and pattern.match(text) else text for text in texts]

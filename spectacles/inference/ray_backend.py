@@ -73,18 +73,26 @@ class Worker:
     def __init__(self, reference: ray.ObjectRef[Work]) -> None:
         import ray
 
-        self.work = work = ray.get(reference)
+        self.work, self.mistake = ray.get(reference), ""
+        try:
+            self.predictor = self._load(self.work)
+        except UserError as error:  # raised here, Ray would print its traceback
+            self.mistake = str(error)
+
+    def _load(self, work: Work) -> Predictor:
         _check_shared(work)
         limit_cores(work.cores)
         device = resolve_device(work.device)
         with TemporaryDirectory() as folder:  # the machine need not have the bundle
             for name, content in work.bundle.items():
                 Path(folder, name).write_bytes(content)
-            self.predictor = Predictor(Path(folder), device, work.batch_size, images=work.rows, prior=work.prior)
+            return Predictor(Path(folder), device, work.batch_size, images=work.rows, prior=work.prior)
 
     def __call__(self, inputs: pa.Table) -> pa.Table:
         """Columns as `_table` makes them -> those of `_schema`. Raises UserError where a store does not answer:
         unreadable photos are rejected instead."""
+        if self.mistake:
+            raise UserError(self.mistake)
         work, info = self.work, self.predictor.info
         paths = [path.decode("utf-8", "surrogatepass") for path in inputs["path"].to_pylist()]
         threads = remote_files.readers(paths, work.num_workers)

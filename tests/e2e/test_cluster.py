@@ -1,6 +1,7 @@
 """predict.py on a Ray cluster and in shards: every row is written exactly once, whichever process dies."""
 
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -277,6 +278,25 @@ def test_a_full_disk_is_reported_and_what_is_written_stays(
     assert "No space left on device. What is written stays: run the same command" in done.stderr, done.stderr
     written = pd.read_parquet(out)["row"]
     assert 0 < len(written) < ROWS and f"{ROWS - len(written)} of {ROWS} rows are not predicted" in done.stderr
+
+
+def test_a_worker_that_cannot_see_the_photos_says_so_in_one_sentence(
+    cluster: dict[str, str], bundle_dir: Path, photos: Path, tmp_path: Path
+) -> None:
+    (hidden := tmp_path / "hidden").mkdir()
+    alone = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(hidden)]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    command = [sys.executable, str(ROOT / "predict.py"), str(photos), "--bundle", str(bundle_dir), *FLAGS,
+               "--output", str(hidden / "out")]  # fmt: skip
+    done = subprocess.run(
+        [*alone, *command], cwd=ROOT, env=os.environ | cluster, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    reason = (
+        f"rows are not predicted, row 1 ({photos / '0.jpg'}) and others: {platform.node()} cannot see {hidden / 'out'}"
+    )
+    assert reason in done.stderr, done.stderr  # not that Ray failed, which prints its traceback a little later
 
 
 def test_more_cores_than_any_machine_has_are_reported(
