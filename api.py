@@ -85,7 +85,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     async with service.started(given, problem) as started:
         app.state.service = started
         with signals.handled(started):
-            yield {"service": started, "protocols": protocols, "page": page.PAGE.read_text(encoding="utf-8")}
+            yield {"service": started, "protocols": protocols, "page": page.page()}
 
 
 def read_settings() -> tuple[settings.Settings, Protocols, str]:

@@ -1,10 +1,19 @@
 """The page at /: one file without anything from elsewhere."""
 
-from pathlib import Path
-
 from spectacles.report.csp import inline_hash
+from spectacles.report.prediction_page import BackEnd, prediction_page, read
 
-PAGE = Path(__file__).with_name("page.html")
+
+def page() -> str:
+    server = BackEnd(
+        scripts=(read("page_server.js"),),
+        types="image/jpeg,image/png,image/webp,image/bmp,image/gif,image/tiff",
+        formats="JPEG, PNG, WebP, BMP, GIF or TIFF, up to 25 megapixels.",
+        privacy="Photos go to this server only, and it keeps none of them.",
+        no_script="This page needs JavaScript; POST /predict answers without it.",
+        access=read("page_key.html"),
+    )
+    return prediction_page(server)
 
 
 def headers(page: str) -> dict[str, str]:
