@@ -78,6 +78,16 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def release_freed_memory() -> None:
+    """Gives back what `keep_freed_memory` keeps, between two parts of a command whose blocks differ in size: one cannot
+    use what the other has left, so the process would hold both."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that depends on all parts and on nothing else (not on workers, order or hash randomisation)."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import mmap
 import os
 import shutil
 import tempfile
@@ -75,6 +76,7 @@ class Pixels:
         for place, pixels in zip(missing, self.pool.map(self._decode, indices[missing]), strict=True):
             batch[place] = pixels
             self._store(int(indices[place]), pixels)
+        _unmap_pages(self.stored)
         return batch
 
     def batches(self, order: Iterable[np.ndarray], change: Change | None = None) -> Iterator[np.ndarray]:
@@ -187,6 +189,12 @@ def _open(path: Path, preprocessing: Preprocessing) -> np.ndarray | None:
     except (OSError, ValueError):
         return None
     return stored if stored.shape[1:] == preprocessing.shape else None
+
+
+def _unmap_pages(stored: np.ndarray) -> None:
+    """What was read or written stays in the system's file cache, but no longer counts as memory of this process."""
+    if isinstance(stored.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        stored.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _make_room(folder: Path, allowed: int) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import write_json
+from spectacles.core.fileio import safe_name, write_json
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.metrics.calibration import softmax
 from spectacles.models import engines
@@ -88,6 +88,12 @@ def choose(
         log.info("  engine: %s (%s images/s)", chosen, ", ".join(f"{name} {rate:g}" for name, rate in rates.items()))
         _write_choice(choice_file, chosen, rates)
     return (chosen, built[chosen]) if chosen in built else ("torch", torch_engine)
+
+
+def choice_file(cache: Path, backbone: str, preprocessing: Preprocessing) -> Path:
+    """Speed depends on the architecture and the size of its input, not on the weights."""
+    size, channels = preprocessing.image_size, preprocessing.in_chans
+    return cache / "engines" / f"{safe_name(backbone)}-{size}x{channels}.json"
 
 
 def _build_all(names: Sequence[str], build: Callable[[str], Engine]) -> dict[str, Engine]:

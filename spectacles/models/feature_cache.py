@@ -71,17 +71,17 @@ class FeatureExtractor:
         batches = in_batches(np.array(sorted(key_of), dtype=np.int64), self.config.batch_size)
         batches = [batch for batch in batches if any(key_of[int(position)] not in known for position in batch)]
         if batches:
-            vectors = self._compute(identity, pixels, batches, view, images=len(first))
+            vectors = self._compute(pixels, batches, view, images=len(first))
             for computed in _in_parts(key_of, np.concatenate(batches), vectors, known):
                 store.write(identity, computed)
                 known |= computed
         return np.stack([known[key] for key in keys])
 
     def _compute(
-        self, identity: str, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None, images: int
+        self, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None, images: int
     ) -> Iterable[np.ndarray]:
         """Features (D,) float32 of one position after the other."""
-        choice = self.cache / "engines" / f"{identity}.json"
+        choice = engine_choice.choice_file(self.cache, self.name, self.preprocessing)
         network = PixelNetwork(self.backbone, self.preprocessing, self.device)
         _, run = engine_choice.choose(network, choice, self.config.engine, images=images)
         return progress(_embed(run, pixels, batches, view), "embedding", sum(map(len, batches)))

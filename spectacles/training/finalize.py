@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from spectacles.core.config import Goal, TrainConfig, parse_goal
+from spectacles.core.device import release_freed_memory
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import safe_name
 from spectacles.core.progress import progress
 from spectacles.core.results import TrainReport
 from spectacles.data.pixel_cache import in_batches
@@ -197,6 +197,7 @@ def _final_pass(trainer: Trainer, classifier: Classifier) -> tuple[np.ndarray, n
     """One pass of the fastest engine: features (V, D) and last maps (V, E) of the validation images, and last maps
     (R, E) of at most REFERENCES training images, evenly spaced."""
     config, preprocessing, count = trainer.config, trainer.info.preprocessing, images_of_final_pass(trainer)
+    release_freed_memory()  # of the training steps
     spaced = np.linspace(0, len(trainer.train.labels) - 1, count - len(trainer.val.labels)).round().astype(np.int64)
     positions = np.concatenate([trainer.val.positions, trainer.train.positions[spaced]])
     # Later stages compute about as many images again. A time budget leaves no time for measuring.
@@ -222,10 +223,7 @@ def _over(trainer: Trainer) -> str:
 
 
 def _engine_choice_file(trainer: Trainer) -> Path:
-    """Speed depends on the architecture and the size of its input, not on the weights."""
-    info = trainer.info
-    size, channels = info.preprocessing.image_size, info.preprocessing.in_chans
-    return trainer.run_dir.cache / "engines" / f"{safe_name(info.backbone)}-{size}x{channels}.json"
+    return engine_choice.choice_file(trainer.run_dir.cache, trainer.info.backbone, trainer.info.preprocessing)
 
 
 def _report(trainer: Trainer, best: Epoch, rescored: float, decided: Decided, model_id: str) -> TrainReport:

@@ -97,6 +97,15 @@ def test_a_finished_file_is_read_without_decoding(rows, tmp_path, decoded):
     assert decoded == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="only Linux tells what a mapping holds")
+def test_what_has_been_read_is_no_longer_memory_of_the_process(rows, tmp_path):
+    path = finish(rows, tmp_path)
+    with open_pixels(rows, tmp_path) as pixels:
+        assert np.array_equal(pixels.batch(np.arange(6)), expected_of(rows))
+        mapping = Path("/proc/self/smaps").read_text(encoding="utf-8").partition(str(path))[2]
+        assert int(mapping.partition("Rss:")[2].split()[0]) == 0
+
+
 def test_a_finished_file_holds_the_decoded_pixels(rows, tmp_path):
     finish(rows, tmp_path)
     with open_pixels(rows, tmp_path) as pixels:

@@ -56,6 +56,7 @@ if __name__ == "__main__":
     assert engine_choice.machine()["cores"] >= 1
     sys.platform = "win32"
     device.keep_freed_memory()
+    device.release_freed_memory()
     folder = pathlib.Path(tempfile.mkdtemp())
     with event_log.writing(folder):
         event_log.close_dead(folder)
