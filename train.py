@@ -142,7 +142,9 @@ def _plan(
     else:
 
         def untrained(candidate: TrainConfig) -> Classifier:
-            return model.build(replace(candidate, no_pretrained=True, weights=None), len(data.classes))[0]
+            return model.build(
+                replace(candidate, no_pretrained=True, weights=None, epoch_share=None), len(data.classes)
+            )[0]
 
         decoding = time_budget.decoding_seconds(rows["path"].tolist(), config)
         plan, reasons = time_budget.choose(

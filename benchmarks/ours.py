@@ -18,6 +18,7 @@ import pandas as pd
 
 from benchmarks import common
 from spectacles.core.errors import UserError
+from spectacles.training import sampling
 
 RUN = "run"
 
@@ -61,12 +62,13 @@ def collect(run_folder: Path) -> dict[str, Any]:
     history = pd.read_csv(run_folder / "train" / "history.csv")
     epochs = history.loc[history["phase"] == "fine_tune", "seconds"]
     used = {f"{split}_images": count for split, count in images.items()}
+    seen = len(epochs) * sampling.images_per_epoch(used["train_images"], plan["epoch_share"])
     return {
         "image_size": plan["image_size"],
         **used,
         **{name: test.get(name) for name in ("accuracy", "balanced_accuracy", "hter")},
         "train_seconds": train["seconds"],
-        "images_per_second": used["train_images"] * len(epochs) / epochs.sum() if len(epochs) else None,
+        "images_per_second": seen / epochs.sum() if len(epochs) else None,
         "curve": [{"seconds": train["seconds"], "accuracy": test["accuracy"]}],
     }
 

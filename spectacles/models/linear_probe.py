@@ -205,11 +205,17 @@ def _as_linear(model: Pipeline) -> tuple[np.ndarray, np.ndarray]:
 
 
 def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log-likelihood of (N, K) logits: of class indices (N,), or of labels (N, K), the mean of those
-    too."""
+    """Mean of `log_losses`."""
+    return float(log_losses(logits, labels).mean())
+
+
+def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(N,) float64, the negative log-likelihood of (N, K) logits: of class indices (N,), or of labels (N, K) the mean
+    over the labels of an image."""
     logits = logits.astype(np.float64)
     if labels.ndim == 2:
-        return float((np.logaddexp(0, logits) - labels * logits).mean())
+        means: np.ndarray = (np.logaddexp(0, logits) - labels * logits).mean(axis=1)
+        return means
     logits -= logits.max(axis=1, keepdims=True)
-    given = logits[np.arange(len(labels)), labels]
-    return float((np.log(np.exp(logits).sum(axis=1)) - given).mean())
+    losses: np.ndarray = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+    return losses

@@ -14,9 +14,11 @@ class Recipe:
     depth: float
     """Share of the backbone's layer groups that are trained, counted from the head."""
     epochs: int
+    epoch_share: float = 1.0
+    """Share of the training images that an epoch takes."""
 
 
-RECIPES = {"fast": Recipe(0.57, 0.4, 3), "default": Recipe(0.71, 0.5, 5), "thorough": Recipe(1.0, 1.0, 10)}
+RECIPES = {"fast": Recipe(0.57, 0.4, 3, 0.35), "default": Recipe(0.71, 0.5, 4, 0.35), "thorough": Recipe(1.0, 1.0, 10)}
 """At 224 px: 128, 160 and 224 px. docs/benchmarks.md has the time and the accuracy of each."""
 SCRATCH_EPOCHS = {"fast": 5, "default": 10, "thorough": 30}
 """From random weights, always with full image size and depth."""
@@ -40,6 +42,7 @@ def resolve(config: TrainConfig, recipe: Recipe | None = None) -> TrainConfig:
         config,
         image_size=size,
         epochs=config.epochs or recipe.epochs,
+        epoch_share=config.epoch_share or (recipe.epoch_share if config.images_can_be_weighed else 1.0),
         unfreeze=config.unfreeze or ("all" if scratch else unfreeze_share(config.backbone, recipe.depth)),
         lr=config.lr or (SCRATCH_LR if scratch else LR),
         batch_norm=config.batch_norm if config.batch_norm != "auto" else "train" if scratch else "fold",

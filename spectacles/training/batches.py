@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from spectacles.core.config import TrainConfig
 from spectacles.core.device import derive_seed
 from spectacles.data.pixel_cache import Pixels, in_batches
 from spectacles.models.torch_device import to_device
-from spectacles.training import collectives
+from spectacles.training import collectives, sampling
 from spectacles.training.augmentation import Augmentation, draws
 
 
@@ -36,19 +37,34 @@ class Examples:
     """(N,) int64."""
     labels: np.ndarray
     """(N,) int64 class indices, or (N, K) int64 of 0 and 1 where an image may have several labels."""
+    inclusion: np.ndarray | None = None
+    """(N,) float64: how probably an epoch takes each image. None: it takes all."""
 
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Inputs (B, ...) and class indices (B,) or labels (B, K), on the device."""
+class Batch(NamedTuple):
+    """On the device."""
+
+    inputs: torch.Tensor
+    """(B, ...)."""
+    targets: torch.Tensor
+    """(B,) class indices or (B, K) labels."""
+    weights: torch.Tensor | None = None
+    """(B,) float32, of the images' losses. None: all weigh the same."""
 
 
-def epoch_order(seed: int, epoch: int, size: int, batch_size: int) -> list[np.ndarray]:
-    """All indices once, in batches, in an order that is a function of (seed, epoch).
+def epoch_order(
+    seed: int, epoch: int, size: int, batch_size: int, inclusion: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """All `size` indices once, or those drawn by `inclusion`, in batches and in an order that is a function of (seed,
+    epoch).
 
     A last batch of one image is left out: BatchNorm cannot normalise a single value, and the next epoch has another
     order.
     """
-    shuffled = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(size)
+    if inclusion is None:
+        shuffled = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(size)
+    else:
+        shuffled = sampling.draw(inclusion, seed, epoch)
     batches = in_batches(shuffled, batch_size)
     alone = batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1
     return batches[:-1] if alone else batches
@@ -61,8 +77,9 @@ def augmented_batches(
     functions of (seed, epoch). With several processes, each gets its share of every batch."""
     seed = settings.config.seed
     rows = draws(seed, epoch, len(examples.labels))
-    whole = epoch_order(seed, epoch, len(examples.labels), settings.config.batch_size)[start:]
+    whole = epoch_order(seed, epoch, len(examples.labels), settings.config.batch_size, examples.inclusion)[start:]
     parts = [own_part(indices) for indices in whole]
+    weights = None if examples.inclusion is None else sampling.weights(examples.inclusion)
 
     def on_host(number: int, pixels: np.ndarray) -> np.ndarray:
         return augmentation.on_host(pixels, rows[parts[number]], examples.pixels.pool)
@@ -71,7 +88,8 @@ def augmented_batches(
     pictures = examples.pixels.batches((examples.positions[indices] for indices in parts), on_host if ahead else None)
     for number, (indices, pixels) in enumerate(zip(parts, pictures, strict=True)):
         images = augmentation.on_device(pixels if ahead else on_host(number, pixels), rows[indices], size)
-        yield images, to_device(examples.labels[indices], settings.device)
+        weighted = None if weights is None else to_device(weights[indices], settings.device)
+        yield Batch(images, to_device(examples.labels[indices], settings.device), weighted)
 
 
 def own_part(indices: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 
 from spectacles.core import distributed, signals
+from spectacles.core.config import TrainConfig
+from spectacles.core.device import release_freed_memory
 from spectacles.core.errors import UserError
 from spectacles.core.signals import Stopped
 from spectacles.models import bn_folding, freezing, linear_probe, recipes
@@ -19,7 +21,7 @@ from spectacles.models.engine_choice import photographs
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.models.normalization import normalize
 from spectacles.models.torch_device import to_device
-from spectacles.training import batches, collectives, finalize, lr_schedule, train_loop
+from spectacles.training import batches, collectives, finalize, lr_schedule, sampling, train_loop
 from spectacles.training.augmentation import View
 from spectacles.training.batches import Batch, augmented_batches, epoch_order
 from spectacles.training.checkpoint import Checkpoint
@@ -44,17 +46,30 @@ def run(trainer: Trainer, phase: str, epochs: int) -> None:
 
 
 def fit_head_in_main_process(trainer: Trainer) -> Epoch:
-    """The other processes receive the head and the record of the epoch."""
+    """The other processes receive the head, its losses, by which epochs of fine-tuning draw images, and the record of
+    the epoch."""
+    losses, epoch = torch.zeros(len(trainer.train.labels), device=trainer.settings.device), None
     with collectives.long_wait() as group:
-        epoch = asdict(fit_head(trainer)) if distributed.is_main_process() else None
-        record = collectives.broadcast_object(epoch, group)
-    collectives.broadcast_tensors([tensor.data for tensor in trainer.classifier.head.parameters()])
+        if distributed.is_main_process():
+            epoch, measured = fit_head(trainer)
+            losses.copy_(torch.from_numpy(measured))
+        record = collectives.broadcast_object(epoch and asdict(epoch), group)
+    collectives.broadcast_tensors([*(tensor.data for tensor in trainer.classifier.head.parameters()), losses])
+    trainer.train = replace(trainer.train, inclusion=_inclusion(trainer.config, losses.cpu().numpy()))
     return Epoch(**record)
 
 
-def fit_head(trainer: Trainer) -> Epoch:
+def _inclusion(config: TrainConfig, losses: np.ndarray) -> np.ndarray | None:
+    """How probably an epoch of fine-tuning takes each training image, by the head's losses (N,); None where it takes
+    all."""
+    assert config.epoch_share is not None
+    count = sampling.images_per_epoch(len(losses), config.epoch_share)
+    return None if count == len(losses) else sampling.inclusion_probabilities(losses, count)
+
+
+def fit_head(trainer: Trainer) -> tuple[Epoch, np.ndarray]:
     """Fits the head to features of the backbone until it converges, with the regularisation that is best on validation
-    data."""
+    data. Returns its losses on the training images (N,) as well."""
     config, started = trainer.config, time.monotonic()
     extractor = FeatureExtractor(
         trainer.classifier.backbone, config.backbone, trainer.pixels.preprocessing, trainer.run_dir.cache,
@@ -78,7 +93,8 @@ def fit_head(trainer: Trainer) -> Epoch:
         trainer.classifier.head.weight.copy_(torch.from_numpy(head.weight))
         trainer.classifier.head.bias.copy_(torch.from_numpy(head.bias))
     log.info("  head fitted to %d features of %d views (C = %g)", features.shape[1], len(features), head.strength)
-    return trainer.score_epoch(HEAD, head.train_loss, head.logits(plain[count:]), 0.0, started)
+    losses = linear_probe.log_losses(head.logits(plain[:count]), trainer.train.labels)
+    return trainer.score_epoch(HEAD, head.train_loss, head.logits(plain[count:]), 0.0, started), losses
 
 
 @dataclass
@@ -150,6 +166,7 @@ def descend(trainer: Trainer, phase: str, epochs: int) -> None:
 
 def _begin(trainer: Trainer, phase: str, epochs: int, saved: Checkpoint | None) -> PhaseState:
     config, device = trainer.config, trainer.settings.device
+    release_freed_memory()  # of the engines that computed features
     if phase == FINE_TUNE and config.batch_norm == "fold":
         _fold_batchnorm(trainer, saved)
     rate = config.head_lr if phase == HEAD else config.lr
@@ -207,7 +224,8 @@ def run_epoch(trainer: Trainer, state: PhaseState) -> Epoch:
 def _train(trainer: Trainer, state: PhaseState, done: list[Epoch]) -> float:
     """The mean loss of the epoch. `done` are the finished epochs of the phase."""
     number = len(trainer.history) + 1
-    order = epoch_order(trainer.config.seed, number, len(trainer.train.labels), trainer.config.batch_size)
+    images, config = trainer.train, trainer.config
+    order = epoch_order(config.seed, number, len(images.labels), config.batch_size, images.inclusion)
     last_save = time.monotonic()
 
     def after_step() -> None:

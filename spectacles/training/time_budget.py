@@ -17,10 +17,11 @@ from spectacles.models.classifier import Classifier
 from spectacles.models.ood import REFERENCES
 from spectacles.models.recipes import Recipe
 from spectacles.models.torch_device import tf32_allowed
+from spectacles.training import sampling
 from spectacles.training.batches import StepSettings
 from spectacles.training.train_loop import autocast
 
-CHOSEN = ("image_size", "unfreeze", "epochs", "fine_tune")
+CHOSEN = ("image_size", "unfreeze", "epochs", "epoch_share", "fine_tune")
 """Settings that a time budget decides where they were left open."""
 PLANNED_SHARE = 0.9
 """Of the budget that the estimate of a plan may use: machines slow down."""
@@ -29,11 +30,11 @@ OVERRUN = 1.1
 HEAD_ONLY = Recipe(0.57, 0.4, 1)
 """Without fine-tuning where --fine_tune is auto."""
 LADDER = (
-    HEAD_ONLY, Recipe(0.57, 0.4, 2), Recipe(0.57, 0.4, 3), Recipe(0.71, 0.4, 3), Recipe(0.71, 0.4, 4),
-    Recipe(0.71, 0.5, 5), Recipe(0.71, 0.5, 8), Recipe(0.86, 0.5, 8), Recipe(1.0, 0.5, 10), Recipe(1.0, 1.0, 10),
-    Recipe(1.0, 1.0, 20),
+    HEAD_ONLY, Recipe(0.57, 0.4, 2, 0.35), Recipe(0.57, 0.4, 3, 0.35), Recipe(0.71, 0.4, 3, 0.35),
+    Recipe(0.71, 0.5, 4, 0.35), Recipe(0.71, 0.5, 6, 0.35), Recipe(0.71, 0.5, 8, 0.5), Recipe(0.86, 0.5, 8, 0.5),
+    Recipe(1.0, 0.5, 10, 0.5), Recipe(1.0, 1.0, 10), Recipe(1.0, 1.0, 20),
 )  # fmt: skip
-"""From the cheapest to the best: image size, share of the layer groups, epochs."""
+"""From the cheapest to the best: image size, share of the layer groups, epochs, share of the images."""
 OVERHEAD = 4.0
 """Seconds that training takes regardless of the data: building, fitting the head, saving."""
 FILES_TIMED = 48
@@ -102,11 +103,12 @@ def _describe(config: TrainConfig) -> str:
 
 def estimate(config: TrainConfig, rates: Rates, decoding: float, train_images: int, val_images: int) -> float:
     """Seconds that training will take, at `decoding` seconds per file."""
-    assert config.epochs is not None
+    assert config.epochs is not None and config.epoch_share is not None
     images = train_images + val_images
     total = OVERHEAD + images * (decoding + rates.inference)
     if config.fine_tune != "never":
-        total += config.epochs * (train_images * rates.training * AUGMENTATION_FACTOR + val_images * rates.inference)
+        seen = sampling.images_per_epoch(train_images, config.epoch_share)
+        total += config.epochs * (seen * rates.training * AUGMENTATION_FACTOR + val_images * rates.inference)
     return total + (val_images + min(REFERENCES, train_images)) * rates.inference
 
 

@@ -72,14 +72,14 @@ def train_epoch(
     every = epoch_progress.steps_between_readings(learner.settings.device)
     reader = LossReader(position, every, gradients_may_overflow=learner.scaler.is_enabled())
     shown = progress(batches, f"epoch {plan.number}", len(plan.batch_sizes), unit="batch", initial=position.step)
-    for step, (inputs, targets) in enumerate(shown, position.step):
+    for step, batch in enumerate(shown, position.step):
         for group in learner.optimizer.param_groups:
             group["lr"] = group["base_lr"] * plan.lr_factor(step)
         mixed = mixup is not None and plan.batch_sizes[step] % 2 == 0  # timm pairs the batch with its own reverse
         if mixup is not None and mixed:
             np.random.seed(derive_seed(learner.settings.config.seed, "mix", plan.number, step) % 2**32)
-            inputs, targets = mixup(inputs, targets)
-        _step(learner, (inputs, targets), plan, reader, plan.loss_share(step, mixed))
+            batch = Batch(*mixup(batch.inputs, batch.targets))
+        _step(learner, batch, plan, reader, plan.loss_share(step, mixed))
         position.step = step + 1
         hooks.after_step()
         stop, save = collectives.any_process(signals.stop_requested(), hooks.save_is_due())
@@ -118,7 +118,7 @@ def _gradients_within_memory(
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        if position.step or 2 * position.micro_batches > len(batch[0]) or distributed.world_size() > 1:
+        if position.step or 2 * position.micro_batches > len(batch.inputs) or distributed.world_size() > 1:
             raise UserError(
                 f"out of memory: use --grad_accum_steps {2 * position.micro_batches}, or lower --batch_size or "
                 "--image_size."
@@ -143,11 +143,11 @@ def _gradients(learner: Learner, batch: Batch, micro_batches: int, loss_share: f
     learner.optimizer.zero_grad(set_to_none=True)
     losses = []
     parts = _split(batch, learner.settings, micro_batches, loss_share)
-    for number, (inputs, targets, share) in enumerate(parts, 1):
+    for number, (part, share) in enumerate(parts, 1):
         exchange = nullcontext() if number == len(parts) else collectives.without_exchange(learner.network)
         with exchange, tf32_allowed():
             with autocast(learner.settings):
-                loss = mean_loss(learner.network(inputs), targets, learner.settings)
+                loss = mean_loss(learner.network(part.inputs), part.targets, learner.settings, part.weights)
             loss = loss if share is None else loss * share
             learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
@@ -156,20 +156,21 @@ def _gradients(learner: Learner, batch: Batch, micro_batches: int, loss_share: f
 
 def _split(
     batch: Batch, settings: StepSettings, micro_batches: int, loss_share: float
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | float | None]]:
-    """(inputs, targets, share of the mean loss, None for 1) of each micro-batch. torch weighs the mean by the class
-    weights. BatchNorm that learns gets at least two images."""
+) -> list[tuple[Batch, torch.Tensor | float | None]]:
+    """Each micro-batch and its share of the mean loss, None for 1. torch weighs the mean by the class weights.
+    BatchNorm that learns gets at least two images."""
     fewest = 2 if settings.config.batch_norm == "train" else 1
-    count = max(1, min(micro_batches, len(batch[0]) // fewest))
+    count = max(1, min(micro_batches, len(batch.inputs) // fewest))
     if count == 1:
-        return [(*batch, None if loss_share == 1 else loss_share)]
-    weights = _weights(batch[1], settings)
-    parts = zip(*(tensor.tensor_split(count) for tensor in (*batch, weights)), strict=True)
-    return [(inputs, targets, weight.sum() / weights.sum() * loss_share) for inputs, targets, weight in parts]
+        return [(batch, None if loss_share == 1 else loss_share)]
+    of_classes = _class_weights(batch.targets, settings)
+    columns = [[None] * count if tensor is None else tensor.tensor_split(count) for tensor in batch]
+    shares = [weight.sum() / of_classes.sum() * loss_share for weight in of_classes.tensor_split(count)]
+    return list(zip((Batch(*part) for part in zip(*columns, strict=True)), shares, strict=True))
 
 
-def _weights(targets: torch.Tensor, settings: StepSettings) -> torch.Tensor:
-    """(B,): the weight of each image in torch's mean."""
+def _class_weights(targets: torch.Tensor, settings: StepSettings) -> torch.Tensor:
+    """(B,): the weight of each image's class in torch's mean."""
     weights = settings.class_weights
     if weights is None or targets.ndim == 2:
         return torch.ones(len(targets), device=targets.device)
@@ -211,15 +212,20 @@ def autocast(settings: StepSettings) -> AbstractContextManager[object]:
     return nullcontext() if dtype == torch.float32 else torch.autocast(settings.device.type, dtype=dtype)
 
 
-def mean_loss(logits: torch.Tensor, targets: torch.Tensor, settings: StepSettings) -> torch.Tensor:
+def mean_loss(
+    logits: torch.Tensor, targets: torch.Tensor, settings: StepSettings, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Cross-entropy of logits (B, K) with class indices (B,) or class probabilities (B, K); with several labels per
-    image, the binary cross-entropy with labels (B, K) of 0 and 1 (in between for mixed images)."""
-    weights = settings.class_weights
-    smoothing = settings.config.label_smoothing
-    if not settings.multi_label:
-        return cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing)
-    smoothed = targets.float() * (1 - smoothing) + smoothing / 2
-    return binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)
+    image, the binary cross-entropy with labels (B, K) of 0 and 1 (in between for mixed images). `weights` (B,) multiply
+    the losses of the images."""
+    of_classes, smoothing = settings.class_weights, settings.config.label_smoothing
+    reduction = "mean" if weights is None else "none"
+    if settings.multi_label:
+        smoothed = targets.float() * (1 - smoothing) + smoothing / 2
+        losses = binary_cross_entropy_with_logits(logits, smoothed, pos_weight=of_classes, reduction=reduction)
+        return losses if weights is None else (losses.mean(dim=1) * weights).mean()
+    losses = cross_entropy(logits, targets, weight=of_classes, label_smoothing=smoothing, reduction=reduction)
+    return losses if weights is None else (losses * weights).sum() / _class_weights(targets, settings).sum()
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from spectacles.core import distributed
 from spectacles.core.config import TrainConfig, parse_duration, to_plain
@@ -85,6 +86,8 @@ class Trainer:
         self.started -= newest.values["seconds"]
         self.best_state = newest.states.get("best", {})
         self.interrupted = newest
+        if "sampling" in newest.states:
+            self.train = replace(self.train, inclusion=newest.states["sampling"]["inclusion"].numpy())
         step = newest.values["step"]
         log.info("  resuming after epoch %d%s", len(self.history), f" and {step} steps" if step else "")
         if self.history:
@@ -155,6 +158,8 @@ class Trainer:
             "seconds": time.monotonic() - self.started,
         }
         states = {"best": self.best_state} | state.states
+        if self.train.inclusion is not None:
+            states["sampling"] = {"inclusion": torch.from_numpy(self.train.inclusion)}
         checkpoint.save(self.folder, Checkpoint(values | state.values, states, state.optimizer))
 
     def save_bundle(self) -> None:

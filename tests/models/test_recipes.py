@@ -11,7 +11,7 @@ from spectacles.core.errors import UserError
 from spectacles.models import recipes
 from spectacles.models.recipes import Recipe
 
-OPEN = ("image_size", "epochs", "unfreeze", "lr", "batch_norm", "fine_tune")
+OPEN = ("image_size", "epochs", "epoch_share", "unfreeze", "lr", "batch_norm", "fine_tune")
 """What a recipe may decide."""
 BACKBONES = ["efficientnet_lite0", "resnet18", "mobilenet_v3", "efficientnet_b4", "simple_cnn", "vit_tiny_patch16_224"]
 
@@ -43,13 +43,21 @@ def test_what_the_person_gave_stays_and_all_the_rest_is_decided(flags):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "size", "epochs", "unfreeze"),
-    [("fast", 128, 3, "last:2"), ("default", 160, 5, "last:2"), ("thorough", 224, 10, "all")],
+    ("recipe", "size", "epochs", "share", "unfreeze"),
+    [("fast", 128, 3, 0.35, "last:2"), ("default", 160, 4, 0.35, "last:2"), ("thorough", 224, 10, 1, "all")],
 )
-def test_the_recipes_of_a_common_backbone(recipe, size, epochs, unfreeze):
+def test_the_recipes_of_a_common_backbone(recipe, size, epochs, share, unfreeze):
     config = recipes.resolve(TrainConfig(backbone="resnet18", recipe=recipe))
     assert (config.image_size, config.epochs, config.unfreeze) == (size, epochs, unfreeze)
+    assert config.epoch_share == share
     assert (config.lr, config.batch_norm, config.fine_tune) == (recipes.LR, "fold", "auto")
+
+
+@pytest.mark.parametrize("flags", [{"mixup": 0.2}, {"cutmix": 1.0}, {"head": "sgd"}, {"no_pretrained": True}])
+def test_epochs_take_all_images_where_none_can_be_weighed(flags):
+    assert recipes.resolve(TrainConfig(**flags)).epoch_share == 1
+    with pytest.raises(UserError, match="leave --epoch_share out"):
+        TrainConfig(epoch_share=0.5, **flags)
 
 
 @given(st.sampled_from(BACKBONES), st.floats(0.05, 1), st.floats(0.05, 1), st.integers(1, 40))

@@ -33,7 +33,7 @@ from spectacles.models import backbones, bn_folding, linear_probe
 from spectacles.models.bundle import load_bundle, read_bundle_info
 from spectacles.models.classifier import load_classifier
 from spectacles.models.normalization import normalize
-from spectacles.training import checkpoint, epoch_log, phases, time_budget
+from spectacles.training import checkpoint, epoch_log, phases, sampling, time_budget
 from spectacles.training.checkpoint import Checkpoint
 from spectacles.training.history import Epoch
 from spectacles.training.trainer import Trainer
@@ -278,7 +278,7 @@ def test_the_linear_probe_is_what_scikit_learn_fits_on_the_features_of_the_bundl
 
 @pytest.mark.parametrize("changes", [
     {}, {"unfreeze": "progressive", "progressive_size": True, "image_size": 64}, {"batch_norm": "eval"},
-    {"views": 3, "layer_decay": 0.5}, {"batch_norm": "train", "unfreeze": "all"},
+    {"views": 3, "layer_decay": 0.5, "epoch_share": 0.5}, {"batch_norm": "train", "unfreeze": "all"},
 ])  # fmt: skip
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_pretrained_run_stopped_and_resumed_ends_with_the_same_weights(
@@ -288,6 +288,7 @@ def test_a_pretrained_run_stopped_and_resumed_ends_with_the_same_weights(
     epochs: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sampling, "FEWEST", 8)
     config = replace(pretrained, **changes)
     whole, parted = new_run("whole"), new_run("parted")
     expected = train.run(config, whole)
@@ -334,7 +335,7 @@ def test_a_time_budget_chooses_keeps_to_it_and_is_kept_for_resuming(
     with pytest.raises(KeyboardInterrupt):
         train.run(budgeted, run)
     plan = json.loads((run.path / "train" / "plan.json").read_text())
-    assert plan["epochs"] == 4
+    assert (plan["epochs"], plan["epoch_share"]) == (4, 0.35)
     assert plan["image_size"] == 128  # 0.71 of the 160 px that test_efficientnet is made for
     monkeypatch.undo()
     monkeypatch.setattr(time_budget, "LADDER", time_budget.LADDER[:2])

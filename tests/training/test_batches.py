@@ -63,9 +63,10 @@ def settings_for(num_classes: int = 7, weights: list[float] | None = None, **con
 def test_each_image_is_augmented_by_its_row_of_draws(examples, size):
     augmentation, settings = Augmentation(AugmentConfig(), PREPROCESSING), settings_for(batch_size=2, seed=4)
     seen = list(augmented_batches(examples, augmentation, settings, 3, size))
-    assert [len(labels) for _, labels in seen] == [2, 2]
+    assert [len(batch.targets) for batch in seen] == [2, 2]
     rows = draws(4, 3, 5)
-    for indices, (images, labels) in zip(epoch_order(4, 3, 5, 2), seen, strict=True):
+    for indices, (images, labels, weights) in zip(epoch_order(4, 3, 5, 2), seen, strict=True):
+        assert weights is None
         assert images.shape == (2, 3, size, size)
         assert labels.tolist() == examples.labels[indices].tolist()
         pixels = examples.pixels.batch(examples.positions[indices])
@@ -78,7 +79,7 @@ def test_the_batches_are_a_function_of_seed_and_epoch(examples):
 
     def shown(seed: int, epoch: int, batch_size: int = 5) -> dict[int, torch.Tensor]:
         batches = augmented_batches(examples, augmentation, settings_for(seed=seed, batch_size=batch_size), epoch, 16)
-        return {int(label): image for images, labels in batches for image, label in zip(images, labels, strict=True)}
+        return {int(label): image for images, labels, _ in batches for image, label in zip(images, labels, strict=True)}
 
     first = shown(0, 1)
     assert set(first) == {6, 0, 3, 5, 1}

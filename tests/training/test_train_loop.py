@@ -13,7 +13,7 @@ from torch import nn
 from spectacles.core.config import TrainConfig
 from spectacles.core.errors import UserError
 from spectacles.training import train_loop
-from spectacles.training.batches import StepSettings
+from spectacles.training.batches import Batch, StepSettings
 from spectacles.training.epoch_progress import NotFinite, Position
 from spectacles.training.train_loop import (
     EpochPlan,
@@ -32,16 +32,21 @@ def settings_for(num_classes: int = 7, weights: list[float] | None = None, **con
     return StepSettings(TrainConfig(device="cpu", **config), CPU, num_classes, on_device)
 
 
-def batches_of(seed: int, *sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def batches_of(seed: int, *sizes: int, weighted: bool = False) -> list[Batch]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        (torch.randn(size, 4, generator=generator), torch.randint(0, 3, (size,), generator=generator)) for size in sizes
+        Batch(
+            torch.randn(size, 4, generator=generator),
+            torch.randint(0, 3, (size,), generator=generator),
+            torch.rand(size, generator=generator) if weighted else None,
+        )
+        for size in sizes
     ]
 
 
 def train_epoch(
     network: nn.Module,
-    batches: list[tuple[torch.Tensor, torch.Tensor]],
+    batches: list[Batch],
     settings: StepSettings,
     epoch: int = 1,
     rate: float = 1.0,
@@ -49,7 +54,7 @@ def train_epoch(
     """With plain gradient descent at a base rate of 0.1."""
     optimizer = torch.optim.SGD([{"params": list(network.parameters()), "lr": 9.9, "base_lr": 0.1}])
     learner = Learner(network, optimizer, torch.amp.GradScaler(enabled=False), settings)
-    plan = EpochPlan(epoch, [len(labels) for _, labels in batches], lambda step: rate / (step + 1))
+    plan = EpochPlan(epoch, [len(batch.targets) for batch in batches], lambda step: rate / (step + 1))
     position = Position(micro_batches=settings.config.grad_accum_steps)
     return train_loop.train_epoch(learner, batches, plan, position)
 
@@ -57,22 +62,24 @@ def train_epoch(
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weights", [None, [1.0, 0.25, 3.0]])
-def test_an_epoch_is_gradient_descent_on_the_cross_entropy(clip, smoothing, weights):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_an_epoch_is_gradient_descent_on_the_cross_entropy(clip, smoothing, weights, weighted):
     torch.manual_seed(0)
     network = nn.Linear(4, 3)
     weight, bias = (tensor.detach().clone().double() for tensor in network.parameters())
-    batches = batches_of(1, 8, 8, 3)
+    batches = batches_of(1, 8, 8, 3, weighted=weighted)
     settings = settings_for(3, weights, clip_grad_norm=clip, label_smoothing=smoothing)
     loss = train_epoch(network, batches, settings)
 
     total = 0.0
     class_weights = torch.tensor(weights or [1.0] * 3).double()
-    for step, (inputs, labels) in enumerate(batches):
+    for step, (inputs, labels, of_images) in enumerate(batches):
         inputs = inputs.double()
         probabilities = torch.softmax(inputs @ weight.T + bias, dim=1)
         hot = nn.functional.one_hot(labels, 3).double()
         scale = 1 / class_weights[labels].sum()
         targets = ((1 - smoothing) * hot + smoothing / 3) * class_weights
+        targets = targets if of_images is None else targets * of_images[:, None].double()
         total += float(-(targets * probabilities.log()).sum() * scale) * len(inputs)
         gradient = (targets.sum(1, keepdim=True) * probabilities - targets) * scale
         by_weight, by_bias = gradient.T @ inputs, gradient.sum(0)
@@ -100,10 +107,10 @@ def test_dropout_is_a_function_of_seed_and_epoch():
 def test_mixing_is_a_function_of_seed_epoch_and_step_and_leaves_odd_batches_alone(flags):
     generator = torch.Generator().manual_seed(0)
     batches = [
-        (torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 3, (size,), generator=generator))
+        Batch(torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 3, (size,), generator=generator))
         for size in (4, 4, 3)
     ]
-    kept = [inputs.clone() for inputs, _ in batches]
+    kept = [batch.inputs.clone() for batch in batches]
 
     class Recorder(nn.Module):
         def __init__(self) -> None:
@@ -115,7 +122,8 @@ def test_mixing_is_a_function_of_seed_epoch_and_step_and_leaves_odd_batches_alon
             return self.layer(images.flatten(1))
 
     def seen(seed: int, epoch: int) -> list[torch.Tensor]:
-        network, fresh = Recorder(), [(image.clone(), label) for image, (_, label) in zip(kept, batches, strict=True)]
+        network = Recorder()
+        fresh = [Batch(images.clone(), batch.targets) for images, batch in zip(kept, batches, strict=True)]
         train_epoch(network, fresh, settings_for(3, seed=seed, **flags), epoch)
         return network.seen
 

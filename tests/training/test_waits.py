@@ -107,13 +107,13 @@ def train(batches: list[Batch], hooks: Hooks | None = None) -> tuple[nn.Linear, 
     settings = StepSettings(TrainConfig(device="cpu"), CPU, 3, None)
     learner = Learner(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), settings)
     position = Position(micro_batches=2)
-    plan = EpochPlan(1, [len(labels) for _, labels in batches], lambda step: 1.0)
+    plan = EpochPlan(1, [len(batch.targets) for batch in batches], lambda step: 1.0)
     return network, position, train_loop.train_epoch(learner, batches, plan, position, hooks)
 
 
 def batches_of(count: int) -> list[Batch]:
     generator = torch.Generator().manual_seed(1)
-    return [(torch.randn(4, 4, generator=generator), torch.tensor([0, 1, 2, 0])) for _ in range(count)]
+    return [Batch(torch.randn(4, 4, generator=generator), torch.tensor([0, 1, 2, 0])) for _ in range(count)]
 
 
 def test_losses_that_are_read_later_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,10 @@ class TrainConfig(RunConfig, FeatureConfig, ModelConfig, AugmentConfig):
     batch_norm: Literal["auto", "fold", "eval", "train"] = "auto"
     """BatchNorm in fine-tuning: folded into the convolutions, kept as it is, or trained. auto: fold, but train when
     starting from random weights."""
+    epoch_share: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Share of the training images that an epoch of fine-tuning takes: drawn anew each time, mostly those that the
+    linear probe has a loss on, and weighted to stand for all; at least 800.
+    Default: by --recipe."""
     progressive_size: bool = False
     """Fine-tune on smaller pictures first: from 70 % of --image_size up."""
     lr: Annotated[float | None, Field(ge=1e-12, le=1e30)] = None
@@ -111,12 +115,22 @@ class TrainConfig(RunConfig, FeatureConfig, ModelConfig, AugmentConfig):
     resume: bool = False
     """Continue a run: finished stages are kept, training resumes from its last checkpoint as if never interrupted."""
 
+    @property
+    def images_can_be_weighed(self) -> bool:
+        """For --epoch_share."""
+        return not (self.mixup or self.cutmix or self.head == "sgd" or self.no_pretrained)
+
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if self.weights is not None and self.no_pretrained:
             raise UserError("--weights and --no_pretrained contradict each other: leave one of them out.")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise UserError(f"--mixup and --cutmix pair images: --batch_size {self.batch_size} must be even.")
+        if (self.epoch_share or 1) < 1 and not self.images_can_be_weighed:
+            raise UserError(
+                "--epoch_share weighs each image by the loss of a linear probe, which does not go with --mixup, "
+                "--cutmix, --head sgd or --no_pretrained: leave --epoch_share out."
+            )
         if self.unfreeze is not None and not re.fullmatch(r"all|progressive|last:[1-9]\d*", self.unfreeze):
             raise UserError(f"--unfreeze {self.unfreeze!r} is unknown: use all, progressive or last:N, such as last:3.")
         if self.batch_norm == "train" and 2 * self.grad_accum_steps > self.batch_size:
