@@ -15,8 +15,9 @@ from torch import nn
 
 from spectacles.core.device import cpu_count, resolve_device
 from spectacles.core.errors import UserError
-from spectacles.core.results import DatasetReport, ValueRanges
+from spectacles.core.results import DatasetReport
 from spectacles.core.run_dir import RunDir
+from spectacles.core.value_ranges import ValueRanges
 from spectacles.data import (
     duplicates,
     label_corrections,

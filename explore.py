@@ -24,8 +24,9 @@ from spectacles.core.csv_cells import protect, write_csv
 from spectacles.core.device import cpu_count, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_write, write_json
-from spectacles.core.results import DatasetReport, ExploreReport, ValueRanges
+from spectacles.core.results import DatasetReport, ExploreReport
 from spectacles.core.run_dir import RunDir
+from spectacles.core.value_ranges import ValueRanges
 from spectacles.core.wording import count_of, noun_of
 from spectacles.data import label_sets, schemas
 from spectacles.data.label_text import NONE, escape

@@ -55,7 +55,7 @@ from spectacles.core.results import DatasetReport, PredictReport
 from spectacles.core.run_dir import LATEST, RunDir, find_run, newest_bundle
 from spectacles.core.wording import printable
 from spectacles.data import label_sets, label_text
-from spectacles.data.remote_files import is_address, locate, readers
+from spectacles.data.addresses import is_address, locate, readers
 from spectacles.data.schemas import load_index
 from spectacles.inference import prediction_rows
 from spectacles.inference.inputs import Inputs, collect, parse_shard

@@ -6,11 +6,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from spectacles.core.errors import UserError
+from spectacles.core.value_ranges import PER_FILE, ValueRanges
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 RecordT = TypeVar("RecordT")
-Range = tuple[float, float]
-"""Stored values that become black and white."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -37,23 +36,6 @@ class RowAccounting:
     rejected: int
     conversions: dict[str, int]
     rejections: dict[str, int]
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ValueRanges:
-    """Of files that hold other values than 0..255, measured over the training data. None: they hold no such file, and
-    one that comes later is measured by itself."""
-
-    byte: Range | None = None
-    """Grey of 8 bits."""
-    integer: Range | None = None
-    """16 or 32 bits, and colours of 16 bits."""
-    real: Range | None = None
-    """Floating point."""
-
-
-PER_FILE = ValueRanges()
-"""Where no data set says what is black and white."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -16,7 +16,7 @@ from scipy.fft import dctn
 
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
-from spectacles.core.results import PER_FILE, ValueRanges
+from spectacles.core.value_ranges import PER_FILE, ValueRanges
 from spectacles.core.wording import count_of
 from spectacles.data import value_ranges
 from spectacles.data.images import MAX_PIXELS, ImageRejected, decode, read_file

@@ -7,7 +7,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from spectacles.core.errors import UserError
-from spectacles.data.tables import natural_key, natural_sort
+from spectacles.data.names import natural_key, natural_sort
 
 log = logging.getLogger("spectacles")
 

@@ -11,7 +11,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path
 from spectacles.core.run_dir import LATEST, RunDir, find_run
 from spectacles.data import label_sets, label_text
-from spectacles.data.label_text import match_labels
+from spectacles.data.label_columns import match_labels
 from spectacles.data.schemas import LABEL_FIXES
 from spectacles.data.table_files import read_table
 from spectacles.data.tables import require

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from spectacles.core.errors import UserError
 from spectacles.core.wording import count_of, noun_of
-from spectacles.data.label_text import NONE, SEPARATOR, clean_labels, escape, parts, pieces
-from spectacles.data.tables import natural_sort
+from spectacles.data.label_text import NONE, SEPARATOR, escape, parts
+from spectacles.data.names import natural_sort
 
-YES, NO = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def join(names: Iterable[str]) -> str:
@@ -36,36 +35,6 @@ def added(text: str, given: str) -> str:
 def names(texts: Iterable[str]) -> list[str]:
     """Every label that occurs, in natural order."""
     return natural_sort(list({name for text in set(texts) for name in parts(text)}))
-
-
-def of_column(values: pd.Series[str], path: Path) -> pd.Series[str]:
-    """Cells such as 'night | indoor' as `join` writes them, 'None' as NONE; '' stays ''. Raises UserError for NONE
-    beside a label."""
-    texts = values.str.strip()
-    joined = {"": ""}
-    for text in texts.unique():
-        names = pieces(text)
-        has_none = any(name.casefold() == NONE for name in names)
-        if has_none and len(names) > 1:
-            row = int((texts == text).to_numpy().argmax())
-            raise UserError(
-                f"{path}, row {row + 1}: {text!r}: {NONE!r} means no label, so it cannot stand beside one; a label of "
-                f"that name is written {escape(NONE)}."
-            )
-        joined.setdefault(text, NONE if has_none else join(parts(text)) if names else "")
-    return texts.map(joined)
-
-
-def of_columns(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> pd.Series[str]:
-    """Columns of 0 and 1, one per label, as one text per row; '' where a cell is empty. Raises UserError."""
-    words = pd.DataFrame({column: clean_labels(table[column]).str.lower() for column in columns})
-    invalid = ~words.isin([*YES, *NO, ""])
-    if invalid.to_numpy().any():
-        row, number = np.argwhere(invalid.to_numpy())[0]
-        column = columns[number]
-        raise UserError(f"{path}, row {row + 1}: {table[column].iloc[row]!r} in column {column!r} is neither 0 nor 1.")
-    texts = pd.Series(decode(words.isin(list(YES)).to_numpy().astype(np.int64), columns), index=table.index, dtype=str)
-    return texts.mask((words == "").any(axis=1), "")
 
 
 def encode(texts: Iterable[str], classes: Sequence[str], multi_label: bool) -> np.ndarray:

@@ -1,11 +1,9 @@
-"""Labels as people write them in tables: several in one cell, missing ones, one class in two spellings."""
+"""Labels as people write them: several in one text, missing ones, one class in two spellings."""
 
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence, Set
-
-import pandas as pd
+from collections.abc import Iterable, Sequence
 
 SEPARATOR, NONE = "|", "none"
 """Between several labels of one image; and the text for an image without any label."""
@@ -16,7 +14,6 @@ MISSING = frozenset(
     }
 )  # fmt: skip
 """Case-folded: what pandas reads as missing, and what people write for it."""
-WHOLE = r"[-+]?\d+"
 
 
 def pieces(text: str) -> list[str]:
@@ -51,45 +48,6 @@ def missing_words(na_labels: str | None) -> frozenset[str]:
     return frozenset(word.strip().casefold() for word in na_labels.split(",") if word.strip())
 
 
-def blank_missing(labels: "pd.Series[str]", words: Set[str]) -> tuple["pd.Series[str]", list[str]]:
-    """(labels, '' where they are one of `words` in any case; a sentence that counts those)."""
-    texts = labels.str.strip()
-    counts = {text: int(count) for text, count in texts.value_counts().items() if str(text).casefold() in words}
-    if not counts:
-        return labels, []
-    listed = ", ".join(f"{count} {text!r}" for text, count in counts.items())
-    sentence = (
-        f"missing labels: {listed} in column {labels.name!r}: these rows count as without label "
-        "(--na_labels '' keeps such texts as classes)"
-    )
-    return labels.where(~texts.isin(list(counts)), ""), [sentence]
-
-
-def clean_labels(values: "pd.Series[str]") -> "pd.Series[str]":
-    """Stripped; 0.0 and 1.0, as spreadsheets write whole numbers next to gaps, become 0 and 1 where all are whole."""
-    stripped = values.str.strip()
-    filled = stripped[stripped != ""]
-    if len(filled) and filled.str.fullmatch(rf"{WHOLE}(?:\.0*)?").all():
-        return stripped.str.replace(r"\.0*$", "", regex=True)
-    return stripped
-
-
-def merged_spellings(given: "pd.Series[str]", cleaned: "pd.Series[str]") -> list[str]:
-    """A sentence for the texts that cleaning made one class."""
-    pairs = pd.DataFrame({"given": given, "class": cleaned})[cleaned != ""].drop_duplicates()
-    several = pairs[pairs.duplicated("class", keep=False)]
-    groups = [f"{', '.join(map(repr, rows['given']))} as {name!r}" for name, rows in several.groupby("class")]
-    if not groups:
-        return []
-    return [f"labels in several spellings are taken as one class: {_some(groups, '; ')}"]
-
-
-def match_labels(values: "pd.Series[str]", classes: Set[str]) -> "pd.Series[str]":
-    """Labels of other tables: as they stand where there is such a class, else as `clean_labels` writes them."""
-    stripped = values.str.strip()
-    return stripped.where(stripped.isin(list(classes)), clean_labels(values))
-
-
 def look_alikes(classes: Iterable[str]) -> list[str]:
     """A sentence on classes that differ by case, spaces, the form of a character or of a number."""
     groups = defaultdict(list)
@@ -99,7 +57,7 @@ def look_alikes(classes: Iterable[str]) -> list[str]:
     if not alike:
         return []
     return [
-        f"warning: classes that look the same are kept apart: {_some(alike, '; ')}: write them alike in the data where "
+        f"warning: classes that look the same are kept apart: {some(alike, '; ')}: write them alike in the data where "
         "they mean the same"
     ]
 
@@ -113,5 +71,5 @@ def _look(name: str) -> str:
     return text
 
 
-def _some(texts: Sequence[str], separator: str = ", ") -> str:
+def some(texts: Sequence[str], separator: str = ", ") -> str:
     return separator.join(texts[:5]) + (" ..." if len(texts) > 5 else "")

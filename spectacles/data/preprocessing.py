@@ -11,7 +11,7 @@ from PIL import Image
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
-from spectacles.core.results import PER_FILE, ValueRanges
+from spectacles.core.value_ranges import PER_FILE, ValueRanges
 from spectacles.data.images import MAX_PIXELS, ImageRejected, Source, decode
 from spectacles.data.resizing import resize
 

@@ -1,11 +1,10 @@
-"""Files in object stores and on web servers, by address (s3://bucket/photo.jpg, ...), through fsspec."""
+"""Files in object stores and on web servers, by address, through fsspec."""
 
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -14,65 +13,23 @@ import fsspec
 
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path
+from spectacles.data.addresses import is_address, name_of
 
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-"""At least two letters: C:// is a drive."""
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
 """They write an object completely or not at all, and have no folders; making one could create a bucket."""
 UNFINISHED = ".tmp-"
 """Prefix of a file that is being written."""
-READERS = 16
-"""Threads that read from a store; they mostly wait."""
 GONE = (404, 410)
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    address: str
-
-    def __str__(self) -> str:
-        return self.address
-
-    def read(self, most: int) -> bytes:
-        """At most `most` bytes. Raises FileNotFoundError or IsADirectoryError where there is no such file, and
-        UserError where the store does not answer: the next try may find the file."""
-        with explained(self.address, missing=True), _failures(), fsspec.open(self.address, "rb") as file:
-            content = b""
-            while len(content) < most and (more := file.read(most - len(content))):
-                content += more
-            return content
-
-
-def is_address(text: str) -> bool:
-    return ADDRESS.match(text) is not None
-
-
-def locate(text: str) -> Path | RemoteFile:
-    return RemoteFile(text) if is_address(text) else Path(text)
-
-
-def readers(paths: Iterable[str], given: int | None) -> int | None:
-    """Threads that decode: as given, else more where files come from a store."""
-    return given or (READERS if any(map(is_address, paths)) else None)
-
-
-def join(folder: str, name: str) -> str:
-    """A name from a table, relative to the address `folder`."""
-    first, chain, rest = folder.partition("::")
-    start = first if first.endswith("://") else first.rstrip("/") + "/"
-    return name if is_address(name) else f"{start}{name.lstrip('/')}{chain}{rest}"
-
-
-def parent(address: str) -> str:
-    first, chain, rest = address.partition("::")
-    kind, _, path = first.partition("://")
-    return f"{kind}://{path.rpartition('/')[0]}{chain}{rest}"
-
-
-def name_of(text: str) -> str:
-    """The last part of a path or address, without the query of a web address."""
-    first = text.partition("::")[0] if is_address(text) else text
-    return PurePosixPath(first.partition("?")[0] if first.lower().startswith("http") else first).name
+def read(address: str, most: int) -> bytes:
+    """At most `most` bytes. Raises FileNotFoundError or IsADirectoryError where there is no such file, and UserError
+    where the store does not answer: the next try may find the file."""
+    with explained(address, missing=True), _failures(), fsspec.open(address, "rb") as file:
+        content = b""
+        while len(content) < most and (more := file.read(most - len(content))):
+            content += more
+        return content
 
 
 def files_below(address: str) -> list[str]:

@@ -7,12 +7,13 @@ from collections import Counter
 import pandas as pd
 
 from spectacles.core.errors import UserError
-from spectacles.core.results import RowAccounting, ValueRanges
+from spectacles.core.results import RowAccounting
+from spectacles.core.value_ranges import ValueRanges
 from spectacles.core.wording import count_of
 from spectacles.data import label_corrections, label_sets, label_text
 from spectacles.data.file_index import inspect_files
+from spectacles.data.names import natural_sort
 from spectacles.data.sources import Rows
-from spectacles.data.tables import natural_sort
 
 
 def check_files(frame: pd.DataFrame, num_workers: int) -> tuple[pd.DataFrame, ValueRanges, list[str]]:

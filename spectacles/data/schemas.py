@@ -1,15 +1,20 @@
 """Columns and dtypes of the CSV files that stages hand to each other: all of them are written and read through here."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from spectacles.core.csv_cells import original, protect, write_csv
 from spectacles.core.results import DatasetReport
 from spectacles.core.run_dir import RunDir
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SLICE_PREFIX = "slice_"
 """Before the name of a column of --slice_columns."""
@@ -39,6 +44,8 @@ class Schema:
 
     def empty(self) -> pd.DataFrame:
         """Without rows, as text."""
+        import pandas as pd
+
         return pd.DataFrame(columns=self.names, dtype=str)
 
     def select(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +63,7 @@ class Schema:
         class may be called "NA"), a missing number is NaN."""
         types = {name: dtype for name, dtype in self._types(path).items() if columns is None or name in columns}
         numbers = {name: [""] for name, dtype in types.items() if dtype is float}
-        table = pd.read_csv(path, usecols=list(types), dtype=types, keep_default_na=False, na_values=numbers)
+        table = _read_csv(path, usecols=list(types), dtype=types, keep_default_na=False, na_values=numbers)
         return original(table)
 
     def read_text(self, path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -64,12 +71,18 @@ class Schema:
         if not path.is_file():
             return self.empty()
         wanted = [name for name in self._types(path) if columns is None or name in columns]
-        return original(pd.read_csv(path, usecols=wanted, dtype=str, keep_default_na=False))
+        return original(_read_csv(path, usecols=wanted, dtype=str, keep_default_na=False))
 
     def _types(self, path: Path) -> dict[str, type]:
         """Of the columns that the file has, in its order."""
-        types = {str(name): self.dtype_of(str(name)) for name in pd.read_csv(path, nrows=0).columns}
+        types = {str(name): self.dtype_of(str(name)) for name in _read_csv(path, nrows=0).columns}
         return {name: dtype for name, dtype in types.items() if dtype is not None}
+
+
+def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    import pandas as pd  # not for predictions of files, which name their columns by the prefixes above
+
+    return pd.read_csv(path, **options)
 
 
 GIVEN = {"source": str, "row": int, "file": str, "path": str, "label": str, "group": str, "id": str, "given_split": str}

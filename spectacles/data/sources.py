@@ -9,9 +9,10 @@ import pandas as pd
 
 from spectacles.core.config import DatasetConfig
 from spectacles.core.errors import UserError
-from spectacles.data import label_sets
+from spectacles.data import label_columns
 from spectacles.data.folder_rows import read_folder, read_test_folder, split_of
-from spectacles.data.label_text import NONE, blank_missing, clean_labels, match_labels, merged_spellings, missing_words
+from spectacles.data.label_columns import blank_missing, clean_labels, match_labels, merged_spellings
+from spectacles.data.label_text import NONE, missing_words
 from spectacles.data.schemas import SLICE_PREFIX
 from spectacles.data.table_files import read_table
 from spectacles.data.table_paths import locate_files
@@ -151,10 +152,10 @@ def _label_texts(
         cells[column], of_column = blank_missing(table[column], missing)
         notes += of_column
     if len(columns) > 1:
-        return label_sets.of_columns(cells, path, columns), notes
+        return label_columns.of_columns(cells, path, columns), notes
     given = cells[columns[0]]
     if several:
-        return label_sets.of_column(given, path), notes
+        return label_columns.of_column(given, path), notes
     labels = clean_labels(given) if classes is None else match_labels(given, classes)
     return labels, notes + merged_spellings(given, labels)
 

@@ -20,6 +20,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.wording import count_of
 from spectacles.data.images import SUFFIXES
 from spectacles.data.label_text import from_list
+from spectacles.data.names import COMPRESSED_SUFFIXES
 
 COMPRESSED: dict[bytes, Callable[[bytes], bytes]] = {
     b"\x1f\x8b": gzip.decompress,
@@ -27,9 +28,6 @@ COMPRESSED: dict[bytes, Callable[[bytes], bytes]] = {
     b"\xfd7zXZ\x00": lzma.decompress,
 }
 """First bytes -> what unpacks the rest."""
-COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
-EXCEL_SUFFIXES = (".xlsx", ".xlsm", ".xls")
-TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", *EXCEL_SUFFIXES)
 OTHER_KINDS = {
     b"\x28\xb5\x2f\xfd": "compressed with Zstandard",
     b"7z\xbc\xaf": "a 7z archive",
@@ -47,13 +45,6 @@ OTHER_KINDS = {
 OLD_EXCEL, ZIP = b"\xd0\xcf\x11\xe0", b"PK\x03\x04"
 TAR_AT, TAR = 257, b"ustar"
 INSTEAD = "save the table as CSV (UTF-8)"
-
-
-def is_table(name: str) -> bool:
-    """Whether a file's name is that of a table, compressed or not."""
-    lower = name.lower()
-    stem = next((lower.removesuffix(suffix) for suffix in COMPRESSED_SUFFIXES if lower.endswith(suffix)), lower)
-    return stem.endswith(TABLE_SUFFIXES) or lower.endswith(".zip")
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -85,13 +85,3 @@ def _looks_like_labels(values: "pd.Series[str]") -> bool:
 
 def columns_of(table: pd.DataFrame) -> str:
     return ", ".join(repr(column) for column in table.columns)
-
-
-def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """'10' sorts after '9', and 'class 2' before 'class 10'."""
-    parts = re.split(r"(\d+)", text)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts if part]
-
-
-def natural_sort(names: list[str]) -> list[str]:
-    return sorted(names, key=lambda name: (natural_key(name), name))

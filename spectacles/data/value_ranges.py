@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from spectacles.core.results import Range, ValueRanges
+from spectacles.core.value_ranges import Range, ValueRanges
 from spectacles.core.wording import count_of
 
 Kind = Literal["byte", "integer", "real"]

@@ -23,7 +23,8 @@ from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
 from spectacles.models.normalization import normalize
 from spectacles.models.torch_device import to_device
-from spectacles.report.image_grid import image_grid, overlay_saliency
+from spectacles.report.image_grid import image_grid
+from spectacles.report.saliency import overlay_saliency
 
 log = logging.getLogger("spectacles")
 

@@ -10,14 +10,14 @@ from PIL import Image
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path, safe_name
 from spectacles.data import label_sets
+from spectacles.data.addresses import locate
 from spectacles.data.images import MAX_PIXELS, ImageRejected, Source, decode
 from spectacles.data.preprocessing import Preprocessing, to_picture
-from spectacles.data.remote_files import locate
 from spectacles.evaluation.attribution import REMEDY, explain
 from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.models.bundle import BundleInfo
-from spectacles.report.image_grid import overlay_saliency
+from spectacles.report.saliency import overlay_saliency
 
 SIDE = 384
 """Of an overlay, in pixels, where the model's input is not larger: that is often too small to look at."""

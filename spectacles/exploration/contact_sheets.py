@@ -16,7 +16,7 @@ from PIL import Image
 from spectacles.core.device import derive_seed
 from spectacles.core.fileio import safe_name
 from spectacles.core.progress import progress
-from spectacles.core.results import ValueRanges
+from spectacles.core.value_ranges import ValueRanges
 from spectacles.core.wording import count_of, noun_of, plural
 from spectacles.data import label_sets
 from spectacles.data.label_text import NONE, escape

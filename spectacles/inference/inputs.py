@@ -1,24 +1,18 @@
 """The inputs of predict (files, folders, globs, a table, addresses) as one list, in order, none dropped."""
 
 import glob
-import logging
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
-
-import pandas as pd
 
 from spectacles.core.config import PredictCommand
 from spectacles.core.errors import UserError
-from spectacles.data import remote_files, tables
+from spectacles.data import addresses
 from spectacles.data.folders import as_text, files_below
-from spectacles.data.table_files import is_table, read_table
-from spectacles.data.table_paths import locate_files
-
-log = logging.getLogger("spectacles")
+from spectacles.data.names import is_table, natural_sort
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class Inputs:
 
 def collect(arguments: list[str], config: PredictCommand) -> Inputs:
     """Arguments as a flat list of files, in the order given. Raises UserError for one that matches nothing."""
-    if len(arguments) == 1 and is_table(remote_files.name_of(arguments[0])):
+    if len(arguments) == 1 and is_table(addresses.name_of(arguments[0])):
         return _from_table(arguments[0], config)
     paths = [path for argument in arguments for path in _expand(argument)]
     return Inputs(paths, list(map(as_text, paths)), [])
@@ -56,8 +50,10 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def _expand(argument: str) -> Iterator[str]:
-    if remote_files.is_address(argument):
-        yield from tables.natural_sort(remote_files.files_below(argument))
+    if addresses.is_address(argument):
+        from spectacles.data import remote_files  # imports fsspec
+
+        yield from natural_sort(remote_files.files_below(argument))
     elif os.path.isdir(argument):  # False, not an exception, for a name that is too long
         yield from map(str, files_below(Path(argument)))
     elif os.path.exists(argument):
@@ -69,33 +65,8 @@ def _expand(argument: str) -> Iterator[str]:
 
 
 def _from_table(argument: str, config: PredictCommand) -> Inputs:
-    table = _read(argument)
-    files = tables.file_names(table, argument, config.file_column, config.filename_template)
-    id_column = tables.find_id_column(table, str(files.name))
-    ids = table[id_column].tolist() if id_column else []
-    start = config.image_dir or (
-        remote_files.parent(argument) if remote_files.is_address(argument) else os.path.dirname(argument)
-    )
-    return Inputs(_paths(files, start), files.tolist(), ids, id_column)
+    if find_spec("pandas") is None:
+        raise UserError(f"{argument} is a table, and to read one needs pandas: install requirements.txt.")
+    from spectacles.inference import table_inputs  # imports pandas, which photos do not need
 
-
-def _read(argument: str) -> pd.DataFrame:
-    if not remote_files.is_address(argument):
-        return read_table(Path(argument))
-    with TemporaryDirectory() as folder:
-        copy = remote_files.fetch(argument, Path(folder))
-        try:
-            return read_table(copy)
-        except UserError as error:
-            raise UserError(str(error).replace(str(copy), argument)) from error
-
-
-def _paths(files: "pd.Series[str]", start: str) -> list[str]:
-    if remote_files.is_address(start):
-        return [remote_files.join(start, name.strip()) for name in files]
-    here = [not remote_files.is_address(name) for name in files]
-    located = locate_files(files[here], Path(start))
-    for note in located.notes:
-        log.info("  %s", note)
-    local = iter(located.paths)
-    return [next(local) if is_local else name.strip() for name, is_local in zip(files, here, strict=True)]
+    return Inputs(*table_inputs.read(argument, config))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import compute, parquet
 
 from spectacles.core.errors import UserError
-from spectacles.data import remote_files
+from spectacles.data import addresses, remote_files
 from spectacles.inference.inputs import Inputs
 
 RECORD = "_inputs.json"
@@ -44,7 +44,7 @@ def read(folder: str, total: int) -> tuple[np.ndarray, Counter[str]]:
     """
     with remote_files.explained(folder):
         names = sorted(name for name in remote_files.names_in(folder) if name.endswith(".parquet"))
-        with ThreadPoolExecutor(remote_files.READERS) as pool:
+        with ThreadPoolExecutor(addresses.READERS) as pool:
             tables = list(pool.map(_read_or_remove, [f"{folder.rstrip('/')}/{name}" for name in names]))
     times = sum((np.bincount(rows, minlength=total + 1) for rows, _ in tables), np.zeros(total + 1, dtype=np.int64))
     if (times > 1).any():

@@ -1,16 +1,20 @@
 """One prediction as a row of a table or as a record, the same wherever it is written."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
 from spectacles.data.schemas import LOGIT_PREFIX, PROBABILITY_PREFIX
 from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.models.bundle import BundleInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OVERLAY_FOLDER = "explanations"
 """Beside the predictions."""
@@ -91,6 +95,8 @@ def predict_rows(predictor: Predictor, rows: pd.DataFrame, num_workers: int | No
     `predicted` is the class, also where the model abstains. A file that became unreadable keeps its row: status
     says why, its numbers are NaN.
     """
+    import pandas as pd  # not for predictions of files
+
     outcomes = predictor.predict((Path(path) for path in rows["path"]), num_workers)
     outcomes_list = list(progress(outcomes, "predicting", len(rows)))
     classes = predictor.info.classes

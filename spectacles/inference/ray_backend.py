@@ -21,7 +21,7 @@ from spectacles.core import wording
 from spectacles.core.config import PredictCommand
 from spectacles.core.device import limit_cores, resolve_device
 from spectacles.core.errors import UserError
-from spectacles.data import remote_files
+from spectacles.data import addresses, remote_files
 from spectacles.inference import prediction_folder, prediction_rows
 from spectacles.inference.inputs import Inputs
 from spectacles.inference.prediction_folder import RECORD, ROW
@@ -95,8 +95,8 @@ class Worker:
             raise UserError(self.mistake)
         work, info = self.work, self.predictor.info
         paths = [path.decode("utf-8", "surrogatepass") for path in inputs["path"].to_pylist()]
-        threads = remote_files.readers(paths, work.num_workers)
-        outcomes = self.predictor.predict(map(remote_files.locate, paths), threads)
+        threads = addresses.readers(paths, work.num_workers)
+        outcomes = self.predictor.predict(map(addresses.locate, paths), threads)
         with_ids = "id" in inputs.column_names
         names = inputs["name"].to_pylist()
         ids = inputs["id"].to_pylist() if with_ids else [None] * len(names)
@@ -121,7 +121,7 @@ def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -
         info.with_prior(config.prior)  # wrong ones are reported here, not by a worker
     prediction_rows.check_top_k(config.top_k, info)
     inputs = _absolute(inputs)
-    folder = output if remote_files.is_address(output) else os.path.abspath(output)
+    folder = output if addresses.is_address(output) else os.path.abspath(output)
     columns = prediction_rows.header(info, config.top_k, bool(inputs.ids))
     prediction_folder.begin(folder, inputs, model_id, columns, config.prior)
     missing, outcomes = prediction_folder.read(folder, len(inputs.paths))
@@ -149,7 +149,7 @@ def _check_shared(work: Work) -> None:
 
 def _absolute(inputs: Inputs) -> Inputs:
     """Workers may run in another folder."""
-    paths = [path if remote_files.is_address(path) else os.path.abspath(path) for path in inputs.paths]
+    paths = [path if addresses.is_address(path) else os.path.abspath(path) for path in inputs.paths]
     return Inputs(paths, inputs.names, inputs.ids, inputs.id_column)
 
 
@@ -162,7 +162,7 @@ def _map(inputs: Inputs, missing: np.ndarray, folder: str, bundle: Path, config:
         device, workers, cores, share = _size(ray, config, len(blocks))
         files = {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()}
         files.pop(ENGINE_FILE, None)
-        local = (path for path in inputs.paths if not remote_files.is_address(path))
+        local = (path for path in inputs.paths if not addresses.is_address(path))
         work = Work(files, folder, device, cores, config.batch_size, config.num_workers, config.top_k,
                     config.prior, -(-len(missing) // workers), next(filter(os.path.exists, local), ""))  # fmt: skip
         sizes = wording.count_of(workers, "worker"), wording.count_of(len(blocks), "block"), len(blocks[0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
 
 from spectacles.metrics.basics import Float64s, Floats
 
@@ -39,7 +38,9 @@ def softmax(logits: Floats, temperature: float = 1.0) -> Float64s:
 
 def sigmoid(logits: Floats, temperature: float = 1.0) -> Float64s:
     """Probabilities `(N, K)` in float64, of each label by itself, from logits `(N, K)` divided by the temperature."""
-    probabilities: Float64s = expit(np.asarray(logits, dtype=np.float64) / temperature)
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    small = np.exp(-np.abs(scaled))  # of neither sign too large
+    probabilities: Float64s = np.where(scaled >= 0, 1 / (1 + small), small / (1 + small))
     return probabilities
 
 

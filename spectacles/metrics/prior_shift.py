@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import logit
 
 from spectacles.core.errors import UserError
 from spectacles.core.wording import percent
@@ -74,8 +73,8 @@ def biases(fitted: Sequence[float], actual: Sequence[float], multi_label: bool) 
     of labels per image the odds of each label change by themselves.
     """
     before, after = np.asarray(fitted, dtype=np.float64), np.asarray(actual, dtype=np.float64)
-    odds = logit(after) - logit(before) if multi_label else np.log(after) - np.log(before)
-    return np.asarray(odds)
+    moved: Float64s = np.log(after) - np.log(before)
+    return moved - (np.log1p(-after) - np.log1p(-before)) if multi_label else moved
 
 
 def sentence(classes: Sequence[str], shares: Sequence[float]) -> str:

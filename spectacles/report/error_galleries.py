@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from spectacles.core.device import cpu_count
-from spectacles.core.results import ValueRanges
+from spectacles.core.value_ranges import ValueRanges
 from spectacles.data import label_text
 from spectacles.report.image_grid import THUMBNAIL, image_grid
 from spectacles.report.thumbnails import load_thumbnail

@@ -1,17 +1,16 @@
-"""Pictures made of photos: contact sheets, and saliency maps laid over a photo."""
+"""Contact sheets of photos."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from spectacles.report.style import DPI, INK, colour_table, draw_placeholder, new_figure, save, shorten
+from spectacles.report.style import DPI, INK, draw_placeholder, new_figure, save, shorten
 
 THUMBNAIL = 150  # pixels, like the next three
 GAP = 12
@@ -63,22 +62,6 @@ def image_grid(
     # One picture instead of one Axes per thumbnail: as fast as pasting.
     figure.figimage(page)
     return save(figure, path)
-
-
-def overlay_saliency(
-    image: NDArray[np.uint8], saliency: NDArray[np.floating[Any]], opacity: float = 0.45
-) -> NDArray[np.uint8]:
-    """Blends a saliency map `(h, w)`, clipped to 0..1 (NaN counts as 0), over a photo `(H, W, 3)`; the result is uint8.
-
-    The map is stretched to the photo, whatever its own resolution.
-    """
-    height, width = image.shape[:2]
-    clipped = np.clip(np.nan_to_num(saliency, nan=0.0), 0.0, 1.0).astype(np.float32)
-    stretched = np.asarray(Image.fromarray(clipped).resize((width, height), Image.Resampling.BILINEAR))
-    colours = colour_table("turbo")[np.rint(stretched * 255).astype(np.uint8)]
-    blended = (1 - opacity) * image.astype(np.float32) + opacity * colours
-    result: NDArray[np.uint8] = np.rint(blended).astype(np.uint8)
-    return result
 
 
 def _wrap(caption: str) -> list[str]:

@@ -16,8 +16,8 @@ from PIL import Image
 
 from spectacles.core.device import cpu_count
 from spectacles.core.fileio import atomic_write
-from spectacles.core.results import PER_FILE, ValueRanges
 from spectacles.core.run_dir import RunDir
+from spectacles.core.value_ranges import PER_FILE, ValueRanges
 from spectacles.data import similarity
 from spectacles.data.schemas import LABEL_FIXES
 from spectacles.report import thumbnails

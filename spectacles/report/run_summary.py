@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from spectacles.core.results import ValueRanges
 from spectacles.core.run_dir import STAGES, RunDir
+from spectacles.core.value_ranges import ValueRanges
 from spectacles.data import schemas
 
 Json = dict[str, Any]

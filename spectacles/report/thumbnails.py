@@ -13,7 +13,7 @@ from PIL import Image
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
-from spectacles.core.results import ValueRanges
+from spectacles.core.value_ranges import ValueRanges
 from spectacles.data.images import MAX_PIXELS, ImageRejected, decode
 
 SIDE = 128

@@ -16,7 +16,7 @@ from spectacles.data.preprocessing import Preprocessing, to_picture
 from spectacles.evaluation import attribution, overlays
 from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.inference.predictor import Predictor
-from spectacles.report.image_grid import overlay_saliency
+from spectacles.report.saliency import overlay_saliency
 from spectacles.server import limits, schemas, telemetry, urls
 from spectacles.server.auth import Rejected
 from spectacles.server.batching import Answer, Batcher, Overloaded

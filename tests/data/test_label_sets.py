@@ -13,7 +13,7 @@ from pictures import write_csv, write_noise
 
 from spectacles.core.config import DatasetConfig
 from spectacles.core.errors import UserError
-from spectacles.data import label_sets, label_text
+from spectacles.data import label_columns, label_sets, label_text
 from spectacles.data.schemas import load_index
 from spectacles.data.sources import read_rows
 from spectacles.metrics.decisions import is_correct
@@ -51,7 +51,7 @@ def test_an_image_is_right_where_all_its_labels_are() -> None:
     ("text", "expected"), [("dog| cat ", "cat|dog"), ("cat|cat", "cat"), ("none", "none"), ("", ""), (" | ", "")]
 )
 def test_cells_are_put_in_order(text: str, expected: str) -> None:
-    assert label_sets.of_column(pd.Series([text]), Path("t.csv")).tolist() == [expected]
+    assert label_columns.of_column(pd.Series([text]), Path("t.csv")).tolist() == [expected]
 
 
 def run_columns(folder: Path, *rows: str, header: str = COLUMNS, **flags: object) -> object:

@@ -11,7 +11,8 @@ from pictures import write_noise
 
 from spectacles.core.config import DatasetConfig
 from spectacles.core.errors import UserError
-from spectacles.data.label_text import clean_labels, look_alikes, match_labels
+from spectacles.data.label_columns import clean_labels, match_labels
+from spectacles.data.label_text import look_alikes
 from spectacles.data.sources import Rows, read_rows
 
 

@@ -11,9 +11,9 @@ from pictures import write_noise
 
 from spectacles.core.config import DatasetConfig
 from spectacles.core.errors import UserError
+from spectacles.data.names import natural_sort
 from spectacles.data.sources import Rows, read_rows
 from spectacles.data.table_files import read_table
-from spectacles.data.tables import natural_sort
 
 LABELS = ["0", "1", "0"]
 NAMES = ["a.png", "b.png", "c.png"]

@@ -22,7 +22,8 @@ from pyarrow import parquet
 
 from spectacles.core.config import PredictCommand
 from spectacles.core.errors import UserError
-from spectacles.data.table_files import OTHER_KINDS, is_table, read_table
+from spectacles.data.names import is_table
+from spectacles.data.table_files import OTHER_KINDS, read_table
 from spectacles.inference.inputs import collect
 
 CSV = b"file,label\na.png,0\nb.png,1\n"

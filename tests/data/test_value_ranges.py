@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pictures import encoded, photo
 from PIL import Image
 
-from spectacles.core.results import PER_FILE, ValueRanges
+from spectacles.core.value_ranges import PER_FILE, ValueRanges
 from spectacles.data.file_index import inspect_files
 from spectacles.data.images import decode
 from spectacles.data.preprocessing import Preprocessing, decode_one

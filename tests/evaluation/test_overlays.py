@@ -22,7 +22,7 @@ from spectacles.evaluation.attribution import explain
 from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.evaluation.overlays import SIDE, file_name, view
 from spectacles.inference.predictor import Predictor
-from spectacles.report.image_grid import overlay_saliency
+from spectacles.report.saliency import overlay_saliency
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pictures import encoded, noise
 
 from spectacles.core.config import PredictCommand
 from spectacles.core.errors import UserError
-from spectacles.data import remote_files
+from spectacles.data import addresses, remote_files
 from spectacles.data.preprocessing import Preprocessing, decode_one
 from spectacles.inference.inputs import Inputs, collect, parse_shard
 
@@ -79,7 +79,7 @@ def test_photos_in_an_archive_in_a_store(store: str) -> None:
     fsspec.filesystem("memory").pipe_file(f"{store}/photos.zip", content.getvalue())
     inputs = collect([f"zip://*::{store}/photos.zip", f"zip://sub::{store}/photos.zip"], PredictCommand())
     assert inputs.paths == [f"zip://a.png::{store}/photos.zip", f"zip://sub/b.png::{store}/photos.zip"]
-    assert all(decode_one(remote_files.locate(path), PREPROCESSING).pixels is not None for path in inputs.paths)
+    assert all(decode_one(addresses.locate(path), PREPROCESSING).pixels is not None for path in inputs.paths)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -127,7 +127,7 @@ def test_what_cannot_be_reached_is_reported(store: str) -> None:
 
 def test_a_photo_at_an_address_is_read_like_any_other(store: str, tmp_path: Path) -> None:
     (tmp_path / "same.png").write_bytes(fsspec.filesystem("memory").cat_file(f"{store}/b 2.png"))
-    there = decode_one(remote_files.locate(f"{store}/b 2.png"), PREPROCESSING)
+    there = decode_one(addresses.locate(f"{store}/b 2.png"), PREPROCESSING)
     here = decode_one(tmp_path / "same.png", PREPROCESSING)
     assert there.pixels is not None and here.pixels is not None
     assert (there.pixels == here.pixels).all() and there.name == f"{store}/b 2.png"
@@ -138,7 +138,7 @@ def test_a_photo_at_an_address_is_read_like_any_other(store: str, tmp_path: Path
     [("gone.png", "file not found"), ("notes.txt", "empty file"), ("sub", "file not found")],
 )  # fmt: skip
 def test_a_photo_that_is_not_there_is_rejected_with_the_reason(store: str, name: str, reason: str) -> None:
-    rejected = decode_one(remote_files.locate(remote_files.join(store, name)), PREPROCESSING)
+    rejected = decode_one(addresses.locate(addresses.join(store, name)), PREPROCESSING)
     assert rejected.pixels is None and reason in rejected.reason
 
 
@@ -164,24 +164,24 @@ def web() -> Iterator[str]:
 
 
 def test_a_store_that_does_not_answer_is_no_missing_photo(web: str) -> None:
-    assert decode_one(remote_files.locate(f"{web}/404"), PREPROCESSING).reason == "file not found"
+    assert decode_one(addresses.locate(f"{web}/404"), PREPROCESSING).reason == "file not found"
     for address in (f"{web}/503", "nonsense://x/y.png", "ftp://127.0.0.1:9/a.png"):
         with pytest.raises(UserError, match=f"^{address} cannot be reached"):
-            decode_one(remote_files.locate(address), PREPROCESSING)
+            decode_one(addresses.locate(address), PREPROCESSING)
 
 
 def test_addresses_in_tables() -> None:
-    assert remote_files.join("s3://b/x", "a.png") == remote_files.join("s3://b/x/", "/a.png") == "s3://b/x/a.png"
-    assert remote_files.join("zip://::s3://b/p.zip", "a.png") == "zip://a.png::s3://b/p.zip"
-    assert remote_files.join("s3://b", "gs://c/a.png") == "gs://c/a.png"
-    assert remote_files.parent("zip://in/list.csv::s3://b/p.zip") == "zip://in::s3://b/p.zip"
-    assert remote_files.parent("s3://b/list.csv") == "s3://b"
+    assert addresses.join("s3://b/x", "a.png") == addresses.join("s3://b/x/", "/a.png") == "s3://b/x/a.png"
+    assert addresses.join("zip://::s3://b/p.zip", "a.png") == "zip://a.png::s3://b/p.zip"
+    assert addresses.join("s3://b", "gs://c/a.png") == "gs://c/a.png"
+    assert addresses.parent("zip://in/list.csv::s3://b/p.zip") == "zip://in::s3://b/p.zip"
+    assert addresses.parent("s3://b/list.csv") == "s3://b"
     assert (
-        remote_files.name_of("https://h/list.csv?key=a/b")
-        == remote_files.name_of("zip://x/list.csv::s3://b/p.zip")
+        addresses.name_of("https://h/list.csv?key=a/b")
+        == addresses.name_of("zip://x/list.csv::s3://b/p.zip")
         == "list.csv"
     )
-    assert remote_files.name_of("s3://b/what?.csv") == "what?.csv"
+    assert addresses.name_of("s3://b/what?.csv") == "what?.csv"
 
 
 def test_whole_numbers_of_a_parquet_list_stay_whole(tmp_path: Path) -> None:
@@ -215,5 +215,5 @@ def test_a_name_that_leads_to_another_file_is_reported(store: str) -> None:
 
 @pytest.mark.parametrize("text", ["C:\\photos", "C://photos", "photos/a.png", "/photos/a://b", "s3:/bucket", ""])
 def test_a_path_is_no_address(text: str) -> None:
-    assert not remote_files.is_address(text)
-    assert remote_files.locate(text) == Path(text)
+    assert not addresses.is_address(text)
+    assert addresses.locate(text) == Path(text)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectacles.core.errors import UserError
-from spectacles.data import remote_files
+from spectacles.data import addresses, remote_files
 from spectacles.inference import prediction_folder
 from spectacles.inference.inputs import Inputs
 from spectacles.inference.prediction_folder import RECORD
@@ -109,4 +109,4 @@ def test_missing_files_are_the_same_in_every_file_system(folder: str) -> None:
     with pytest.raises(FileNotFoundError), remote_files.open_file(f"{folder}/none"):
         pass
     remote_files.write(f"{folder}/some", b"1")
-    assert fsspec.open(f"{folder}/some") if remote_files.is_address(folder) else Path(folder, "some").is_file()
+    assert fsspec.open(f"{folder}/some") if addresses.is_address(folder) else Path(folder, "some").is_file()

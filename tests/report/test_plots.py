@@ -179,17 +179,6 @@ def test_image_grid_wants_a_caption_for_each_image(path):
         image_grid.image_grid([Image.new("RGB", (2, 2))], [], path)
 
 
-def test_overlay_saliency():
-    image = np.full((30, 50, 3), 100, dtype=np.uint8)
-    saliency = np.array([[0.0, np.nan], [2.0, -1.0]])
-    blended = image_grid.overlay_saliency(image, saliency)
-    assert blended.shape == image.shape and blended.dtype == np.uint8
-    assert (image == 100).all(), "the photo itself is not changed"
-    hot, cold = blended[-1, 0].astype(int), blended[0, 0].astype(int)
-    assert hot[0] > hot[2] and cold[2] > cold[0]  # turbo runs from blue to red
-    np.testing.assert_array_equal(image_grid.overlay_saliency(image, saliency, opacity=0.0), image)
-
-
 def test_user_text_is_drawn_literally(path):
     figure, _ = style.new_figure("$x$", 3, 3)
     style.save(figure, path)

@@ -6,7 +6,7 @@ import pytest
 from pictures import photo
 
 from spectacles.core.errors import UserError
-from spectacles.core.results import PER_FILE
+from spectacles.core.value_ranges import PER_FILE
 from spectacles.report import thumbnails
 
 

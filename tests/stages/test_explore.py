@@ -19,8 +19,9 @@ import dataset
 import explore
 from spectacles.core.config import DatasetConfig, ExploreConfig
 from spectacles.core.errors import UserError
-from spectacles.core.results import PER_FILE, ExploreReport
+from spectacles.core.results import ExploreReport
 from spectacles.core.run_dir import RunDir, create_run
+from spectacles.core.value_ranges import PER_FILE
 from spectacles.data.schemas import DUPLICATE_PAIRS, INDEX, load_index, load_split
 from spectacles.exploration import contact_sheets, statistics
 from spectacles.exploration.outliers import find_outliers
