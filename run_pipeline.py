@@ -28,6 +28,7 @@ from spectacles.core.config import (
     to_plain,
 )
 from spectacles.core.errors import UserError
+from spectacles.core.exit_codes import exit_codes
 from spectacles.core.results import DatasetReport
 from spectacles.core.run_dir import LATEST, STAGES, STALE_AFTER, RunDir, find_run, new_run
 from spectacles.core.setting_changes import changes, recorded
@@ -223,7 +224,7 @@ def _announce_difference(run_dir: RunDir) -> None:
 
 
 def main() -> None:
-    with cli.exit_codes():
+    with exit_codes():
         run(parse(sys.argv[1:]))
 
 

@@ -1,14 +1,12 @@
 """From a config dataclass to a command line, and from a command line to a finished stage."""
 
 import argparse
-import errno
 import json
 import logging
 import os
 import re
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
@@ -20,23 +18,21 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from spectacles.core import distributed, signals
+from spectacles.core import distributed
 from spectacles.core.config import RunConfig, help_texts, to_plain
 from spectacles.core.environment import describe_environment
 from spectacles.core.errors import UserError
+from spectacles.core.exit_codes import OneLine, exit_codes
 from spectacles.core.fileio import check_writable, safe_name, sweep, write_json
 from spectacles.core.results import Report as StageReport
 from spectacles.core.run_dir import LATEST, RunDir, create_run, find_run, new_run, point_latest
 from spectacles.core.setting_changes import ONE_COMMAND, changes, recorded
-from spectacles.core.wording import printable
 from spectacles.tracking import tracking
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 Run = Callable[[Any, RunDir], StageReport]
 
 log = logging.getLogger("spectacles")
-
-DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 
 CONTROLS = {"config", "print_config", "__default_config__"}
 """Results of a parse that are not settings."""
@@ -45,13 +41,6 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", Path: 
 
 TARGET = {"output_dir": "outputs", "run_name": None, "resume": False, "stages": "all"}
 """Settings that say which saved settings are the defaults of the others."""
-
-
-class OneLine(logging.Formatter):
-    """A record is a line, whatever names of files and classes it holds; tracebacks follow below it."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        return printable(super().formatMessage(record))
 
 
 def start(script: str, parse: Callable[[list[str]], Any]) -> NoReturn:
@@ -110,36 +99,6 @@ def publish(run_dir: RunDir) -> None:
         tracking.log_artifact(card)
     tracking.log_artifact(html_report.write(run_dir))
     tracking.log_metrics(html_report.headline_metrics(run_dir))
-
-
-@contextmanager
-def exit_codes() -> Iterator[None]:
-    """A user's mistake or a disk that fails: one sentence, exit 2. Ctrl-C: 130, SIGTERM: 143. Anything else keeps its
-    traceback."""
-    screen = logging.StreamHandler(sys.stdout)
-    screen.setFormatter(OneLine())
-    logging.basicConfig(level=logging.WARNING, handlers=[screen])
-    log.setLevel(logging.INFO)
-    warnings.filterwarnings(
-        "ignore", module="PIL"
-    )  # odd metadata; what matters is accounted for as a converted or rejected row
-    try:
-        with signals.handled():
-            yield
-    except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in DISK_FAILURES:
-            raise
-        print(
-            f"error: {printable(str(error.filename))}: {error.strerror}. What was finished before is kept.",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except KeyboardInterrupt as stop:
-        print("stopped.", file=sys.stderr)
-        sys.exit(getattr(stop, "code", 130))
 
 
 def build_parser(config_class: type, description: str | None, positional: str | None = None) -> ArgumentParser:

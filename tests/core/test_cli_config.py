@@ -26,6 +26,7 @@ from spectacles.core.config import (
 )
 from spectacles.core.config.base import Settings
 from spectacles.core.errors import UserError
+from spectacles.core.exit_codes import exit_codes
 from spectacles.core.run_dir import STAGES, create_run, point_latest
 
 GROUPS = [member for member in vars(config).values() if inspect.isclass(member) and issubclass(member, Settings)]
@@ -286,21 +287,21 @@ def test_unknown_stages_are_the_users_mistake(text):
 
 
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(capsys):
-    with pytest.raises(SystemExit) as stopped, cli.exit_codes():
+    with pytest.raises(SystemExit) as stopped, exit_codes():
         raise UserError("--lr 0 must be above 0.")
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: --lr 0 must be above 0.\n"
 
 
 def test_an_interrupt_is_exit_code_130(capsys):
-    with pytest.raises(SystemExit) as stopped, cli.exit_codes():
+    with pytest.raises(SystemExit) as stopped, exit_codes():
         raise KeyboardInterrupt
     assert stopped.value.code == 130
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_an_internal_error_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError), cli.exit_codes():
+    with pytest.raises(ZeroDivisionError), exit_codes():
         raise ZeroDivisionError
 
 

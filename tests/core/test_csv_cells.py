@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spectacles import cli
 from spectacles.core.csv_cells import safe_cell
 from spectacles.core.errors import UserError
+from spectacles.core.exit_codes import exit_codes
 from spectacles.core.wording import printable
 from spectacles.data.schemas import ISSUES
 
@@ -56,7 +57,7 @@ def test_control_characters_are_shown_as_escapes(text: str, shown: str) -> None:
 
 def test_messages_and_logs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
-        with cli.exit_codes(), cli.log_to(tmp_path / "log"):
+        with exit_codes(), cli.log_to(tmp_path / "log"):
             logging.getLogger("spectacles").info("  %s", "a\r\x1b[2Jb")
             raise UserError("the file a\rb is empty")
 

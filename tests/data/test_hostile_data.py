@@ -17,9 +17,9 @@ from pictures import encoded, noise, write_noise
 import evaluate
 import predict
 import train
-from spectacles import cli
 from spectacles.core.config import EvaluateConfig, PredictCommand, TrainConfig
 from spectacles.core.errors import UserError
+from spectacles.core.exit_codes import exit_codes
 from spectacles.core.run_dir import RunDir
 from spectacles.data import file_index
 from spectacles.data.schemas import load_split
@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_ends_with_exit_code_2(
 ) -> None:
     photos = folders(add("yes/deep/a.png"))(tmp_path)["image_dir"]
     deny(monkeypatch, photos / place)
-    with pytest.raises(SystemExit) as caught, cli.exit_codes():
+    with pytest.raises(SystemExit) as caught, exit_codes():
         run(tmp_path, image_dir=photos)
     assert caught.value.code == 2
     assert f"the folder {photos / place} cannot be read (Permission denied)" in capsys.readouterr().err

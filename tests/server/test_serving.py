@@ -203,7 +203,7 @@ def test_an_error_of_ours_is_a_500_without_its_text(bundle_dir: Path, monkeypatc
         raise RuntimeError("canary inside")
 
     with serve(SPECTACLES_BUNDLE=str(bundle_dir)) as client:
-        monkeypatch.setattr(api.schemas, "image_result", fail)
+        monkeypatch.setattr(schemas, "image_result", fail)
         failed = send(client, PHOTO)
     assert failed.status_code == 500 and "canary" not in failed.text and failed.json()["detail"]
 
