@@ -82,7 +82,8 @@ class Schema:
 def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
     import pandas as pd  # not for predictions of files, which name their columns by the prefixes above
 
-    return pd.read_csv(path, **options)
+    table: pd.DataFrame = pd.read_csv(path, **options)
+    return table
 
 
 GIVEN = {"source": str, "row": int, "file": str, "path": str, "label": str, "group": str, "id": str, "given_split": str}

@@ -37,4 +37,5 @@ def colour_table() -> NDArray[np.uint8]:
     knots = np.array([list(bytes.fromhex(knot)) for knot in KNOTS.split()])
     places = np.linspace(0, 255, len(knots))
     channels = [np.interp(np.arange(256), places, knots[:, channel]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+    table: NDArray[np.uint8] = np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+    return table

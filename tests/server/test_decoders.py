@@ -92,10 +92,10 @@ def test_several_that_take_too_long_are_given_back(pool: Decoders, monkeypatch: 
 def test_a_process_that_says_nonsense_is_replaced(pool: Decoders, said: bytes) -> None:
     [decoder] = pool._all
     before = decoder.process.pid
-    decoder.connection.close()
-    decoder.connection, taken_over = Pipe()
+    (decoder.connection, taken_over), old = Pipe(), decoder.connection
     taken_over.send_bytes(said)
     assert pool(encoded(noise(1)), SQUARE).reason == decoders.TOO_LARGE
+    old.close()  # not before: its process would end by itself
     assert decoder.process.pid != before
     assert pool(encoded(noise(1)), SQUARE).reason == ""
 
