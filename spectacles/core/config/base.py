@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Settings:
     """Base of all groups of settings: one with a value out of range is never built. Raises UserError."""
 
-    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True, defer_build=True)
+    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
 
     @model_validator(mode="wrap")
     @classmethod
