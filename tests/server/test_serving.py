@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 import api
 from spectacles.models.bundle import load_bundle, save_bundle
-from spectacles.server import admission, auth, limits, signals, urls
+from spectacles.server import admission, auth, limits, schemas, signals, urls
 from spectacles.server.auth import Rejected
 from spectacles.server.limits import BodyLimit
 from spectacles.server.service import MAX_REJECTION_DELAY, Service
