@@ -61,6 +61,7 @@ from spectacles.inference import prediction_rows
 from spectacles.inference.inputs import Inputs, collect, parse_shard
 from spectacles.inference.prediction_rows import OVERLAY_FOLDER, Cell
 from spectacles.inference.predictor import Prediction, Predictor
+from spectacles.inference.registered_bundle import folder_of
 from spectacles.metrics import prior_shift
 from spectacles.metrics.abstention import AbstainReason
 from spectacles.models.bundle import BundleInfo
@@ -217,7 +218,7 @@ def predict_inputs(arguments: list[str], config: PredictCommand) -> None:
     """Predicts the inputs of the command line, outside any run; a single image only on the screen."""
     shard = parse_shard(config.shard) if config.shard else None
     inputs = collect(arguments, config)
-    bundle = config.bundle or _bundle_of(config)
+    bundle = folder_of(config.bundle, config.output_dir) if config.bundle else _bundle_of(config)
     if config.engine == "ray":
         _predict_on_cluster(inputs, bundle, config)
         return

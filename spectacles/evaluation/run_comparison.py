@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy.stats import binomtest
 
 from spectacles.core.config import EvaluateConfig
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir, find_run
 from spectacles.core.wording import count_of, percent
 from spectacles.data import label_sets, schemas
-from spectacles.metrics import basics, bootstrap, scoring
+from spectacles.metrics import bootstrap, scoring
 from spectacles.metrics.decisions import Scored
+from spectacles.metrics.paired import mcnemar
 
 SIGNIFICANT = 0.05
 OTHERS = {"log_loss": "log loss", "hter": "HTER", "micro_f1": "micro F1", "macro_f1": "macro F1"}
@@ -156,14 +156,6 @@ def compare(
         only_other_right=only_that,
         mcnemar_p=p_value,
     ).to_json()
-
-
-def mcnemar(this: basics.Bools, that: basics.Bools) -> tuple[float, int, int]:
-    """(two-sided exact p, images only this is right on, images only that is right on) of correctness (N,) each."""
-    only_this, only_that = int((this & ~that).sum()), int((that & ~this).sum())
-    discordant = only_this + only_that
-    p_value = float(binomtest(only_this, discordant).pvalue) if discordant else 1.0
-    return p_value, only_this, only_that
 
 
 def _contents(splits: Path) -> pd.DataFrame:

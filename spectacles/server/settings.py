@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import newest_bundle
+from spectacles.inference.registered_bundle import folder_of
 from spectacles.models import engines
 
 T = TypeVar("T")
@@ -21,7 +22,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 @dataclass(frozen=True)
 class Settings:
     bundle: Path | None = None
-    """None: that of the latest run in `output_dir`."""
+    """A folder, or models:/NAME@champion of a registry. None: that of the latest run in `output_dir`."""
     output_dir: Path = Path("outputs")
     device: str = "auto"
     engine: str = "auto"
@@ -53,8 +54,8 @@ class Settings:
     """Seconds between becoming not ready and closing, so that a load balancer can notice."""
 
     def bundle_folder(self) -> Path:
-        """Raises UserError where no run has a bundle."""
-        return self.bundle or newest_bundle(self.output_dir)
+        """Raises UserError where no run has a bundle, or a registry does not give the one that is asked for."""
+        return folder_of(self.bundle, self.output_dir) if self.bundle else newest_bundle(self.output_dir)
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Settings:

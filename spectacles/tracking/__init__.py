@@ -1,4 +1,6 @@
 """What a run reports to MLflow: an event log first, then a process of its own that delivers it.
 
-May use core.
+`registry` keeps the models' versions there.
+
+May use core, and `registry` also metrics, data and models.
 """

@@ -23,7 +23,7 @@ SHARED_SCRIPTS = {"dataset", "model"}
 """Root scripts that stages import; only the scripts above the stages import others."""
 ABOVE_STAGES = {"run_pipeline", "benchmark", "api"}
 ONLY_IMPORTERS = {
-    "mlflow": {"spectacles.tracking.mlflow_store"},
+    "mlflow": {"spectacles.tracking.mlflow_store", "spectacles.tracking.registry"},
     "matplotlib": {"spectacles.report.style"},
     "ray": {"spectacles.inference.ray_backend"},
     "fsspec": {"spectacles.data.remote_files"},

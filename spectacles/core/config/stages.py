@@ -119,7 +119,8 @@ class PredictCommand(PredictConfig, FileNameConfig):
     """Folder or address that the table's file names start from. Default: the table's own."""
 
     bundle: Path | None = None
-    """Bundle folder to predict with. Default: that of --run_name, else of the newest trained run."""
+    """Bundle folder to predict with, or models:/NAME@champion of a model registry. Default: that of --run_name, else of
+    the newest trained run."""
     output: str | None = None
     """File to write; with --engine ray the folder, or its address (s3://...). Default: a new folder below
     --output_dir."""
