@@ -13,7 +13,7 @@ KILLS ?= 100
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SAMPLE = $(OUTPUTS)/sample
 
-.PHONY: help setup dev lock demo test families quick coverage check fmt bench bench-serving attack gpu-check crash clean
+.PHONY: help setup dev lock demo test families quick coverage check check-deploy image fmt bench bench-serving attack gpu-check crash clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,6 +35,8 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 lock: dev  ## write the locks anew from requirements*.txt (FLAGS=--upgrade: with the newest of what those leave open)
 	$(LOCK) requirements.txt -o requirements.lock
 	$(LOCK) requirements-export.txt -c requirements.lock -o requirements-export.lock
+	$(LOCK) requirements-registry.txt -c requirements.lock -o requirements-registry.lock
+	$(LOCK) deploy/requirements-mlflow.txt -o deploy/requirements-mlflow.lock
 	$(LOCK) requirements-dev.txt -c requirements.lock -o requirements-dev.lock
 
 demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no network)
@@ -55,12 +57,27 @@ quick: dev  ## run the unit tests that start no browser, server or process and t
 coverage: dev  ## run all tests and list the lines that none of them runs
 	$(PYTEST) --cov --cov-report term:skip-covered
 
-check: dev  ## ruff, mypy, bandit and the order of imports
+check: dev check-deploy  ## ruff, mypy, bandit, the order of imports, and what is deployed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive spectacles benchmarks *.py
+
+# Dockerfiles, the compose file, Kubernetes and the workflows. actionlint comes from github.com, so it is used where it is.
+check-deploy: dev
+	$(BIN)/hadolint deploy/Dockerfile deploy/Dockerfile.train deploy/Dockerfile.mlflow
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	for each in base next-model; do \
+		$(BIN)/kubectl kustomize deploy/kubernetes/$$each > $(VENV)/$$each.yaml \
+		&& $(BIN)/kubernetes-validate --strict --quiet $(VENV)/$$each.yaml || exit 1; \
+	done
+	$(BIN)/zizmor --offline --quiet --no-progress .github
+	if command -v actionlint > /dev/null; then actionlint; else echo "no actionlint here: the workflows are checked by schema only"; fi
+
+image: dev  ## build the serving image with buildah, start it and ask it (as root)
+	$(PYTEST) --numprocesses 0 -m image tests/e2e/test_image.py -rs
 
 $(FASTAI)/.installed: benchmarks/requirements-fastai.txt
 	test -x $(FASTAI)/bin/python || $(PYTHON) -m venv $(FASTAI)

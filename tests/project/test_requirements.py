@@ -14,6 +14,8 @@ LEAST = {"torch": ">=2.10", "starlette": ">=1.6", "pillow": ">=12.3", "mlflow": 
 LOCKS = {
     "requirements.txt": "requirements.lock",
     "requirements-export.txt": "requirements-export.lock",
+    "requirements-registry.txt": "requirements-registry.lock",
+    "deploy/requirements-mlflow.txt": "deploy/requirements-mlflow.lock",
     "requirements-dev.txt": "requirements-dev.lock",
 }
 

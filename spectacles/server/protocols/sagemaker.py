@@ -20,7 +20,7 @@ def protocol(environment: Mapping[str, str]) -> Protocol:
     return Protocol(
         photos={"/invocations": invocations},
         health={"/ping": ready},
-        port=environment.get("SAGEMAKER_BIND_TO_PORT", ""),
+        port=environment.get("SAGEMAKER_BIND_TO_PORT", "8080"),
     )
 
 
