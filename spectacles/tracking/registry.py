@@ -104,11 +104,11 @@ def connect(name: str, output_dir: Path) -> Registry:
 def register(run_dir: RunDir, name: str) -> str:
     """The run's bundle as the newest version and the challenger, with what is needed to compare it. Returns a sentence.
     Raises UserError for a run that is not evaluated, or a bundle that cannot be used."""
-    from spectacles.models.bundle import load_bundle
+    from spectacles.models.bundle import read_bundle_info
 
     if not run_dir.done("evaluate"):
         raise UserError(f"{run_dir.path} is not evaluated: run `python evaluate.py --run_name {run_dir.name}` first.")
-    _, _, model_id = load_bundle(run_dir.bundle)
+    _, model_id = read_bundle_info(run_dir.bundle)
     registry = connect(name, run_dir.output_dir)
     with tempfile.TemporaryDirectory() as folder:
         scores = Path(folder) / SCORES
