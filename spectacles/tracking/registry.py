@@ -19,6 +19,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -274,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             added.add_argument("--version", help="default: the challenger")
             added.add_argument("--force", action="store_true", help="also where it is worse; its tag says so")
     given = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", module="mlflow")  # type hints, and what its own libraries do
     try:
         print(*run(given), sep="\n")
     except UserError as error:
