@@ -34,6 +34,7 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 
 lock: dev  ## write the locks anew from requirements*.txt (FLAGS=--upgrade: with the newest of what those leave open)
 	$(LOCK) requirements.txt -o requirements.lock
+	$(LOCK) requirements-serve.txt -c requirements.lock -o requirements-serve.lock
 	$(LOCK) requirements-export.txt -c requirements.lock -o requirements-export.lock
 	$(LOCK) requirements-registry.txt -c requirements.lock -o requirements-registry.lock
 	$(LOCK) deploy/requirements-mlflow.txt -o deploy/requirements-mlflow.lock

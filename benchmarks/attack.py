@@ -11,6 +11,7 @@ import asyncio
 import random
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -24,10 +25,12 @@ ONE_ADDRESS = {"limit_conn per_address 256": "limit_conn per_address 4096"}
 
 
 def two_models(bundle: Path, folder: Path) -> None:
-    """The bundle, and a copy with another head, which gives other answers and has another model id."""
-    info, state, _ = load_bundle(bundle)
-    save_bundle(folder / "one", info, state)
-    save_bundle(folder / "two", info, state | {"head.weight": state["head.weight"] * 0.5})
+    """The bundle, and a copy with another temperature, which gives other answers and has another model id."""
+    whole = load_bundle(bundle)
+    network = whole.network and whole.network.read_bytes()
+    for name, factor in (("one", 1.0), ("two", 2.0)):
+        info = replace(whole.info, temperature=factor * whole.info.temperature)
+        save_bundle(folder / name, info, whole.tensors(), network, whole.without_network)
     shutil.rmtree(folder / "served", ignore_errors=True)
     shutil.copytree(folder / "one", folder / "served")
 

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
+import numpy as np
 import pandas as pd
-import torch
 
 from benchmarks import common
 from spectacles.core.errors import UserError
@@ -154,9 +154,9 @@ def _where(run_dir: RunDir) -> str:
 def _judge(whole: RunDir, killed: RunDir, status: int, outcome: Outcome) -> None:
     outcome.orphans += _running(killed.output_dir)
     outcome.left_over += len([*killed.path.rglob(".tmp*"), *killed.path.rglob(checkpoint.PATTERN)])
-    expected = load_bundle(whole.bundle)[1]
-    found = load_bundle(killed.bundle)[1] if status == 0 else {}
-    same = expected.keys() == found.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    expected = load_bundle(whole.bundle).tensors()
+    found = load_bundle(killed.bundle).tensors() if status == 0 else {}
+    same = expected.keys() == found.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
     outcome.different += not same
 
 

@@ -22,9 +22,9 @@ from benchmarks import common
 from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import resolve_preprocessing
 from spectacles.models.bn_folding import fold_batchnorm
-from spectacles.models.engine_choice import photographs
 from spectacles.models.normalization import normalize
 from spectacles.models.pretrained import build_pretrained
+from spectacles.models.sample_pictures import sample_pictures
 from spectacles.models.torch_device import prepare_device
 
 KINDS = {
@@ -52,7 +52,7 @@ def ours(size: int, device: torch.device) -> Prepared:
     prepare_device(device)
     backbone = build_pretrained("efficientnet_lite0", 3, size, None)
     photos = resolve_preprocessing(backbone.pretrained_cfg, size, "crop", 3)
-    fold_batchnorm(backbone, normalize(photos, torch.from_numpy(photographs(photos, count=2))))
+    fold_batchnorm(backbone, normalize(photos, torch.from_numpy(sample_pictures(photos, count=2))))
     model = nn.Sequential(backbone, nn.Linear(1280, 2))
     model.to(device, memory_format=torch.channels_last).train()
     return model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), torch.channels_last

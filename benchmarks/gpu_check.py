@@ -33,8 +33,9 @@ from spectacles.core.device import resolve_device
 from spectacles.core.results import TrainReport
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.inference.predictor import Predictor
-from spectacles.models.engine_choice import TOLERANCE, photographs
+from spectacles.models.engine_choice import TOLERANCE
 from spectacles.models.engines import ENGINES, is_installed
+from spectacles.models.sample_pictures import sample_pictures
 from spectacles.models.torch_device import prepare_device
 from spectacles.sample_data import generate
 from spectacles.training import checkpoint
@@ -133,7 +134,7 @@ def two_cards(setup: Setup) -> str:
 
 def engines_agree(setup: Setup) -> str:
     card = Predictor(setup.reference.bundle, setup.device, engine="torch")
-    pixels = photographs(card.info.preprocessing)
+    pixels = sample_pictures(card.info.preprocessing)
     expected, differences = card.probabilities(pixels), {}
     for engine in filter(is_installed, ENGINES):
         other = Predictor(setup.reference.bundle, "cpu", engine=engine)

@@ -91,7 +91,7 @@ def of_batches(predictor: Predictor, batches: Iterable[list[np.ndarray]]) -> np.
     def maps() -> Iterator[np.ndarray]:
         for batch in batches:
             if batch:
-                yield predictor.embed(np.stack(batch))[1]
+                yield predictor.outputs(np.stack(batch))["ood_features"]
 
     return np.concatenate(list(maps()))
 

@@ -17,10 +17,11 @@ import torch
 
 from benchmarks import common
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.models import backbones, engine_choice, engines, quantization
+from spectacles.models import backbones, engines, quantization
 from spectacles.models.bundle import INT8_FILES
-from spectacles.models.engines import Engine, PixelNetwork
-from spectacles.models.ood import FeaturesAndLastMap
+from spectacles.models.engines import Engine
+from spectacles.models.sample_pictures import sample_pictures
+from spectacles.models.torch_network import PixelNetwork
 
 IMAGES = 64
 
@@ -28,12 +29,13 @@ IMAGES = 64
 def build(backbone: str, preprocessing: Preprocessing, folder: Path) -> dict[str, Engine]:
     torch.manual_seed(0)
     network = backbones.build(backbone, preprocessing.in_chans, preprocessing.image_size).eval()
-    model = PixelNetwork(FeaturesAndLastMap(network), preprocessing, torch.device("cpu"))
-    photos = engine_choice.photographs(preprocessing, quantization.CALIBRATION_IMAGES)
+    model = PixelNetwork(network, preprocessing, torch.device("cpu"))
+    photos = sample_pictures(preprocessing, quantization.CALIBRATION_IMAGES)
     quantization.quantize(model, photos, folder)
-    built = {name: engines.build(name, model) for name in ("onnxruntime", "openvino")}
-    built["openvino bf16"] = engines.build("openvino", model, "bf16")
-    return built | {"openvino int8": engines.openvino_engine(folder / INT8_FILES[0], "int8")}
+    built = {name: engines.build(name, model.onnx) for name in ("onnxruntime", "openvino")}
+    built["openvino bf16"] = engines.build("openvino", model.onnx, "bf16")
+    quantized, weights = ((folder / name).read_bytes() for name in INT8_FILES)
+    return built | {"openvino int8": engines.openvino_engine(quantized, "int8", weights)}
 
 
 def race(built: dict[str, Engine], pixels: np.ndarray, rounds: int) -> dict[str, tuple[float, float]]:
@@ -55,7 +57,7 @@ def race(built: dict[str, Engine], pixels: np.ndarray, rounds: int) -> dict[str,
 
 def run(args: argparse.Namespace) -> None:
     preprocessing = Preprocessing(args.image_size, "crop", "bicubic", (0.5,) * 3, (0.5,) * 3, 3)
-    pixels = engine_choice.photographs(preprocessing, IMAGES)
+    pixels = sample_pictures(preprocessing, IMAGES)
     for backbone in args.backbones.split(","):
         with TemporaryDirectory() as folder:
             measured = race(build(backbone, preprocessing, Path(folder)), pixels, args.rounds)

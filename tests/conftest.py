@@ -67,15 +67,21 @@ def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes the bundle of a tiny net with random weights for these classes, 32 px, and returns its folder. `facts`
-    replace values of its BundleInfo."""
+    replace values of its BundleInfo. Without `exported`, only torch can run it."""
     import torch
 
     from spectacles.data.preprocessing import Preprocessing
     from spectacles.models import backbones
     from spectacles.models.bundle import BundleInfo, save_bundle
+    from spectacles.models.bundle_export import Exported
     from spectacles.models.classifier import Classifier
 
-    def make(*classes: str, ood_scorer: "OODScorer | None" = None, **facts: object) -> Path:
+    def make(
+        *classes: str,
+        ood_scorer: "OODScorer | None" = None,
+        exported: Exported = Exported(None, "nobody exported it"),  # noqa: B008 - frozen
+        **facts: object,
+    ) -> Path:
         torch.manual_seed(0)
         classifier = Classifier(backbones.build("simple_cnn", 3, 32), 128, len(classes), dropout=0.0)
         info = BundleInfo(
@@ -96,8 +102,8 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             phase="head",
         )
         folder = tmp_path_factory.mktemp("bundle")
-        known = ood_scorer.tensors() if ood_scorer else {}
-        save_bundle(folder, replace(info, **facts), classifier.state_dict() | known)
+        tensors = classifier.state_dict() | (ood_scorer.tensors() if ood_scorer else {}) | exported.tensors
+        save_bundle(folder, replace(info, **facts), tensors, exported.content, exported.reason)
         return folder
 
     return make

@@ -17,10 +17,10 @@ from spectacles.data import label_sets, schemas
 from spectacles.data.preprocessing import Preprocessing, decoded_batches, to_picture
 from spectacles.evaluation import faithfulness
 from spectacles.evaluation.attribution import REMEDY, explain
-from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.evaluation.feature_maps import draw_feature_maps
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
+from spectacles.models.feature_layouts import NoFeatureMap
 from spectacles.models.normalization import normalize
 from spectacles.models.torch_device import to_device
 from spectacles.report.image_grid import image_grid

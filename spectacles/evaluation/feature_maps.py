@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from spectacles.data.preprocessing import Preprocessing, to_picture
-from spectacles.evaluation.feature_layouts import NoFeatureMap, as_map, layer_group_ends, prefix_tokens
 from spectacles.models.classifier import Classifier
+from spectacles.models.feature_layouts import NoFeatureMap, as_map, layer_group_ends, prefix_tokens
 from spectacles.models.normalization import normalize
 from spectacles.models.torch_device import to_device
 from spectacles.report.image_grid import image_grid

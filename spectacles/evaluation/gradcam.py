@@ -16,8 +16,8 @@ import torch
 from captum.attr import LayerGradientXActivation
 from torch import nn
 
-from spectacles.evaluation.feature_layouts import NoFeatureMap, as_map, layer_group_ends, prefix_tokens
 from spectacles.models.classifier import Classifier
+from spectacles.models.feature_layouts import NoFeatureMap, as_map, layer_group_ends, prefix_tokens
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 

@@ -14,9 +14,9 @@ from spectacles.data.addresses import locate
 from spectacles.data.images import MAX_PIXELS, ImageRejected, Source, decode
 from spectacles.data.preprocessing import Preprocessing, to_picture
 from spectacles.evaluation.attribution import REMEDY, explain
-from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.models.bundle import BundleInfo
+from spectacles.models.feature_layouts import NoFeatureMap
 from spectacles.report.saliency import overlay_saliency
 
 SIDE = 384

@@ -25,6 +25,7 @@ from spectacles.models.bundle import INT8_FILES, BundleInfo
 from spectacles.models.engines import Engine
 from spectacles.models.ood import OODScorer
 from spectacles.models.precision import Checked, Fitted
+from spectacles.models.sample_pictures import sample_pictures
 from spectacles.training import finalize
 
 log = logging.getLogger("spectacles")
@@ -90,33 +91,37 @@ def labelled(run_dir: RunDir, split: str, most: int) -> pd.DataFrame:
 
 
 class Outputs(NamedTuple):
-    """Of the same network and photos; both (N, D + E), see `FeaturesAndLastMap`."""
+    """Of the same network and photos; see `all_outputs.AllOutputs`."""
 
     labels: np.ndarray
     """(N,) class indices, or (N, K) of 0 and 1."""
-    exact: np.ndarray
-    fast: np.ndarray
+    exact: engines.Outputs
+    fast: engines.Outputs
 
 
 def _outputs(rows: pd.DataFrame, predictor: Predictor, run: Engine, config: EvaluateConfig) -> Outputs:
     exact, fast, texts = [], [], []
     for pixels, labels in progress(_batches(rows, predictor, config), "comparing", unit="batch"):
-        exact.append(predictor.run(pixels))
+        exact.append(predictor.outputs(pixels))
         fast.append(run(pixels))
         texts += labels
     encoded = label_sets.encode(pd.Series(texts), list(predictor.info.classes), predictor.info.multi_label)
-    outputs = Outputs(encoded, np.concatenate(exact), np.concatenate(fast))
-    if not np.isfinite(outputs.fast).all():
+    outputs = Outputs(encoded, *map(_joined, (exact, fast)))
+    if not np.isfinite(outputs.fast["logits"]).all():
         raise UserError(f"--precision {config.precision} gives numbers that are not finite: use --precision fp32.")
     return outputs
 
 
+def _joined(batches: list[engines.Outputs]) -> engines.Outputs:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in ("logits", "ood_features")}
+
+
 def _fit(outputs: Outputs, predictor: Predictor, trained: TrainConfig) -> tuple[BundleInfo, OODScorer | None]:
     """Calibration, thresholds and out-of-distribution scores, as training fits them, for the fast outputs."""
-    features, maps = predictor.split(outputs.fast)
+    maps = outputs.fast["ood_features"]
     scorer = predictor.ood_scorer.ranked_among(maps) if predictor.ood_scorer else None
     ood_scores = scorer(maps) if scorer else None
-    decided = finalize.decide(trained, predictor.info, predictor.logits(features), outputs.labels, ood_scores)
+    decided = finalize.decide(trained, predictor.info, outputs.fast["logits"], outputs.labels, ood_scores)
     return decided.info, scorer
 
 
@@ -124,7 +129,7 @@ def _compare(outputs: Outputs, predictor: Predictor, fitted: BundleInfo) -> dict
     """Fields of `Checked` about the answers."""
     probabilities, decided = [], []
     for info, values in ((predictor.info, outputs.exact), (fitted, outputs.fast)):
-        probabilities.append(info.calibration.probabilities(predictor.logits(predictor.split(values)[0])))
+        probabilities.append(info.calibration.probabilities(values["logits"]))
         decided.append(info.decide(probabilities[-1]))
     was_right, is_right = (is_correct(labels, outputs.labels) for labels in decided)
     lost, won = int((was_right & ~is_right).sum()), int((is_right & ~was_right).sum())
@@ -142,8 +147,8 @@ def _rates(predictor: Predictor, run: Engine) -> tuple[float, float]:
     """Images per second of `run`, and of the fastest engine in float32."""
     runs = {predictor.engine: predictor.run}
     if precision.engine_for(predictor.device) == "openvino":  # for few images it is torch, which is not the fastest
-        runs.setdefault("openvino", engines.build("openvino", predictor.network))
-    timed = engine_choice.photographs(predictor.info.preprocessing, TIMED_IMAGES)
+        runs.setdefault("openvino", engines.build("openvino", predictor.network.onnx))
+    timed = sample_pictures(predictor.info.preprocessing, TIMED_IMAGES)
     rates = engine_choice.measure(runs | {"": run}, timed)
     return rates.pop(""), max(rates.values())
 

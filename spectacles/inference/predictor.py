@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,13 +15,14 @@ from spectacles.data.images import MAX_PIXELS, Source
 from spectacles.data.preprocessing import Decoded, decoded_batches
 from spectacles.metrics import abstention
 from spectacles.metrics.abstention import AbstainReason
-from spectacles.models import engine_choice, engines, ood
+from spectacles.models import bundle_network, engine_choice, engines, ood
 from spectacles.models.bundle import ENGINE_FILE, load_bundle
-from spectacles.models.classifier import Classifier, build_classifier
-from spectacles.models.engines import PixelNetwork
-from spectacles.models.ood import FeaturesAndLastMap
+from spectacles.models.bundle_network import BundleNetwork
+from spectacles.models.engines import Outputs
 from spectacles.models.precision import build, choose
-from spectacles.models.torch_device import prepare_device
+
+if TYPE_CHECKING:
+    from spectacles.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -66,29 +68,32 @@ class Predictor:
         """`images`: how many are to be expected; for few of them no engine is measured. `prior`: the photos' class mix,
         where it is another than the bundle's. `device`: as `resolve_device` gives it. `precision`: see
         `precision.choose`. Raises UserError."""
-        info, state, self.model_id = load_bundle(bundle)
+        self.bundle = load_bundle(bundle)
+        info, self.model_id = self.bundle.info, self.bundle.model_id
         self.precision, checked, self.why_precision = choose(precision, bundle, self.model_id, engine, device)
         info = checked.fitted.info(info) if checked else info
         self.info = info if prior is None else info.with_prior(prior)
-        self.classifier = build_classifier(self.info, state, bundle)
-        scorer = ood.from_state(state)
+        scorer = ood.from_tensors(self.bundle.tensors(ood.PREFIX))
         self.ood_scorer = checked.fitted.scorer(scorer) if checked else scorer
         self.device = device
         self.batch_size = batch_size
-        self._head = engines.linear(self.classifier.head)
-        on = prepare_device(device)
-        self.network = PixelNetwork(FeaturesAndLastMap(self.classifier.backbone), self.info.preprocessing, on)
+        self.network = BundleNetwork(self.bundle, device)
         if checked:
             self.engine, self.run = checked.engine, build(self.precision, self.network, bundle, checked.files)
         else:
-            self.engine, self.run = engine_choice.choose(
-                self.network, bundle / ENGINE_FILE, engine, self._difference, images
-            )
-        self.classifier.to(on)
+            agree = bundle_network.difference(self.info, self.ood_scorer)
+            self.engine, self.run = engine_choice.choose(self.network, bundle / ENGINE_FILE, engine, agree, images)
         self._torch_lock = RLock()
 
+    @property
+    def classifier(self) -> "Classifier":
+        """The network in torch, on the device. Raises UserError where torch is not installed."""
+        from spectacles.models.torch_device import prepare_device  # takes seconds, and predictions do without
+
+        return self.network.classifier.to(prepare_device(self.device))
+
     @contextmanager
-    def torch_network(self) -> Iterator[Classifier]:
+    def torch_network(self) -> "Iterator[Classifier]":
         """The network for one thread alone, for explanations; predictions that run on it too wait meanwhile."""
         with self._torch_lock:
             yield self.classifier
@@ -96,25 +101,21 @@ class Predictor:
     @property
     def num_streams(self) -> int:
         """Threads that should predict at once to use the device best."""
-        return engines.num_streams(self.engine, self.device)
+        return engines.num_streams(self.engine)
 
     @property
     def stream_batch_size(self) -> int:
         """Images that each of these threads should take at a time."""
         return engines.CHUNK if self.num_streams > 1 else self.batch_size
 
-    def embed(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (B, S, S, C), as `info.preprocessing` gives them -> features (B, D) and last maps (B, E), float32."""
+    def outputs(self, pixels: np.ndarray) -> Outputs:
+        """uint8 (B, S, S, C), as `info.preprocessing` gives them -> those of `all_outputs.AllOutputs`."""
         with self._torch_lock if self.engine == "torch" else nullcontext():
-            return self.split(self.run(pixels))
-
-    def logits(self, features: np.ndarray) -> np.ndarray:
-        """(B, D) -> (B, K) float32."""
-        return self._head(features)
+            return self.run(pixels)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (B, S, S, C) -> calibrated probabilities (B, K), float64."""
-        return self.info.calibration.probabilities(self.logits(self.embed(pixels)[0]))
+        return self.info.calibration.probabilities(self.outputs(pixels)["logits"])
 
     def predict(
         self, sources: Iterable[Source], num_workers: int | None = None, max_pixels: int = MAX_PIXELS
@@ -134,12 +135,14 @@ class Predictor:
         ]
 
     def _decide(self, items: Sequence[Decoded]) -> list[Prediction]:
-        features, maps = self.embed(np.stack([item.pixels for item in items if item.pixels is not None]))
-        logits = self.logits(features)
+        outputs = self.outputs(np.stack([item.pixels for item in items if item.pixels is not None]))
+        logits = outputs["logits"]
         probabilities = self.info.calibration.probabilities(logits)
         labels = label_sets.decode(self.info.decide(probabilities), self.info.classes)
         confidence = self.info.certainty(probabilities).tolist()
-        ood_scores = [None] * len(items) if self.ood_scorer is None else self.ood_scorer(maps).tolist()
+        ood_scores = (
+            [None] * len(items) if self.ood_scorer is None else self.ood_scorer(outputs["ood_features"]).tolist()
+        )
         return [
             Prediction(
                 path=item.name,
@@ -156,18 +159,3 @@ class Predictor:
             )
             for row, item in enumerate(items)
         ]
-
-    def split(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What an engine gives for `network` -> features (B, D) and last maps (B, E)."""
-        features, maps = np.split(outputs, [self.info.feature_dim], axis=1)
-        return np.ascontiguousarray(features), maps
-
-    def _difference(self, outputs: np.ndarray, reference: np.ndarray) -> float:
-        """The largest difference between two engines' outputs, of a probability or of an OODScorer's distance."""
-        (features, maps), (features_there, maps_there) = self.split(outputs), self.split(reference)
-        here, there = (self.info.calibration.probabilities(self.logits(each)) for each in (features, features_there))
-        apart = np.abs(here - there).max()
-        if self.ood_scorer is None:
-            return float(apart)
-        distances, distances_there = self.ood_scorer.distance(maps), self.ood_scorer.distance(maps_there)
-        return float(np.maximum(apart, np.abs(distances - distances_there).max()))

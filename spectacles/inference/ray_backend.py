@@ -116,7 +116,8 @@ def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -
     """
     if config.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {config.device}: workers of --engine ray choose theirs; use auto, cpu or cuda.")
-    info, _, model_id = load_bundle(bundle)
+    verified = load_bundle(bundle)
+    info, model_id = verified.info, verified.model_id
     if config.prior is not None:
         info.with_prior(config.prior)  # wrong ones are reported here, not by a worker
     prediction_rows.check_top_k(config.top_k, info)

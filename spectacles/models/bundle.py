@@ -1,16 +1,17 @@
-"""Everything serving needs in one folder: bundle.json and model-<hash>.safetensors. No pickle; verified on loading."""
+"""Everything serving needs in one folder: bundle.json, model-<hash>.safetensors and network-<hash>.onnx. No pickle;
+verified on loading, without torch."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
+from numpy.typing import ArrayLike
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
 
 from spectacles.core.environment import package_versions
 from spectacles.core.errors import UserError
@@ -20,8 +21,10 @@ from spectacles.data.preprocessing import Preprocessing
 from spectacles.metrics import abstention, decisions, prior_shift
 from spectacles.metrics.calibration import Calibration
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "bundle.json"
+FILES = {"weights": ("model", ".safetensors"), "network": ("network", ".onnx")}
+"""Key in the manifest -> start and end of the file's name; its content's hash stands in between."""
 ENGINE_FILE = "engine.json"
 """Which engine was the fastest for this model on this machine; not part of the bundle, may be deleted at any time."""
 PRECISION_FILE = "precision.json"
@@ -101,47 +104,89 @@ class BundleInfo:
         return abstention.certainty(probabilities, self.decide(probabilities))
 
 
-def save_bundle(folder: Path, info: BundleInfo, state: dict[str, torch.Tensor]) -> str:
-    """Returns the model id. `state` holds the network's weights and, if any, those of its OODScorer.
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were verified. Its tensors are read when they are asked for."""
 
-    The file of weights is named by its content and the manifest, which names it, is written after it: a crash in
-    between leaves the old bundle whole."""
-    content = to_bytes({key: value.detach().cpu().contiguous() for key, value in state.items()})
-    digest = hashlib.sha256(content).hexdigest()
-    weights = folder / f"model-{digest[:16]}.safetensors"
-    with atomic_path(weights) as temporary:
-        temporary.write_bytes(content)
-    manifest = {"format": FORMAT, **_to_json(info), "weights": weights.name, "weights_sha256": digest}
+    info: BundleInfo
+    model_id: str
+    weights: Path
+    network: Path | None
+    """ONNX file: pixels, uint8 (B, S, S, C) -> the outputs of `onnx_export.BundleNetwork`, by name."""
+    without_network: str
+    """Why there is no such file, so that only PyTorch can run the network; '' where there is one."""
+
+    def tensors(self, *prefixes: str) -> dict[str, np.ndarray]:
+        """Those whose names start with one of the prefixes; without any, all. UserError for what is not safetensors."""
+        try:
+            with safe_open(self.weights, framework="numpy") as file:
+                return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes or "")}  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{self.weights} is not a safetensors file ({error}).") from error
+
+
+def save_bundle(
+    folder: Path,
+    info: BundleInfo,
+    tensors: Mapping[str, ArrayLike],
+    network: bytes | None = None,
+    without_network: str = "its training has not ended",
+) -> str:
+    """Returns the model id. `tensors` (arrays, or tensors on the CPU): the network's weights, those of its OODScorer if
+    any, and what its ONNX file `network` must answer. Without such a file, `without_network` is the reason.
+
+    Files are named by their content and the manifest, which names them, is written after them: a crash in between
+    leaves the old bundle whole."""
+    weights = to_bytes({name: np.asarray(value, order="C") for name, value in tensors.items()})
+    manifest: dict[str, Any] = {"format": FORMAT, **_to_json(info), **_write(folder, "weights", weights)}
+    if network is None:
+        manifest |= {"network": None, "without_network": without_network}
+    else:
+        manifest |= _write(folder, "network", network)
     manifest["versions"] = package_versions()
     manifest["model_id"] = _model_id(manifest)
     for name in (ENGINE_FILE, PRECISION_FILE, *INT8_FILES):  # measured for the model before
         (folder / name).unlink(missing_ok=True)
     write_json(folder / MANIFEST, manifest)
-    for other in folder.glob("model-*.safetensors"):
-        if other != weights:
-            other.unlink()
+    for kind, (prefix, suffix) in FILES.items():
+        for path in folder.glob(f"{prefix}-*{suffix}"):
+            if path.name != manifest[kind]:
+                path.unlink()
     return str(manifest["model_id"])
 
 
-def load_bundle(folder: Path) -> tuple[BundleInfo, dict[str, torch.Tensor], str]:
-    """(info, weights, model id). Raises UserError where the folder is not a bundle, or one that was changed."""
+def _write(folder: Path, kind: str, content: bytes) -> dict[str, str]:
+    """What the manifest says of the file."""
+    digest = hashlib.sha256(content).hexdigest()
+    prefix, suffix = FILES[kind]
+    path = folder / f"{prefix}-{digest[:16]}{suffix}"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    return {kind: path.name, f"{kind}_sha256": digest}
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Raises UserError where the folder is not a bundle, or one that was changed."""
     manifest = _read_manifest(folder)
-    path = folder / Path(manifest["weights"]).name
+    network = None if manifest.get("network") is None else _verified(folder, manifest, "network")
+    return Bundle(_from_json(manifest), str(manifest["model_id"]), _verified(folder, manifest, "weights"), network,
+                  str(manifest.get("without_network", "")))  # fmt: skip
+
+
+def _verified(folder: Path, manifest: dict[str, Any], kind: str) -> Path:
+    path = folder / Path(manifest[kind]).name
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"the bundle {folder} lacks its weights {path.name}: copy the whole folder.") from error
-    if hashlib.sha256(content).hexdigest() != manifest["weights_sha256"]:
+        raise UserError(f"the bundle {folder} lacks its {kind} {path.name}: copy the whole folder.") from error
+    if digest != manifest[f"{kind}_sha256"]:
         raise UserError(f"{path} was changed since it was saved (its sha256 differs): restore it or train again.")
-    try:
-        state = from_bytes(content)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file ({error}).") from error
-    return _from_json(manifest), state, str(manifest["model_id"])
+    return path
 
 
 def read_bundle_info(folder: Path) -> tuple[BundleInfo, str]:
-    """(info, model id) without reading the weights."""
+    """(info, model id) without reading the other files."""
     manifest = _read_manifest(folder)
     return _from_json(manifest), str(manifest["model_id"])
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from spectacles.core.errors import UserError
-from spectacles.models import backbones, ood
-from spectacles.models.bundle import BundleInfo, load_bundle
+from spectacles.models import backbones
+from spectacles.models.bundle import Bundle, BundleInfo, load_bundle
 
 
 class Classifier(nn.Module):
@@ -36,23 +36,20 @@ class Classifier(nn.Module):
 
 def load_classifier(folder: Path) -> tuple[Classifier, BundleInfo, str]:
     """A bundle's (classifier in evaluation mode on the CPU, info, model id). UserError for a damaged bundle."""
-    info, state, model_id = load_bundle(folder)
-    return build_classifier(info, state, folder), info, model_id
+    bundle = load_bundle(folder)
+    return build_classifier(bundle), bundle.info, bundle.model_id
 
 
-def build_classifier(info: BundleInfo, state: dict[str, torch.Tensor], folder: Path) -> Classifier:
-    """The classifier of a bundle that was read from `folder`. Raises UserError where the weights do not fit."""
+def build_classifier(bundle: Bundle) -> Classifier:
+    """In evaluation mode, on the CPU. Raises UserError where the weights do not fit."""
+    info = bundle.info
     backbone = backbones.build(info.backbone, info.preprocessing.in_chans, info.preprocessing.image_size)
     classifier = Classifier(backbone, info.feature_dim, len(info.classes), info.dropout, info.multi_label)
+    state = {name: torch.tensor(values) for name, values in bundle.tensors("backbone.", "head.").items()}
     try:
-        classifier.load_state_dict(network_state(state))
+        classifier.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(
-            f"the weights in {folder} do not fit its {info.backbone}: use the timm that wrote it."
+            f"the weights in {bundle.weights} do not fit its {info.backbone}: use the timm that wrote it."
         ) from error
     return classifier.eval()
-
-
-def network_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The network's part of a bundle's tensors."""
-    return {name: value for name, value in state.items() if not name.startswith(ood.PREFIX)}

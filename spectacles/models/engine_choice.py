@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
@@ -19,61 +19,85 @@ from spectacles.core.fileio import safe_name, write_json
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.metrics.calibration import softmax
 from spectacles.models import engines
-from spectacles.models.engines import ENGINES, Engine, PixelNetwork
+from spectacles.models.engines import ENGINES, Engine, Outputs
+from spectacles.models.sample_pictures import sample_pictures
 
 log = logging.getLogger("spectacles")
 
-Difference = Callable[[np.ndarray, np.ndarray], float]
+Difference = Callable[[Outputs, Outputs], float]
 """(outputs, torch's outputs) -> how far apart they are."""
 TOLERANCE = 1e-4
 """Largest difference from torch: of a probability, or of a feature relative to the features' standard deviation."""
+CHECKED = 8
+"""Pictures on which engines are compared."""
 ROUNDS = 4
 MIN_IMAGES_TO_BUILD, MIN_IMAGES_TO_MEASURE = 200, 2000
 """For fewer images, building another engine than torch, or measuring all of them, costs more than it saves."""
 
 
-def relative_difference(outputs: np.ndarray, reference: np.ndarray) -> float:
+class Runnable(Protocol):
+    """A network, and what may run it."""
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+
+    @property
+    def on_cpu(self) -> bool: ...
+
+    @property
+    def engines(self) -> Sequence[str]:
+        """Names; the first one runs it where nothing is measured."""
+
+    def torch_engine(self, precision: str = "fp32") -> Engine:
+        """Raises UserError where torch is not installed."""
+
+    def onnx(self) -> bytes:
+        """The content of an ONNX file. Raises UserError where there is none."""
+
+    def expected(self, pixels: np.ndarray) -> Outputs:
+        """What torch gives for `sample_pictures`."""
+
+
+def relative_difference(outputs: Outputs, reference: Outputs) -> float:
     """Of features (B, D): the largest difference, relative to the features' standard deviation."""
-    return float(np.abs(outputs - reference).max() / max(float(reference.std()), 1e-12))
+    return max(
+        float(np.abs(outputs[name] - values).max() / max(float(values.std()), 1e-12))
+        for name, values in reference.items()
+    )
 
 
-def probability_difference(logits: np.ndarray, reference: np.ndarray) -> float:
+def probability_difference(outputs: Outputs, reference: Outputs) -> float:
     """Of logits (B, K): the largest difference of a probability."""
-    return float(np.abs(softmax(logits) - softmax(reference)).max())
+    [logits], [expected] = outputs.values(), reference.values()
+    return float(np.abs(softmax(logits) - softmax(expected)).max())
 
 
 def choose(
-    model: PixelNetwork,
+    model: Runnable,
     choice_file: Path,
     engine: str = "auto",
     difference: Difference = relative_difference,
     images: float = math.inf,
 ) -> tuple[str, Engine]:
-    """(name, engine); `auto` takes the fastest one that agrees with torch: on parts of two photographs `difference` is
-    at most TOLERANCE.
+    """(name, engine); `auto` takes the fastest one of the model's that agrees with torch: on `sample_pictures`
+    `difference` is at most TOLERANCE.
 
-    The choice is saved in `choice_file` for this machine and these versions. For few `images` torch is taken
-    unmeasured. Only the CPU has a choice: a GPU runs torch. Raises UserError for an engine requested by name that is
-    not installed, cannot run the network, or gives other answers.
+    The choice is saved in `choice_file` for this machine and these versions. For few `images` the model's first engine
+    is taken unmeasured. Raises UserError for an engine requested by name that is not installed, cannot run the network,
+    or gives other answers.
     """
-    torch_engine = engines.torch_engine(model)
-    on_cpu = model.device.type == "cpu"
-    if engine == "torch" or (engine == "auto" and not on_cpu):
-        return "torch", torch_engine
-    if not on_cpu:
+    if engine not in ("auto", "torch") and not model.on_cpu:
         raise UserError(f"--engine {engine} runs on the CPU: use --device cpu, or --engine auto.")
-    chosen = None
-    if engine == "auto":
-        chosen = _read_choice(choice_file) if images >= MIN_IMAGES_TO_BUILD else "torch"
-        if chosen == "torch" or (chosen is None and images < MIN_IMAGES_TO_MEASURE):
-            return "torch", torch_engine
-    pixels = photographs(model.preprocessing)
-    expected = torch_engine(pixels)
+    names = [engine] if engine != "auto" else _candidates(model.engines, choice_file, images)
+    if names == ["torch"]:
+        return "torch", model.torch_engine()
+    pixels = sample_pictures(model.preprocessing, CHECKED)
+    expected = model.expected(pixels)
 
     def build(name: str) -> Engine:
         if name == "torch":
-            return torch_engine
-        built = engines.build(name, model)
+            return model.torch_engine()
+        built = engines.build(name, model.onnx)
         distance = difference(built(pixels), expected)
         if not distance <= TOLERANCE:
             raise UserError(f"--engine {name} gives other answers than torch (by {distance:.1g}): use --engine torch.")
@@ -81,13 +105,25 @@ def choose(
 
     if engine != "auto":
         return engine, build(engine)
-    built = _build_all([chosen] if chosen else ENGINES, build)
-    if chosen is None:
-        rates = measure(built, pixels)
-        chosen = max(rates, key=lambda name: rates[name])
-        log.info("  engine: %s (%s images/s)", chosen, ", ".join(f"{name} {rate:g}" for name, rate in rates.items()))
-        _write_choice(choice_file, chosen, rates)
-    return (chosen, built[chosen]) if chosen in built else ("torch", torch_engine)
+    built = _build_all(names, build)
+    if not built:
+        return "torch", model.torch_engine()
+    fastest = next(iter(built))
+    if len(names) > 1:
+        rates = measure(built, sample_pictures(model.preprocessing))
+        fastest = max(rates, key=lambda name: rates[name])
+        log.info("  engine: %s (%s images/s)", fastest, ", ".join(f"{name} {rate:g}" for name, rate in rates.items()))
+        _write_rates(choice_file, rates)
+    return fastest, built[fastest]
+
+
+def _candidates(names: Sequence[str], choice_file: Path, images: float) -> Sequence[str]:
+    """One engine, or those to measure."""
+    if len(names) == 1 or images < MIN_IMAGES_TO_BUILD:
+        return names[:1]
+    if rates := _read_rates(choice_file, names):
+        return [max(rates, key=lambda name: rates[name])]
+    return names if images >= MIN_IMAGES_TO_MEASURE else names[:1]
 
 
 def choice_file(cache: Path, backbone: str, preprocessing: Preprocessing) -> Path:
@@ -118,20 +154,22 @@ def measure(built: dict[str, Engine], pixels: np.ndarray) -> dict[str, float]:
     return {name: round(len(pixels) / statistics.median(seconds), 1) for name, seconds in times.items()}
 
 
-def _write_choice(path: Path, engine: str, rates: dict[str, float]) -> None:
+def _write_rates(path: Path, rates: dict[str, float]) -> None:
     try:
-        write_json(path, {"machine": machine(), "engine": engine, "images_per_second": rates})
+        write_json(path, {"machine": machine(), "images_per_second": rates})
     except OSError as error:  # a bundle in a read-only place is measured each time
         log.info("  the choice of engine cannot be saved in %s: %s", path, error)
 
 
-def _read_choice(path: Path) -> str | None:
-    """What was chosen on this machine; None where there is no valid choice."""
+def _read_rates(path: Path, names: Sequence[str]) -> dict[str, float]:
+    """Of the named engines, as measured on this machine; empty where nothing valid is saved."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        return str(saved["engine"]) if saved["machine"] == machine() and saved["engine"] in ENGINES else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        if saved["machine"] != machine():
+            return {}
+        return {name: float(rate) for name, rate in saved["images_per_second"].items() if name in names}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def machine() -> dict[str, object]:
@@ -149,17 +187,3 @@ def processor() -> str:
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     wide = [flag for flag in facts.get("flags", "").split() if flag.startswith(("avx", "amx"))]
     return " ".join([facts.get("model name", platform.machine()), *wide])
-
-
-def photographs(preprocessing: Preprocessing, count: int = 32) -> np.ndarray:
-    """Real images that are always available: parts of the two photographs in scikit-learn, uint8 (B, S, S, C)."""
-    from sklearn.datasets import load_sample_images  # imports scipy, so only where engines are measured
-
-    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-    side, rng = min(min(photo.size) for photo in photos) // 2, np.random.default_rng(0)
-    parts = []
-    for number in range(count):
-        photo = photos[number % len(photos)]
-        x, y = int(rng.integers(photo.width - side)), int(rng.integers(photo.height - side))
-        parts.append(preprocessing.pixels(photo.crop((x, y, x + side, y + side))))
-    return np.stack(parts)

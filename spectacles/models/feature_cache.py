@@ -17,8 +17,9 @@ from spectacles.core.progress import progress
 from spectacles.data.pixel_cache import RESIZER, Pixels, in_batches
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import engine_choice
-from spectacles.models.engines import Engine, PixelNetwork, torch_engine
+from spectacles.models.engines import Engine
 from spectacles.models.feature_store import Features, FeatureStore
+from spectacles.models.torch_network import ONLY_OUTPUT, PixelNetwork
 
 SAVE_EVERY = 4096
 """Images between two writes, which is what a crash can cost."""
@@ -82,16 +83,19 @@ class FeatureExtractor:
     ) -> Iterable[np.ndarray]:
         """Features (D,) float32 of one position after the other."""
         choice = engine_choice.choice_file(self.cache, self.name, self.preprocessing)
-        network = PixelNetwork(self.backbone, self.preprocessing, self.device)
-        _, run = engine_choice.choose(network, choice, self.config.engine, images=images)
+        _, run = engine_choice.choose(self._network, choice, self.config.engine, images=images)
         return progress(_embed(run, pixels, batches, view), "embedding", sum(map(len, batches)))
+
+    @property
+    def _network(self) -> PixelNetwork:
+        return PixelNetwork(self.backbone, self.preprocessing, self.device)
 
     def _identity(self) -> str:
         name = self.name.replace("/", "_").replace(":", "_")
         return f"{name}-{_fingerprint(self.backbone, self.name, self.preprocessing)}"
 
     def _run_torch(self, pixels: np.ndarray) -> np.ndarray:
-        return torch_engine(PixelNetwork(self.backbone, self.preprocessing, self.device))(pixels)
+        return self._network.torch_engine()(pixels)[ONLY_OUTPUT]
 
 
 def _in_parts(
@@ -111,7 +115,8 @@ def _in_parts(
 
 def _embed(run: Engine, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None) -> Iterator[np.ndarray]:
     for positions, batch in zip(batches, pixels.batches(batches), strict=True):
-        yield from run(view(batch, [pixels.hashes[position] for position in positions]) if view else batch)
+        seen = view(batch, [pixels.hashes[position] for position in positions]) if view else batch
+        yield from run(seen)[ONLY_OUTPUT]
 
 
 def _fingerprint(backbone: nn.Module, name: str, preprocessing: Preprocessing) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-from torch import nn
 
 REFERENCES = 500
 """Training photos that the subspace is fitted to; four times as many separated other photos no better."""
@@ -20,53 +18,6 @@ QUANTILES = 101
 """Number of quantiles of the validation photos' distances that are stored."""
 PREFIX = "ood."
 """Of its tensors in the bundle's weights file."""
-
-
-class FeaturesAndLastMap(nn.Module):
-    """images (B, C, S, S) -> (B, D + E): the backbone's features (D) and, beside them, its last feature map, averaged
-    over the image (E); where it has none that timm knows of, the features again.
-
-    What stands before a network's last layers still tells apart what training has taught those to treat alike. One
-    thread at a time.
-    """
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        layer, self.channels = _last_map(backbone)
-        self._seen: list[object] | None = None
-        layer.register_forward_hook(self._note)
-
-    def _note(self, _module: nn.Module, _inputs: object, output: object) -> None:
-        if self._seen is not None:
-            self._seen.append(output)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        seen: list[object] = []
-        self._seen = seen
-        try:
-            features: torch.Tensor = self.backbone(images)
-        finally:
-            self._seen = None
-        last = seen[0] if len(seen) == 1 else features
-        found = _averaged(last, self.channels) if isinstance(last, torch.Tensor) else features
-        return torch.cat([features, found], dim=1)
-
-
-def _last_map(backbone: nn.Module) -> tuple[nn.Module, int]:
-    """(the module whose output it is, its channels)."""
-    known = getattr(backbone, "feature_info", None)
-    try:
-        return backbone.get_submodule(known[-1]["module"]), int(known[-1]["num_chs"])  # type: ignore[index]
-    except (TypeError, KeyError, IndexError, AttributeError):
-        return backbone, 0
-
-
-def _averaged(output: torch.Tensor, channels: int) -> torch.Tensor:
-    """(B, C, h, w), (B, h, w, C), tokens (B, N, C) or (B, C) -> (B, C)."""
-    if output.ndim == 4 and output.shape[1] == channels:
-        return output.mean(dim=(2, 3))
-    return output.flatten(1, -2).mean(dim=1) if output.ndim > 2 else output
 
 
 @dataclass(frozen=True)
@@ -108,15 +59,17 @@ class OODScorer:
         distances, tail = _quantiles(self.distance(validation))
         return replace(self, distances=distances, tail=tail)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, np.ndarray]:
         """For the bundle, beside the network's weights."""
-        return {PREFIX + name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in vars(self).items()}
+        return {PREFIX + name: value for name, value in vars(self).items()}
 
 
 def fit(references: np.ndarray, validation: np.ndarray) -> OODScorer | None:
     """From the maps (R, E) of training photos and (V, E) of validation photos; None for fewer than ENOUGH of either."""
     if min(len(references), len(validation)) < ENOUGH:
         return None
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # serving does not need it
+
     units = _unit(references).astype(np.float64)
     mean = units.mean(axis=0)
     count = min(COMPONENTS, len(units) // 2, units.shape[1] // 4)
@@ -136,9 +89,9 @@ def _quantiles(measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return distances, np.array([share, scale], dtype=np.float32)
 
 
-def from_state(state: dict[str, torch.Tensor]) -> OODScorer | None:
-    """From the tensors of a bundle; None where it has no scorer."""
-    parts = {name.removeprefix(PREFIX): value.numpy() for name, value in state.items() if name.startswith(PREFIX)}
+def from_tensors(tensors: Mapping[str, np.ndarray]) -> OODScorer | None:
+    """From those of a bundle whose names start with PREFIX; None where it has no scorer."""
+    parts = {name.removeprefix(PREFIX): values for name, values in tensors.items() if name.startswith(PREFIX)}
     return OODScorer(**parts) if parts else None
 
 

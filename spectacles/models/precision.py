@@ -18,7 +18,8 @@ from spectacles.core.results import STRICT, from_json, to_json
 from spectacles.core.wording import percent
 from spectacles.models import engine_choice, engines
 from spectacles.models.bundle import INT8_FILES, PRECISION_FILE, BundleInfo
-from spectacles.models.engines import Engine, PixelNetwork
+from spectacles.models.engine_choice import Runnable
+from spectacles.models.engines import Engine
 from spectacles.models.ood import OODScorer
 
 MIN_SPEEDUP = 1.3
@@ -194,17 +195,18 @@ def machine(device: str) -> dict[str, str]:
     return here | {"device": torch.cuda.get_device_name(device)}
 
 
-def build(precision: str, model: PixelNetwork, bundle: Path, files: dict[str, str]) -> Engine:
+def build(precision: str, model: Runnable, bundle: Path, files: dict[str, str]) -> Engine:
     """`model` computed in a precision that has no `obstacle`; `files`: sha256 of INT8_FILES. Raises UserError."""
     if precision == "int8":
         for name, digest in files.items():
             if sha256(bundle / name) != digest:
                 raise UserError(f"{bundle / name} was changed: run `python evaluate.py --precision int8` again.")
         with engines.explained("--precision int8", "--precision fp32"):
-            return engines.openvino_engine(bundle / INT8_FILES[0], precision)
-    if model.device.type != "cpu":
-        return engines.torch_engine(model, precision)
-    return engines.build("openvino", model, precision)
+            network, weights = ((bundle / name).read_bytes() for name in INT8_FILES)
+            return engines.openvino_engine(network, precision, weights)
+    if not model.on_cpu:
+        return model.torch_engine(precision)
+    return engines.build("openvino", model.onnx, precision)
 
 
 def sha256(path: Path) -> str:

@@ -10,12 +10,12 @@ from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_path
 from spectacles.models import engines
 from spectacles.models.bundle import INT8_FILES
-from spectacles.models.engines import PixelNetwork
+from spectacles.models.engine_choice import Runnable
 
 CALIBRATION_IMAGES = 300
 
 
-def quantize(model: PixelNetwork, pixels: np.ndarray, folder: Path) -> None:
+def quantize(model: Runnable, pixels: np.ndarray, folder: Path) -> None:
     """Writes INT8_FILES into `folder`; `pixels`: uint8 (N, S, S, C) of training photos. Raises UserError."""
     if not engines.is_installed("nncf"):
         raise UserError("--precision int8 takes nncf: pip install -r requirements-export.txt")
@@ -25,7 +25,7 @@ def quantize(model: PixelNetwork, pixels: np.ndarray, folder: Path) -> None:
 
     nncf.set_log_level("ERROR")
     with TemporaryDirectory() as temporary, engines.explained("--precision int8", "--precision fp32"):
-        network = openvino.Core().read_model(engines.export(model, Path(temporary)))
+        network = openvino.Core().read_model(model.onnx(), b"")
         attention = any(node.get_type_name() == "Softmax" for node in network.get_ops())
         quantized = nncf.quantize(
             network,

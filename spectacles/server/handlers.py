@@ -14,8 +14,8 @@ from PIL import Image
 
 from spectacles.data.preprocessing import Preprocessing, to_picture
 from spectacles.evaluation import attribution, overlays
-from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.inference.predictor import Predictor
+from spectacles.models.feature_layouts import NoFeatureMap
 from spectacles.report.saliency import overlay_saliency
 from spectacles.server import limits, schemas, telemetry, urls
 from spectacles.server.auth import Rejected

@@ -1,5 +1,6 @@
 """The end of a training: what the kept model's numbers mean, found on validation data, and the final bundle."""
 
+import logging
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -16,17 +17,22 @@ from spectacles.data.pixel_cache import in_batches
 from spectacles.metrics import abstention, basics, calibration_fit, decision_threshold, prior_shift
 from spectacles.metrics.calibration import Calibration
 from spectacles.metrics.decisions import is_correct
-from spectacles.models import engine_choice, ood
+from spectacles.models import bundle_export, bundle_network, engine_choice, ood
+from spectacles.models.all_outputs import AllOutputs
 from spectacles.models.bundle import ENGINE_FILE, BundleInfo, save_bundle
-from spectacles.models.classifier import Classifier, load_classifier
-from spectacles.models.engines import PixelNetwork, linear
-from spectacles.models.ood import REFERENCES, FeaturesAndLastMap
+from spectacles.models.classifier import load_classifier
+from spectacles.models.ood import REFERENCES, OODScorer
+from spectacles.models.torch_network import PixelNetwork
 from spectacles.training.history import Epoch, best_epoch
 from spectacles.training.trainer import Trainer
 from spectacles.training.validation import validation_scores
 
+log = logging.getLogger("spectacles")
+
 LABELS_NAMED = 10
 """In a sentence, at most."""
+PHOTOS_COMPARED = 24
+"""Validation photos on which the exported network must answer as PyTorch does."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +79,29 @@ def run(trainer: Trainer) -> TrainReport:
     """Reloads the bundle of the best epoch, scores it, decides on validation data, and writes the final bundle."""
     best, labels = best_epoch(trainer.history), trainer.val.labels
     classifier, _, _ = load_classifier(trainer.bundle)
-    features, val_maps, train_maps = _final_pass(trainer, classifier)
-    logits = linear(classifier.head)(features)
+    network = PixelNetwork(AllOutputs(classifier, trainer.info.preprocessing), trainer.info.preprocessing,
+                           trainer.settings.device)  # fmt: skip
+    logits, val_maps, train_maps = _final_pass(trainer, network)
     if not np.isfinite(logits).all():
         raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
     ood_scorer = ood.fit(train_maps, val_maps)
     info = replace(trainer.info, metric_value=best.value, epoch=best.epoch, phase=best.phase)
     decided = decide(trainer.config, info, logits, labels, ood_scorer(val_maps) if ood_scorer else None)
-    state = classifier.state_dict() | (ood_scorer.tensors() if ood_scorer else {})
-    model_id = save_bundle(trainer.bundle, decided.info, state)
+    model_id = _save(trainer, network, decided.info, ood_scorer)
     if _engine_choice_file(trainer).is_file():  # evaluate, predict and the server need not measure again
         shutil.copyfile(_engine_choice_file(trainer), trainer.bundle / ENGINE_FILE)
     return _report(trainer, best, validation_scores(logits, labels)[trainer.config.metric], decided, model_id)
+
+
+def _save(trainer: Trainer, network: PixelNetwork, info: BundleInfo, ood_scorer: OODScorer | None) -> str:
+    """The final bundle, with an ONNX file where there can be one. Returns the model id."""
+    log.info("  exporting the network, and comparing the file with PyTorch")
+    photos = trainer.pixels.batch(trainer.val.positions[:PHOTOS_COMPARED])
+    exported = bundle_export.export(network, bundle_network.difference(info, ood_scorer), photos)
+    if exported.reason:
+        log.info("  only PyTorch can run this model: %s", exported.reason)
+    tensors = trainer.best_state | (ood_scorer.tensors() if ood_scorer else {}) | exported.tensors
+    return save_bundle(trainer.bundle, info, tensors, exported.content, exported.reason)
 
 
 def decide(
@@ -193,23 +210,22 @@ def _with_ood_threshold(decided: Decided, quantile: float, ood_scores: np.ndarra
     return Decided(info, [*decided.sentences, sentence], {**decided.numbers, **numbers})
 
 
-def _final_pass(trainer: Trainer, classifier: Classifier) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One pass of the fastest engine: features (V, D) and last maps (V, E) of the validation images, and last maps
+def _final_pass(trainer: Trainer, network: PixelNetwork) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One pass of the fastest engine: logits (V, K) and ood_features (V, E) of the validation images, and ood_features
     (R, E) of at most REFERENCES training images, evenly spaced."""
-    config, preprocessing, count = trainer.config, trainer.info.preprocessing, images_of_final_pass(trainer)
+    config, count = trainer.config, images_of_final_pass(trainer)
     release_freed_memory()  # of the training steps
     spaced = np.linspace(0, len(trainer.train.labels) - 1, count - len(trainer.val.labels)).round().astype(np.int64)
     positions = np.concatenate([trainer.val.positions, trainer.train.positions[spaced]])
     # Later stages compute about as many images again. A time budget leaves no time for measuring.
     expected = count if config.time_budget else 2 * count
-    network = PixelNetwork(FeaturesAndLastMap(classifier.backbone), preprocessing, trainer.settings.device)
     _, run = engine_choice.choose(network, _engine_choice_file(trainer), config.engine, images=expected)
     batches = in_batches(positions, config.batch_size)
     pixel_batches = progress(trainer.pixels.batches(batches), "final pass", len(batches), unit="batch")
-    outputs = np.concatenate([run(pixels) for pixels in pixel_batches])
-    features, maps = np.split(outputs, [trainer.info.feature_dim], axis=1)
+    outputs = [run(pixels) for pixels in pixel_batches]
+    logits, maps = (np.concatenate([each[name] for each in outputs]) for name in ("logits", "ood_features"))
     split = len(trainer.val.labels)
-    return np.ascontiguousarray(features[:split]), maps[:split], maps[split:]
+    return logits[:split], maps[:split], maps[split:]
 
 
 def _over(trainer: Trainer) -> str:

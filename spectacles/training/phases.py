@@ -16,10 +16,10 @@ from spectacles.core.device import release_freed_memory
 from spectacles.core.errors import UserError
 from spectacles.core.signals import Stopped
 from spectacles.models import bn_folding, freezing, linear_probe, recipes
-from spectacles.models.classifier import Classifier, network_state
-from spectacles.models.engine_choice import photographs
+from spectacles.models.classifier import Classifier
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.models.normalization import normalize
+from spectacles.models.sample_pictures import sample_pictures
 from spectacles.models.torch_device import to_device
 from spectacles.training import batches, collectives, finalize, lr_schedule, sampling, train_loop
 from spectacles.training.augmentation import View
@@ -145,7 +145,7 @@ def descend(trainer: Trainer, phase: str, epochs: int) -> None:
     if saved is not None and saved.values["phase"] != phase:
         saved = None
     if trainer.best_state and saved is None:
-        trainer.classifier.load_state_dict(network_state(trainer.best_state))
+        trainer.classifier.load_state_dict(trainer.best_state)
     state = _begin(trainer, phase, epochs, saved)
     if saved is not None:
         state.restore(saved)
@@ -192,7 +192,7 @@ def _fold_batchnorm(trainer: Trainer, saved: Checkpoint | None) -> None:
 def _exact_pairs(trainer: Trainer) -> list[tuple[str, str]]:
     """Names (convolution, BatchNorm); none where folding would change what the backbone computes."""
     preprocessing = trainer.info.preprocessing
-    photos = to_device(photographs(preprocessing, count=2), trainer.settings.device)
+    photos = to_device(sample_pictures(preprocessing, count=2), trainer.settings.device)
     trial = copy.deepcopy(trainer.classifier.backbone)
     try:
         folded = bn_folding.fold_batchnorm(trial, normalize(preprocessing, photos))

@@ -24,8 +24,10 @@ from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import engine_choice
 from spectacles.models.classifier import Classifier
-from spectacles.models.engines import Engine, PixelNetwork
+from spectacles.models.engines import Engine
+from spectacles.models.sample_pictures import sample_pictures
 from spectacles.models.torch_device import prepare_device
+from spectacles.models.torch_network import PixelNetwork
 from spectacles.report.style import (
     COLOURS,
     MUTED,
@@ -118,7 +120,7 @@ def profile(config: TrainConfig, build: Build, num_classes: int, choice_file: Pa
     macs = count_macs(classifier, (config.in_chans, config.image_size, config.image_size))
     network = PixelNetwork(classifier, preprocessing, device)
     engine, run = engine_choice.choose(network, choice_file, config.engine, engine_choice.probability_difference)
-    pixels = engine_choice.photographs(preprocessing, max(BATCH, config.batch_size))
+    pixels = sample_pictures(preprocessing, max(BATCH, config.batch_size))
     alone = 1000 * seconds_per_call(run, pixels[:1], LATENCY_CALLS)
     rates = {
         size: round(size / float(np.median(seconds_per_call(run, pixels[:size], THROUGHPUT_CALLS))), 2)

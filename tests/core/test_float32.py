@@ -14,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectacles.core.config import TrainConfig
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.models import backbones, engine_choice, engines, pretrained
+from spectacles.models import backbones, pretrained
 from spectacles.models.bn_folding import fold_batchnorm
-from spectacles.models.engines import PixelNetwork
 from spectacles.models.normalization import normalize
+from spectacles.models.sample_pictures import sample_pictures
 from spectacles.models.torch_device import prepare_device
+from spectacles.models.torch_network import ONLY_OUTPUT, PixelNetwork
 from spectacles.training import train_loop
 from spectacles.training.batches import StepSettings
 from spectacles.training.epoch_progress import Position
@@ -66,7 +67,7 @@ def as_torch_starts() -> Iterator[None]:
 
 def test_the_default_backbone_is_folded_on_such_a_card_too(as_torch_starts: None) -> None:
     backbone = pretrained.build_pretrained("efficientnet_lite0", 3, 64, None).eval()
-    photos = torch.from_numpy(engine_choice.photographs(PREPROCESSING, count=2))
+    photos = torch.from_numpy(sample_pictures(PREPROCESSING, count=2))
     example = normalize(PREPROCESSING, photos)
     with Ampere(), pytest.raises(ValueError, match="changed the features"):
         fold_batchnorm(copy.deepcopy(backbone), example)
@@ -79,10 +80,10 @@ def test_features_and_predictions_are_those_of_other_engines(as_torch_starts: No
     prepare_device(CPU)
     torch.manual_seed(0)
     network = PixelNetwork(backbones.build("test_efficientnet", 3, 64), PREPROCESSING, CPU)
-    pixels = engine_choice.photographs(PREPROCESSING, count=2)
-    expected = engines.torch_engine(network)(pixels)
+    pixels = sample_pictures(PREPROCESSING, count=2)
+    expected = network.torch_engine()(pixels)[ONLY_OUTPUT]
     with Ampere() as card:
-        np.testing.assert_array_equal(engines.torch_engine(network)(pixels), expected)
+        np.testing.assert_array_equal(network.torch_engine()(pixels)[ONLY_OUTPUT], expected)
     assert not card.rounded
 
 

@@ -138,8 +138,8 @@ def test_uvicorn_serves_reloads_and_ends(bundle_dir: Path, photo: Path, tmp_path
             row = asyncio.run(ATTACKS[name](target, photo.read_bytes(), size)).as_dict()  # type: ignore[arg-type]
             assert (row["answered"], row["rejected"], row["failed"], row["lost"]) == (good, 0, 0, 0), row
 
-        info, state, _ = load_bundle(bundle_dir)
-        after = save_bundle(own, info, {name: value * 0.5 for name, value in state.items()})
+        bundle = load_bundle(bundle_dir)
+        after = save_bundle(own, bundle.info, {name: value * 0.5 for name, value in bundle.tensors().items()})
         server.process.send_signal(signal.SIGHUP)
         while curl(f"{address}/model")[1]["model_id"] != after:
             assert server.process.poll() is None

@@ -13,8 +13,8 @@ from spectacles.core.config import ErrorAnalysisConfig
 from spectacles.core.errors import UserError
 from spectacles.evaluation import attribution, error_explanations, faithfulness
 from spectacles.evaluation.error_explanations import explain_decisions, sample_correct
-from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.models.classifier import load_classifier
+from spectacles.models.feature_layouts import NoFeatureMap
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import nn
 
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.evaluation.feature_maps import draw_feature_maps, most_active, stage_maps
 from spectacles.models import backbones
 from spectacles.models.classifier import Classifier
+from spectacles.models.feature_layouts import NoFeatureMap
 
 PREPROCESSING = Preprocessing(32, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3)
 

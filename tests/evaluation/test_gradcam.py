@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.evaluation.gradcam import grad_cam
 from spectacles.models import backbones
 from spectacles.models.classifier import Classifier
+from spectacles.models.feature_layouts import NoFeatureMap
 
 SIZE, GRID = 32, 8
 

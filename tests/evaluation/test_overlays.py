@@ -19,9 +19,9 @@ from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.evaluation import attribution, overlays
 from spectacles.evaluation.attribution import explain
-from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.evaluation.overlays import SIDE, file_name, view
 from spectacles.inference.predictor import Predictor
+from spectacles.models.feature_layouts import NoFeatureMap
 from spectacles.report.saliency import overlay_saliency
 
 

@@ -1,18 +1,15 @@
 """Every family of timm, by its smallest model, and what a run does with a backbone: embed, learn, export."""
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import nn
 
 import model
 from spectacles.core.config import ModelConfig
-from spectacles.models import backbones, engines, recipes
-from spectacles.models.engines import PixelNetwork
+from spectacles.models import backbones, bundle_export, engine_choice, recipes
+from spectacles.models.all_outputs import AllOutputs
 from spectacles.models.normalization import normalize
-from spectacles.models.ood import FeaturesAndLastMap
+from spectacles.models.torch_network import PixelNetwork
 
 SMALLEST = {
     "beit": "beit_base_patch16_224",
@@ -141,10 +138,11 @@ def check(name: str) -> str:
     config = ModelConfig(backbone=name, no_pretrained=True, image_size=image_size(name))
     classifier, preprocessing = model.build(config, num_classes=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *preprocessing.shape), dtype=np.uint8)
-    network = PixelNetwork(FeaturesAndLastMap(classifier.backbone), preprocessing, torch.device("cpu"))
-    outputs = engines.torch_engine(network)(pixels)
-    assert outputs.shape[0] == 2 and outputs.shape[1] >= classifier.head.in_features and np.isfinite(outputs).all()
-    reason = _export(network, pixels, outputs)
+    network = PixelNetwork(AllOutputs(classifier, preprocessing), preprocessing, "cpu")
+    outputs = network.torch_engine()(pixels)
+    assert outputs["features"].shape == (2, classifier.head.in_features)
+    assert all(np.isfinite(values).all() for values in outputs.values())
+    reason = bundle_export.export(network, engine_choice.relative_difference, pixels).reason
     groups = backbones.layer_groups(classifier.backbone)
     _step(classifier, {name for group in groups[len(groups) // 2 :] for name in group}, normalize(preprocessing,
         torch.from_numpy(pixels)))  # fmt: skip
@@ -160,13 +158,3 @@ def _step(classifier: model.Classifier, learning: set[str], images: torch.Tensor
     loss.backward()
     optimizer.step()
     assert torch.isfinite(loss) and any(parameter.grad is not None for parameter in classifier.backbone.parameters())
-
-
-def _export(network: PixelNetwork, pixels: np.ndarray, expected: np.ndarray) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            run = engines.BUILDERS["onnxruntime"](engines.export(network, Path(folder)))
-            apart = float(np.abs(run(pixels) - expected).max() / np.abs(expected).max())
-        except Exception as error:  # noqa: BLE001 - the exporter and the runtime raise their own kinds
-            return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
-    return "" if apart < 1e-3 else f"differs by {apart:.1g}"

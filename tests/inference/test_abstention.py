@@ -43,7 +43,7 @@ def scorer(make_bundle: Callable[..., Path], photos: list[str]) -> OODScorer:
     """The last maps of the first four pictures are like those that were trained on."""
     predictor = Predictor(make_bundle(*CLASSES), CPU, engine="torch")
     pixels = np.stack(decoded_pixels(predictor.info, photos[:4]))
-    maps = np.tile(predictor.embed(pixels)[1], (8, 1))
+    maps = np.tile(predictor.outputs(pixels)["ood_features"], (8, 1))
     scorer = ood.fit(maps, maps)
     assert scorer is not None
     return scorer

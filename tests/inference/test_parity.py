@@ -21,6 +21,7 @@ from spectacles.data.pixel_cache import Pixels
 from spectacles.inference import prediction_rows
 from spectacles.inference.inputs import Inputs
 from spectacles.inference.predictor import Predictor
+from spectacles.models.engines import Outputs
 from spectacles.training.batches import Examples, StepSettings
 from spectacles.training.validation import validate
 
@@ -52,13 +53,13 @@ def photos(tmp_path: Path) -> list[Path]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """Every batch that reaches a network from here on."""
     batches: list[np.ndarray] = []
-    answer = Predictor.embed
+    answer = Predictor.outputs
 
-    def record(predictor: Predictor, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def record(predictor: Predictor, pixels: np.ndarray) -> Outputs:
         batches.append(pixels.copy())
         return answer(predictor, pixels)
 
-    monkeypatch.setattr(Predictor, "embed", record)
+    monkeypatch.setattr(Predictor, "outputs", record)
     return batches
 
 

@@ -27,6 +27,7 @@ from spectacles.models.bundle import (
 from spectacles.models.classifier import Classifier, load_classifier
 
 HALF = (0.5, 0.5, 0.5)
+ONNX = b"what nobody reads here " * 10
 INFO = BundleInfo(
     backbone="simple_cnn",
     classes=("no", "yes", "ünsure"),
@@ -66,7 +67,7 @@ def network() -> Classifier:
 @pytest.fixture(scope="module")
 def saved(network: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    save_bundle(folder, INFO, network.state_dict())
+    save_bundle(folder, INFO, network.state_dict(), ONNX)
     return folder
 
 
@@ -78,6 +79,11 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def weights_of(folder: Path) -> Path:
     (path,) = folder.glob("*.safetensors")
+    return path
+
+
+def network_of(folder: Path) -> Path:
+    (path,) = folder.glob("*.onnx")
     return path
 
 
@@ -106,7 +112,7 @@ def test_numbers_survive_to_the_last_bit(network, tmp_path):
 
 def test_a_network_in_another_memory_format_is_saved_alike(saved, tmp_path):
     state = make_classifier(0).to(memory_format=torch.channels_last).state_dict()
-    assert save_bundle(tmp_path, INFO, state) == read_bundle_info(saved)[1]
+    assert save_bundle(tmp_path, INFO, state, ONNX) == read_bundle_info(saved)[1]
 
 
 def test_the_model_id_changes_with_weights_and_with_facts(saved, tmp_path, network):
@@ -119,7 +125,7 @@ def test_the_model_id_changes_with_weights_and_with_facts(saved, tmp_path, netwo
 
 
 def test_the_same_bundle_is_the_same_file_by_file(saved, network, tmp_path):
-    save_bundle(tmp_path, INFO, network.state_dict())
+    save_bundle(tmp_path, INFO, network.state_dict(), ONNX)
     for path in saved.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
@@ -159,18 +165,22 @@ def test_no_flipped_bit_in_the_manifest_goes_unseen(folder):
     read_bundle_info(folder)
 
 
+def file_of(folder: Path, name: str) -> Path:
+    return {"weights": weights_of(folder), "manifest": folder / "bundle.json", "network": network_of(folder)}[name]
+
+
 @pytest.mark.parametrize("kept", [0, 1, 100])
-@pytest.mark.parametrize("name", ["weights", "manifest"])
+@pytest.mark.parametrize("name", ["weights", "manifest", "network"])
 def test_a_truncated_file_is_seen(folder, name, kept):
-    path = weights_of(folder) if name == "weights" else folder / "bundle.json"
+    path = file_of(folder, name)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(UserError, match=path.name):
         load_classifier(folder)
 
 
-@pytest.mark.parametrize("name", ["weights", "manifest"])
+@pytest.mark.parametrize("name", ["weights", "manifest", "network"])
 def test_a_missing_file_is_named(folder, name):
-    path = weights_of(folder) if name == "weights" else folder / "bundle.json"
+    path = file_of(folder, name)
     path.unlink()
     with pytest.raises(UserError, match=path.name):
         load_classifier(folder)
@@ -218,8 +228,25 @@ def test_a_crash_before_the_manifest_leaves_the_old_bundle_whole(folder, network
 
 def test_leftovers_of_a_crash_go_with_the_next_saving(folder):
     (folder / "model-0123456789abcdef.safetensors").write_bytes(b"left over")
-    save_bundle(folder, INFO, make_classifier(1).state_dict())
-    assert len(list(folder.glob("*.safetensors"))) == 1
+    (folder / "network-0123456789abcdef.onnx").write_bytes(b"left over")
+    save_bundle(folder, INFO, make_classifier(1).state_dict(), ONNX)
+    assert len(list(folder.iterdir())) == 3
+    save_bundle(folder, INFO, make_classifier(1).state_dict(), without_network="of a test")
+    assert len(list(folder.iterdir())) == 2
+    bundle = load_bundle(folder)
+    assert (bundle.network, bundle.without_network) == (None, "of a test")
+    assert read_bundle_info(folder)[1] == bundle.model_id
+
+
+def test_another_onnx_file_makes_another_model(saved, network, tmp_path):
+    assert save_bundle(tmp_path, INFO, network.state_dict(), ONNX + b"!") != read_bundle_info(saved)[1]
+
+
+def test_what_a_bundle_holds_is_read_by_the_start_of_its_name(saved, network):
+    tensors = load_bundle(saved).tensors("head.")
+    assert tensors.keys() == {"head.weight", "head.bias"}
+    np.testing.assert_array_equal(tensors["head.weight"], network.head.weight.detach())
+    assert load_bundle(saved).tensors().keys() == network.state_dict().keys()
 
 
 class Bomb:
@@ -258,7 +285,7 @@ def test_the_ood_scorer_travels_with_the_weights_and_is_not_part_of_the_network(
     save_bundle(tmp_path, INFO, network.state_dict() | known.tensors())
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(load_classifier(tmp_path)[0](images), network(images))
-    kept = ood.from_state(load_bundle(tmp_path)[1])
+    kept = ood.from_tensors(load_bundle(tmp_path).tensors(ood.PREFIX))
     np.testing.assert_array_equal(kept(maps), known(maps))
     other = save_bundle(tmp_path, INFO, network.state_dict())
     assert other != save_bundle(tmp_path, INFO, network.state_dict() | known.tensors())

@@ -1,8 +1,10 @@
 """Whatever runs a network gives torch's answers, and the fastest one is found once."""
 
+import hashlib
 import importlib.util
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +16,12 @@ from torch import nn
 
 from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.models import backbones, engine_choice, engines
+from spectacles.models import backbones, engine_choice, engines, onnx_export
 from spectacles.models.engine_choice import MIN_IMAGES_TO_BUILD, MIN_IMAGES_TO_MEASURE, TOLERANCE
-from spectacles.models.engines import ENGINES, PixelNetwork
+from spectacles.models.engines import ENGINES, Outputs
 from spectacles.models.normalization import normalize
+from spectacles.models.sample_pictures import sample_pictures
+from spectacles.models.torch_network import ONLY_OUTPUT, PixelNetwork
 
 CPU = torch.device("cpu")
 COLOUR = Preprocessing(32, "squash", "bilinear", (0.5, 0.4, 0.3), (0.25, 0.5, 0.2), 3)
@@ -56,7 +60,7 @@ def test_every_engine_gives_torchs_outputs_for_batches_of_any_size(tmp_path, nam
     assert used == engine
     for count in (5, 1, 33):
         pixels = pixels_of(COLOUR, count)
-        outputs, expected = run(pixels), directly(network, COLOUR, pixels)
+        outputs, expected = run(pixels)[ONLY_OUTPUT], directly(network, COLOUR, pixels)
         assert outputs.dtype == np.float32 and outputs.shape == expected.shape
         np.testing.assert_allclose(outputs, expected, atol=TOLERANCE * expected.std())
 
@@ -65,13 +69,13 @@ def test_every_engine_gives_torchs_outputs_for_batches_of_any_size(tmp_path, nam
 def test_several_threads_may_call_an_engine_with_streams(tmp_path):
     network = make_net("simple_cnn")
     _, run = engine_choice.choose(PixelNetwork(network, COLOUR, CPU), tmp_path / "engine.json", "openvino")
-    assert engines.num_streams("openvino", "cpu") == engine_choice.cpu_count()
-    assert engines.num_streams("torch", "cpu") == 1
+    assert engines.num_streams("openvino") == engine_choice.cpu_count()
+    assert engines.num_streams("torch") == 1
     batches = [pixels_of(COLOUR, 40)[start : start + size] for start in range(0, 30, 3) for size in (1, 2, 9)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(run, batches))
     for pixels, outputs in zip(batches, found, strict=True):
-        np.testing.assert_allclose(outputs, directly(network, COLOUR, pixels), atol=1e-4)
+        np.testing.assert_allclose(outputs[ONLY_OUTPUT], directly(network, COLOUR, pixels), atol=1e-4)
 
 
 @pytest.mark.parametrize("engine", ["torch", *INSTALLED])
@@ -79,13 +83,13 @@ def test_one_channel_works(tmp_path, engine):
     network, pixels = make_net("simple_cnn", 1), pixels_of(GREY, 3)
     _, run = engine_choice.choose(PixelNetwork(network, GREY, CPU), tmp_path / "engine.json", engine)
     expected = directly(network, GREY, pixels)
-    np.testing.assert_allclose(run(pixels), expected, atol=TOLERANCE * expected.std())
+    np.testing.assert_allclose(run(pixels)[ONLY_OUTPUT], expected, atol=TOLERANCE * expected.std())
 
 
 @pytest.mark.parametrize("engine", ["torch", *INSTALLED])
 def test_an_answer_is_not_overwritten_by_the_next(tmp_path, engine):
     _, run = engine_choice.choose(PixelNetwork(make_net("simple_cnn"), COLOUR, CPU), tmp_path / "engine.json", engine)
-    first = run(pixels_of(COLOUR, 4)[:2])
+    first = run(pixels_of(COLOUR, 4)[:2])[ONLY_OUTPUT]
     kept = first.copy()
     run(pixels_of(COLOUR, 4)[2:])
     np.testing.assert_array_equal(first, kept)
@@ -129,7 +133,7 @@ class Machine:
         self.choice_file = folder / "cache" / "engine.json"
         self.network = Means(self)
         monkeypatch.setattr(engine_choice, "time", SimpleNamespace(perf_counter=lambda: self.clock))
-        monkeypatch.setattr(engines, "export", lambda *_: Path("network.onnx"))
+        monkeypatch.setattr(onnx_export, "export_quickly", lambda *_: b"")
         monkeypatch.setattr(engine_choice, "version", lambda name: "1.0")
         monkeypatch.setattr(
             engines.importlib.util, "find_spec", lambda name: name if name in {*self.installed, "torch"} else None
@@ -142,10 +146,10 @@ class Machine:
         if name in self.broken:
             raise RuntimeError("unsupported operator\nand what it is part of")
 
-        def run(pixels: np.ndarray) -> np.ndarray:
+        def run(pixels: np.ndarray) -> Outputs:
             self.clock += self.seconds[name]
             means = normalize(COLOUR, torch.from_numpy(pixels)).mean((2, 3)).numpy()
-            return (means + self.off[name] * means.std()).astype(np.float32)
+            return {ONLY_OUTPUT: (means + self.off[name] * means.std()).astype(np.float32)}
 
         return run
 
@@ -155,7 +159,7 @@ class Machine:
         name, run = engine_choice.choose(PixelNetwork(self.network, COLOUR, CPU), self.choice_file, engine, **options)
         pixels, before = pixels_of(COLOUR, 3), self.clock
         means = normalize(COLOUR, torch.from_numpy(pixels)).mean((2, 3)).numpy()
-        np.testing.assert_allclose(run(pixels), means, atol=1e-3)
+        np.testing.assert_allclose(run(pixels)[ONLY_OUTPUT], means, atol=1e-3)
         assert self.clock - before == pytest.approx(self.seconds[name])
         return name
 
@@ -222,7 +226,9 @@ def test_an_engine_that_is_not_installed_is_the_users_mistake_only_by_name(machi
         lambda kept: b"no json",
         lambda kept: b"[]",
         lambda kept: b"{}",
-        lambda kept: json.dumps({**kept, "engine": "tensorflow"}).encode(),
+        lambda kept: json.dumps({**kept, "images_per_second": {"tensorflow": 100}}).encode(),
+        lambda kept: json.dumps({**kept, "images_per_second": [1, 2]}).encode(),
+        lambda kept: json.dumps({**kept, "images_per_second": {"onnxruntime": "fast"}}).encode(),
         lambda kept: json.dumps({**kept, "machine": {**kept["machine"], "cores": 1000}}).encode(),
         lambda kept: json.dumps({**kept, "machine": {**kept["machine"], "processor": "other"}}).encode(),
         lambda kept: json.dumps({**kept, "machine": {**kept["machine"], "openvino": "0.9"}}).encode(),
@@ -273,13 +279,13 @@ def test_the_difference_of_the_caller_decides(machine):
     machine.off["onnxruntime"] = 0.01
     compared = []
 
-    def lenient(outputs: np.ndarray, reference: np.ndarray) -> float:
-        compared.append(len(outputs))
+    def lenient(outputs: Outputs, reference: Outputs) -> float:
+        compared.append(len(outputs[ONLY_OUTPUT]))
         return 0.0
 
     network = PixelNetwork(machine.network, COLOUR, CPU)
     name, _ = engine_choice.choose(network, machine.choice_file, difference=lenient)
-    assert name == "onnxruntime" and set(compared) == {32}
+    assert name == "onnxruntime" and set(compared) == {engine_choice.CHECKED}
 
 
 def test_a_gpu_runs_torch(machine):
@@ -288,16 +294,6 @@ def test_a_gpu_runs_torch(machine):
     with pytest.raises(UserError, match="--engine openvino runs on the CPU"):
         engine_choice.choose(PixelNetwork(machine.network, COLOUR, gpu), machine.choice_file, "openvino")
     assert machine.built == []
-
-
-@pytest.mark.parametrize("batch", [1, 5, 32])
-def test_the_head_alone_gives_torchs_logits_bit_for_bit(batch):
-    torch.manual_seed(0)
-    layer, features = nn.Linear(128, 3), torch.randn(batch, 128)
-    outputs = engines.linear(layer)(features.numpy())
-    np.testing.assert_array_equal(outputs, layer(features).detach().numpy())
-    nn.init.zeros_(layer.weight)  # training goes on, what was asked stays
-    assert outputs.any()
 
 
 def test_a_network_that_cannot_be_exported_is_reported_in_one_line(tmp_path, capfd):
@@ -310,17 +306,30 @@ def test_a_network_that_cannot_be_exported_is_reported_in_one_line(tmp_path, cap
 
 
 @pytest.mark.parametrize("preprocessing", [COLOUR, GREY])
-def test_photographs_are_real_varied_and_always_the_same(preprocessing):
-    pixels = engine_choice.photographs(preprocessing, 6)
-    assert pixels.shape == (6, *preprocessing.shape) and pixels.dtype == np.uint8
-    np.testing.assert_array_equal(pixels, engine_choice.photographs(preprocessing, 6))
-    assert len({picture.tobytes() for picture in pixels}) == 6
-    assert all(picture.std() > 10 for picture in pixels)
+def test_sample_pictures_are_varied_and_like_photos_at_every_scale(preprocessing):
+    pictures = sample_pictures(replace(preprocessing, image_size=64), 6)
+    assert pictures.shape == (6, 64, 64, preprocessing.in_chans) and pictures.dtype == np.uint8
+    assert len({picture.tobytes() for picture in pictures}) == 6
+    assert all(picture.std() > 10 for picture in pictures)
+    power = np.abs(np.fft.fft2(pictures.astype(float).mean(axis=3))) ** 2
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(64), np.fft.fftfreq(64)))
+    octaves = [(frequency > low) & (frequency <= 2 * low) for low in (1 / 64, 1 / 32, 1 / 16, 1 / 8)]
+    shares = [power[:, octave].sum() for octave in octaves]
+    assert max(shares) < 4 * min(shares)
+
+
+def test_sample_pictures_never_change():
+    """Bundles hold a network's answers to them."""
+    assert hashlib.sha256(sample_pictures(COLOUR, 4).tobytes()).hexdigest()[:16] == "9e5be3d38033818c"
 
 
 def test_the_relative_difference_is_measured_in_spreads():
     reference = np.array([[0.0, 2.0], [2.0, 0.0]], dtype=np.float32)
     error = np.array([[0.0, 0.0], [0.0, 0.5]], dtype=np.float32)
-    assert engine_choice.relative_difference(reference + error, reference) == pytest.approx(0.5)
-    assert engine_choice.relative_difference(100 * reference - error, 100 * reference) == pytest.approx(0.005)
-    assert np.isnan(engine_choice.relative_difference(reference * np.nan, reference))
+
+    def difference(outputs: np.ndarray, expected: np.ndarray) -> float:
+        return engine_choice.relative_difference({"one": outputs, "more": outputs}, {"one": expected})
+
+    assert difference(reference + error, reference) == pytest.approx(0.5)
+    assert difference(100 * reference - error, 100 * reference) == pytest.approx(0.005)
+    assert np.isnan(difference(reference * np.nan, reference))

@@ -122,17 +122,17 @@ def test_the_record_keeps_one_check_of_each_precision(tmp_path):
 
 def test_a_new_model_in_the_folder_leaves_nothing_of_the_one_before(make_bundle):
     bundle = make_bundle("a", "b")
-    info, state, _ = load_bundle(bundle)
+    whole = load_bundle(bundle)
     for name in ("precision.json", "network-int8.xml", "network-int8.bin"):
         (bundle / name).write_bytes(b"of the model before")
-    save_bundle(bundle, replace(info, temperature=2.0), state)
+    save_bundle(bundle, replace(whole.info, temperature=2.0), whole.tensors())
     assert not list(bundle.glob("network*")) and not (bundle / PRECISION_FILE).exists()
 
 
 def test_fitted_decisions_are_put_in_the_place_of_the_bundles(make_bundle):
     maps = np.random.default_rng(0).normal(size=(60, 128)).astype(np.float32)
     scorer = ood.fit(maps[:30], maps[30:])
-    info, _, _ = load_bundle(make_bundle("a", "b"))
+    info = load_bundle(make_bundle("a", "b")).info
     moved = scorer.ranked_among(maps[:30] + 0.5)
     fitted = Fitted.of(replace(info, temperature=3.0, threshold=0.75), moved)
     assert fitted.info(info) == replace(info, temperature=3.0, threshold=0.75)

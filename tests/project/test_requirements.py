@@ -13,10 +13,23 @@ ROOT = Path(__file__).resolve().parents[2]
 LEAST = {"torch": ">=2.10", "starlette": ">=1.6", "pillow": ">=12.3", "mlflow": ">3.17.1"}
 LOCKS = {
     "requirements.txt": "requirements.lock",
+    "requirements-serve.txt": "requirements-serve.lock",
     "requirements-export.txt": "requirements-export.lock",
     "requirements-registry.txt": "requirements-registry.lock",
     "deploy/requirements-mlflow.txt": "deploy/requirements-mlflow.lock",
     "requirements-dev.txt": "requirements-dev.lock",
+}
+NOT_SERVED = {"torch", "torchvision", "timm", "captum", "mlflow", "pandas", "scikit-learn", "scipy", "matplotlib"}
+    "torch",
+    "torchvision",
+    "timm",
+    "captum",
+    "mlflow",
+    "pandas",
+    "scikit-learn",
+    "scipy",
+    "matplotlib",
+    "onnx",
 }
 
 
@@ -62,7 +75,7 @@ def test_no_version_is_below_the_least_and_the_reason_stands_beside_it(package):
 @pytest.mark.parametrize("package", LEAST)
 @pytest.mark.parametrize("lock", LOCKS.values())
 def test_no_lock_goes_below_the_least(lock, package):
-    assert all(Version(version) in SpecifierSet(LEAST[package]) for version in locked(lock)[package])
+    assert all(Version(version) in SpecifierSet(LEAST[package]) for version in locked(lock).get(package, ()))
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -71,6 +84,12 @@ def test_the_lock_names_the_versions_that_were_asked_for(name):
     assert {package: versions[package] for package in asked(name)} == {
         package: {version} for package, (version, _) in asked(name).items()
     }, "make lock"
+
+
+def test_serving_takes_a_part_of_what_runs():
+    runs, serves = locked("requirements.lock"), locked("requirements-serve.lock")
+    assert {package: runs[package] for package in serves} == serves, "make lock"
+    assert not serves.keys() & NOT_SERVED
 
 
 def test_development_adds_to_what_runs_and_changes_nothing_of_it():

@@ -22,12 +22,12 @@ from served import serve
 
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.evaluation import attribution
-from spectacles.evaluation.feature_layouts import NoFeatureMap
 from spectacles.evaluation.overlays import SIDE, view
 from spectacles.inference.predictor import Predictor
 from spectacles.models import backbones
 from spectacles.models.bundle import read_bundle_info, save_bundle
 from spectacles.models.classifier import Classifier
+from spectacles.models.feature_layouts import NoFeatureMap
 from spectacles.server.schemas import Explanation, explanation_headers
 
 CLASSES = ("cat", "dog", "<b>ö</b>")

@@ -86,8 +86,8 @@ def test_the_model_is_exchanged_and_a_broken_one_is_not_taken(bundle_dir: Path, 
     shutil.copytree(bundle_dir, own)
     with serve(SPECTACLES_BUNDLE=str(own), SPECTACLES_API_KEYS=KEYS) as client:
         first = send(client, PHOTO, headers=BEARER).json()
-        info, state, _ = load_bundle(bundle_dir)
-        save_bundle(own, info, {name: value + 0.01 for name, value in state.items()})
+        bundle = load_bundle(bundle_dir)
+        save_bundle(own, bundle.info, {name: value + 0.01 for name, value in bundle.tensors().items()})
         second_id = client.post("/admin/reload", headers=BEARER).json()["model_id"]
         second = send(client, PHOTO, headers=BEARER).json()
         assert second["model_id"] == second_id == client.get("/model", headers=BEARER).json()["model_id"]
