@@ -24,11 +24,11 @@ from spectacles.data import label_corrections, label_sets, schemas, similarity
 from spectacles.data.splits import SPLITS
 from spectacles.evaluation import cross_training, label_quality
 from spectacles.evaluation.error_explanations import explain_decisions
+from spectacles.inference.predictor import Predictor
 from spectacles.models import pretrained
 from spectacles.models.bundle import BundleInfo
-from spectacles.models.classifier import Classifier, load_classifier
+from spectacles.models.classifier import Classifier
 from spectacles.models.feature_cache import FeatureExtractor
-from spectacles.models.torch_device import prepare_device
 from spectacles.report import error_galleries, review_page
 from spectacles.report.review_page import Review
 
@@ -45,8 +45,8 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     scored_on = run_dir.load_result("evaluate", EvaluateReport).scored_on
     predicted = load_predictions(run_dir)
     scored = predicted[predicted["split"] == scored_on]
-    classifier, info, _ = load_classifier(run_dir.bundle)
-    classifier.to(prepare_device(resolve_device(config.device)), memory_format=torch.channels_last)
+    predictor = Predictor(run_dir.bundle, resolve_device(config.device), config.batch_size, config.engine, images=0)
+    classifier, info = predictor.classifier, predictor.info
     folder = run_dir.folder("error_analysis")
 
     errors = find_errors(predicted)
@@ -68,7 +68,7 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
         to_check = doubtful.head(config.gallery_size)
         ranges = info.preprocessing.value_ranges
         galleries = error_galleries.draw(shown, nearest, to_check, folder, scored_on, config.num_workers, ranges)
-    explanations, findings, measured = explain_decisions(scored, shown, classifier, info, config, folder, scored_on)
+    explanations, findings, measured = explain_decisions(scored, shown, predictor, config, folder, scored_on)
 
     counts = {split: int((errors["split"] == split).sum()) for split in predicted["split"].unique()}
     suspected = int(doubtful["suspected"].sum())

@@ -18,9 +18,10 @@ from spectacles.data.preprocessing import Preprocessing, decoded_batches, to_pic
 from spectacles.evaluation import faithfulness
 from spectacles.evaluation.attribution import REMEDY, explain
 from spectacles.evaluation.feature_maps import draw_feature_maps
+from spectacles.evaluation.saliency import CannotExplain
+from spectacles.inference.predictor import Predictor
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
-from spectacles.models.feature_layouts import NoFeatureMap
 from spectacles.models.normalization import normalize
 from spectacles.models.torch_device import to_device
 from spectacles.report.image_grid import image_grid
@@ -35,8 +36,7 @@ COLUMNS = 6
 def explain_decisions(
     scored: pd.DataFrame,
     errors: pd.DataFrame,
-    classifier: Classifier,
-    info: BundleInfo,
+    predictor: Predictor,
     config: ErrorAnalysisConfig,
     folder: Path,
     split: str,
@@ -48,12 +48,11 @@ def explain_decisions(
     """
     correct = sample_correct(scored, max(faithfulness.IMAGES, config.gallery_size), config.seed)
     rows = pd.concat([errors, correct], ignore_index=True)
+    info, classifier = predictor.info, predictor.classifier
     log.info("  explaining %d decisions with %s", len(rows), config.explain_with)
     pixels = _read(rows["path"].tolist(), info.preprocessing, config)
     rows = rows.assign(explained=explained_classes(rows, info))
-    saliency, notes = _saliency_maps(
-        rows["explained"], pixels, classifier, info, explanation_methods(config.explain_with)
-    )
+    saliency, notes = _saliency_maps(rows["explained"], pixels, predictor, explanation_methods(config.explain_with))
     part = slice(len(errors), len(errors) + faithfulness.IMAGES)
     results = {
         method: check_faithfulness(rows["explained"][part], pixels[part], maps[part], classifier, info, config.seed)
@@ -69,7 +68,7 @@ def explain_decisions(
             files.append(_draw(rows.loc[places], pixels, saliency, folder / f"explained_{name}.png", title))
         try:
             files += _draw_first_layer_groups(rows[part], pixels[part], classifier, info.preprocessing, folder)
-        except NoFeatureMap as reason:
+        except CannotExplain as reason:
             notes.append(f"no picture of feature maps: {reason}")
     sentences = [faithfulness.sentence(method, result) for method, result in results.items()]
     metrics: dict[str, float | None] = {
@@ -111,17 +110,17 @@ def _read(paths: Sequence[str], preprocessing: Preprocessing, config: ErrorAnaly
 
 
 def _saliency_maps(
-    explained: pd.Series, pixels: np.ndarray, classifier: Classifier, info: BundleInfo, methods: Sequence[str]
+    explained: pd.Series, pixels: np.ndarray, predictor: Predictor, methods: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Method -> saliency (N, h, w) for the `explained` classes; and a note for each method that does not work with
     this backbone."""
     saliency, notes = {}, []
-    targets = [info.classes.index(name) for name in explained]
+    targets = [predictor.info.classes.index(name) for name in explained]
     for method in methods if targets else ():
         try:
-            saliency[method] = explain(method, classifier, pixels, targets, info.preprocessing)
-        except NoFeatureMap as reason:
-            notes.append(f"no {method} for {info.backbone}: {reason}; {REMEDY} (--explain_with)")
+            saliency[method] = explain(method, predictor, pixels, targets)
+        except CannotExplain as reason:
+            notes.append(f"no {method} for {predictor.info.backbone}: {reason}; {REMEDY} (--explain_with)")
     return saliency, notes
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from spectacles.evaluation.attribution import blurred
+from spectacles.evaluation.integrated_gradients import blurred
 from spectacles.metrics.bootstrap import mean_interval
 from spectacles.metrics.calibration import Calibration
 from spectacles.models.classifier import Classifier

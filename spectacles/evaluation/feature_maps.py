@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from spectacles.data.preprocessing import Preprocessing, to_picture
+from spectacles.evaluation.saliency import CannotExplain
 from spectacles.models.classifier import Classifier
-from spectacles.models.feature_layouts import NoFeatureMap, as_map, layer_group_ends, prefix_tokens
+from spectacles.models.feature_layouts import as_map, layer_group_ends, prefix_tokens
 from spectacles.models.normalization import normalize
 from spectacles.models.torch_device import to_device
 from spectacles.report.image_grid import image_grid
@@ -24,7 +25,7 @@ def draw_feature_maps(
     """Photos, uint8 (B, S, S, C), with the most active channels of each of the first layer groups, a row a layer group.
 
     Most active: those whose values differ most over the photo, as one that is high everywhere shows nothing; bright is
-    high. Raises NoFeatureMap.
+    high. Raises CannotExplain.
     """
     classifier.eval()
     device = next(classifier.parameters()).device
@@ -46,14 +47,14 @@ def draw_feature_maps(
 def stage_maps(backbone: nn.Module, images: torch.Tensor, count: int = STAGES) -> list[tuple[str, np.ndarray]]:
     """(name, outputs (B, C, h, w) float32) of the first `count` layer groups for images (B, C, S, S).
 
-    Stages that are not laid out like the image are left out; NoFeatureMap where none is.
+    Stages that are not laid out like the image are left out; CannotExplain where none is.
     """
     maps = []
     for number, (_, output) in enumerate(layer_group_ends(backbone, images, count), start=1):
         if found := as_map(output, prefix_tokens(backbone)):
             maps.append((f"layer group {number}", found[0].float().cpu().numpy()))
     if not maps:
-        raise NoFeatureMap(f"the first layer groups of {type(backbone).__name__} are not laid out like the image")
+        raise CannotExplain(f"the first layer groups of {type(backbone).__name__} are not laid out like the image")
     return maps
 
 

@@ -16,8 +16,9 @@ import torch
 from captum.attr import LayerGradientXActivation
 from torch import nn
 
+from spectacles.evaluation.saliency import CannotExplain, to_saliency
 from spectacles.models.classifier import Classifier
-from spectacles.models.feature_layouts import NoFeatureMap, as_map, layer_group_ends, prefix_tokens
+from spectacles.models.feature_layouts import as_map, layer_group_ends, prefix_tokens
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -27,7 +28,7 @@ def grad_cam(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor
 
     h and w are those of the last feature map that is finer than the network's final one; where there is none, of the
     features before pooling or, in a transformer, of the tokens that enter the last block (the tokens after it no longer
-    reach a class token). An image in which nothing supports its class is 0 everywhere. Raises NoFeatureMap. Leaves
+    reach a class token). An image in which nothing supports its class is 0 everywhere. Raises CannotExplain. Leaves
     the classifier in evaluation mode.
     """
     classifier.eval()
@@ -35,16 +36,7 @@ def grad_cam(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor
     with _through(tap, classifier, images[:1]) as forward:
         inputs = images.detach().requires_grad_()  # a path for gradients, also where the backbone is frozen
         scores = LayerGradientXActivation(forward, tap).attribute(inputs, target=targets)
-    return to_saliency(scores.sum(dim=1))
-
-
-def to_saliency(scores: torch.Tensor) -> np.ndarray:
-    """Attribution scores (B, h, w) on any scale -> saliency (B, h, w) float32: negative scores become 0, each image's
-    maximum 1; an image without positive scores is 0 everywhere."""
-    positive = scores.detach().float().cpu().clamp(min=0)
-    maximum = positive.amax(dim=(1, 2), keepdim=True)
-    scaled: np.ndarray = torch.where(maximum > 0, positive / maximum, 0.0).numpy()
-    return scaled
+    return to_saliency(scores.sum(dim=1).detach().float().cpu().numpy())
 
 
 @contextmanager
@@ -52,7 +44,7 @@ def _through(tap: nn.Module, classifier: Classifier, example: torch.Tensor) -> I
     """The classifier as a function in which a feature map passes through `tap` as (B, C, h, w)."""
     backbone: Any = classifier.backbone  # timm's methods are not nn.Module's
     if not hasattr(backbone, "forward_features"):
-        raise NoFeatureMap(f"{type(backbone).__name__} does not tell its features before pooling")
+        raise CannotExplain(f"{type(backbone).__name__} does not tell its features before pooling")
     with torch.no_grad():
         features = backbone.forward_features(example)
     module = _before_the_last_reduction(backbone, example, features)
@@ -94,7 +86,7 @@ def _last_norm(backbone: nn.Module) -> nn.Module:
     try:
         layer: nn.Module = backbone.blocks[-1].norm1  # type: ignore[index, union-attr]
     except (AttributeError, TypeError, IndexError):
-        raise NoFeatureMap(
+        raise CannotExplain(
             f"{type(backbone).__name__} has neither a feature map nor timm's transformer blocks"
         ) from None
     return layer
@@ -106,7 +98,7 @@ def _pass_through(tap: nn.Module, prefix: int) -> Callable[[nn.Module, Any, Any]
     def hook(module: nn.Module, args: Any, output: Any) -> torch.Tensor:
         found = as_map(output, prefix)
         if found is None:
-            raise NoFeatureMap(f"{output.shape[1] - prefix} tokens are no square grid")
+            raise CannotExplain(f"{output.shape[1] - prefix} tokens are no square grid")
         feature_map, back = found
         return back(tap(feature_map))
 

@@ -14,9 +14,9 @@ from spectacles.data.addresses import locate
 from spectacles.data.images import MAX_PIXELS, ImageRejected, Source, decode
 from spectacles.data.preprocessing import Preprocessing, to_picture
 from spectacles.evaluation.attribution import REMEDY, explain
+from spectacles.evaluation.saliency import CannotExplain
 from spectacles.inference.predictor import Prediction, Predictor
 from spectacles.models.bundle import BundleInfo
-from spectacles.models.feature_layouts import NoFeatureMap
 from spectacles.report.saliency import overlay_saliency
 
 SIDE = 384
@@ -70,11 +70,13 @@ def _overlays(
 ) -> list[np.ndarray]:
     if not read:
         return []
-    pixels, info = np.stack([pixels for pixels, _ in read]), predictor.info
-    try:
-        saliency = [explain(method, predictor.classifier, pixels, guesses, info.preprocessing) for method in methods]
-    except NoFeatureMap as reason:
-        raise UserError(f"--explain_with gradcam does not work with {info.backbone}: {reason}; {REMEDY}.") from reason
+    pixels = np.stack([pixels for pixels, _ in read])
+    saliency = []
+    for method in methods:
+        try:
+            saliency.append(explain(method, predictor, pixels, guesses))
+        except CannotExplain as reason:
+            raise UserError(f"--explain_with {method} cannot explain this model: {reason}; {REMEDY}.") from reason
     return [
         np.concatenate([overlay_saliency(picture, maps[place]) for maps in saliency], axis=1)
         for place, (_, picture) in enumerate(read)

@@ -85,6 +85,10 @@ class Predictor:
             self.engine, self.run = engine_choice.choose(self.network, bundle / ENGINE_FILE, engine, agree, images)
         self._torch_lock = RLock()
 
+    def head_weight(self) -> np.ndarray:
+        """(K, D) float32: logits are features times its transpose, plus a bias."""
+        return self.bundle.tensors("head.weight")["head.weight"]
+
     @property
     def classifier(self) -> "Classifier":
         """The network in torch, on the device. Raises UserError where torch is not installed."""

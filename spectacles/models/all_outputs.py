@@ -70,7 +70,7 @@ class AllOutputs(nn.Module):
             return False
         size, channels = preprocessing.image_size, preprocessing.in_chans
         images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
-        images = images.to(next(backbone.parameters()).device)
+        images = images.to(next(self.classifier.parameters()).device)
         features, unpooled = backbone(images), backbone.forward_features(images)
         found = as_map(unpooled, prefix_tokens(backbone))
         if found is None or found[0].shape[:2] != features.shape:

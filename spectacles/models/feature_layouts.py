@@ -13,10 +13,6 @@ from spectacles.models import backbones
 Back = Callable[[torch.Tensor], torch.Tensor]
 
 
-class NoFeatureMap(Exception):
-    """The backbone has no layer that is laid out like the image; the message names what it has instead."""
-
-
 def as_map(features: Any, prefix: int = 0) -> tuple[torch.Tensor, Back] | None:
     """(the features as (B, C, h, w), what turns such a map back); None where they are not laid out like the image.
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from spectacles.data.preprocessing import Preprocessing, to_picture
 from spectacles.evaluation import attribution, overlays
+from spectacles.evaluation.saliency import CannotExplain
 from spectacles.inference.predictor import Predictor
-from spectacles.models.feature_layouts import NoFeatureMap
 from spectacles.report.saliency import overlay_saliency
 from spectacles.server import limits, schemas, telemetry, urls
 from spectacles.server.auth import Rejected
@@ -135,8 +135,8 @@ async def explanation(
     ]
     try:
         saliency, picture = await batcher.between_batches(partial(_draw, model, method, index, seen, shown))
-    except NoFeatureMap as reason:
-        detail = f"{method} does not work with {model.info.backbone}: {reason}; {attribution.REMEDY}."
+    except CannotExplain as reason:
+        detail = f"{method} cannot explain this model: {reason}; {attribution.REMEDY}."
         raise Rejected(422, "bad_request", detail) from reason
     except Overloaded as overload:
         raise busy(overload) from None
@@ -161,8 +161,7 @@ async def _pixels(batcher: Batcher, content: bytes, preprocessing: Preprocessing
 def _draw(
     model: Predictor, method: str, index: int, seen: np.ndarray, shown: np.ndarray
 ) -> tuple[list[list[float]], bytes]:
-    with model.torch_network() as classifier:
-        saliency = attribution.explain(method, classifier, seen[None], [index], model.info.preprocessing)[0]
+    saliency = attribution.explain(method, model, seen[None], [index])[0]
     buffer = BytesIO()
     Image.fromarray(overlay_saliency(to_picture(shown), saliency)).save(buffer, "PNG")
     return saliency.astype(float).round(3).tolist(), buffer.getvalue()

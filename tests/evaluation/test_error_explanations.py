@@ -11,10 +11,10 @@ from PIL import Image
 
 from spectacles.core.config import ErrorAnalysisConfig
 from spectacles.core.errors import UserError
-from spectacles.evaluation import attribution, error_explanations, faithfulness
+from spectacles.evaluation import attribution, error_explanations, faithfulness, occlusion
 from spectacles.evaluation.error_explanations import explain_decisions, sample_correct
-from spectacles.models.classifier import load_classifier
-from spectacles.models.feature_layouts import NoFeatureMap
+from spectacles.evaluation.saliency import CannotExplain
+from spectacles.inference.predictor import Predictor
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +28,8 @@ def bundle_dir(make_bundle: Callable[..., Path]) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attribution, "WINDOW", 1 / 2)
-    monkeypatch.setattr(attribution, "STRIDE", 1 / 4)
+    monkeypatch.setattr(occlusion, "WINDOW", 1 / 2)
+    monkeypatch.setattr(occlusion, "STRIDE", 1 / 4)
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ def scored(tmp_path: Path) -> pd.DataFrame:
 def explain(
     scored: pd.DataFrame, bundle_dir: Path, folder: Path, **flags: object
 ) -> tuple[list[str], list[str], dict[str, float | None]]:
-    classifier, info, _ = load_classifier(bundle_dir)
+    predictor = Predictor(bundle_dir, "cpu", engine="torch")
     config = ErrorAnalysisConfig(device="cpu", num_workers=1, batch_size=3, **({"gallery_size": 4} | flags))
     errors = scored[scored["label"] != scored["predicted"]].head(config.gallery_size)
     folder.mkdir(exist_ok=True)
-    files, sentences, metrics = explain_decisions(scored, errors, classifier, info, config, folder, "test")
+    files, sentences, metrics = explain_decisions(scored, errors, predictor, config, folder, "test")
     assert sorted(files) == sorted(folder.iterdir())
     return [path.name for path in files], sentences, metrics
 
@@ -93,14 +93,14 @@ def test_an_architecture_without_a_map_keeps_the_other_methods(
     scored: pd.DataFrame, bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reject(*_: object) -> None:
-        raise NoFeatureMap("it has no map")
+        raise CannotExplain("it has no map")
 
     monkeypatch.setitem(attribution.METHODS, "gradcam", reject)
     monkeypatch.setattr(error_explanations, "draw_feature_maps", reject)
     names, sentences, _ = explain(scored, bundle_dir, tmp_path / "both", explain_with="gradcam,occlusion")
     assert sorted(names) == sorted(["faithfulness.json", *PICTURES[:2]])
     assert sentences[0].startswith("occlusion: ")
-    assert sentences[1].startswith("no gradcam for simple_cnn: it has no map; occlusion and integrated_gradients work")
+    assert sentences[1].startswith("no gradcam for simple_cnn: it has no map; occlusion works with every")
     assert sentences[2] == "no picture of feature maps: it has no map"
     names, _, metrics = explain(scored, bundle_dir, tmp_path / "none")
     assert names == ["faithfulness.json"] and metrics == {}

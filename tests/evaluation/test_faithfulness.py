@@ -1,5 +1,8 @@
 """Maps on what a network looks at are called faithful, maps elsewhere are not."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spectacles.evaluation import faithfulness
-from spectacles.evaluation.attribution import METHODS, blurred
 from spectacles.evaluation.faithfulness import HIGHLIGHTED, REGIONS, highlighted, judge, probability_drops, sentence
+from spectacles.evaluation.gradcam import grad_cam
+from spectacles.evaluation.integrated_gradients import blurred, integrated_gradients
+from spectacles.evaluation.occlusion import occlusion
 from spectacles.metrics.calibration import Calibration
 from spectacles.models.classifier import Classifier
+
+Method = Callable[[Classifier, torch.Tensor, torch.Tensor], np.ndarray]
 
 SIZE, GRID, CORNER = 32, 8, 10
 
@@ -72,10 +79,19 @@ def test_maps_of_anything_else_are_not(corner: Classifier) -> None:
     assert sentence("gradcam", result).endswith("the maps cannot be trusted")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_methods_find_the_corner(corner: Classifier, method: str) -> None:
-    saliency = METHODS[method](corner, images(), torch.ones(12, dtype=torch.int64))
+@pytest.mark.parametrize("method", [grad_cam, integrated_gradients])
+def test_gradients_find_the_corner(corner: Classifier, method: Method) -> None:
+    saliency = method(corner, images(), torch.ones(12, dtype=torch.int64))
     assert verdict(corner, saliency)["faithful"] is True
+
+
+def test_occlusion_finds_the_corner(corner: Classifier) -> None:
+    def outputs(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        return {"logits": corner(torch.from_numpy(pixels / np.float32(32) - 4).permute(0, 3, 1, 2)).detach().numpy()}
+
+    network = SimpleNamespace(outputs=outputs, info=SimpleNamespace(multi_label=False))
+    pixels = ((images() + 4) * 32).clip(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    assert verdict(corner, occlusion(network, pixels, np.ones(12, dtype=int)))["faithful"] is True
 
 
 def test_maps_that_show_nothing_explain_nothing(corner: Classifier) -> None:

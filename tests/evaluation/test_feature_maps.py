@@ -10,9 +10,9 @@ from torch import nn
 
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.evaluation.feature_maps import draw_feature_maps, most_active, stage_maps
+from spectacles.evaluation.saliency import CannotExplain
 from spectacles.models import backbones
 from spectacles.models.classifier import Classifier
-from spectacles.models.feature_layouts import NoFeatureMap
 
 PREPROCESSING = Preprocessing(32, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3, 3)
 
@@ -85,5 +85,5 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
 
 
 def test_a_network_without_such_a_layout_is_reported() -> None:
-    with pytest.raises(NoFeatureMap, match="not laid out like the image"):
+    with pytest.raises(CannotExplain, match="not laid out like the image"):
         stage_maps(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), torch.zeros(1, 3, 32, 32))

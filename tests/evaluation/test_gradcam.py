@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from spectacles.evaluation.gradcam import grad_cam
+from spectacles.evaluation.saliency import CannotExplain
 from spectacles.models import backbones
 from spectacles.models.classifier import Classifier
-from spectacles.models.feature_layouts import NoFeatureMap
 
 SIZE, GRID = 32, 8
 
@@ -151,5 +151,5 @@ def test_a_backbone_without_a_map_is_reported() -> None:
         num_prefix_tokens = 0
 
     for backbone, reason in ((Flat(), "features before pooling"), (FlatFeatures(), "neither"), (Uneven(), "square")):
-        with pytest.raises(NoFeatureMap, match=reason):
+        with pytest.raises(CannotExplain, match=reason):
             grad_cam(red_or_green(backbone), torch.zeros(1, 3, SIZE, SIZE), torch.tensor([0]))

@@ -20,8 +20,8 @@ from spectacles.data.preprocessing import Preprocessing
 from spectacles.evaluation import attribution, overlays
 from spectacles.evaluation.attribution import explain
 from spectacles.evaluation.overlays import SIDE, file_name, view
+from spectacles.evaluation.saliency import CannotExplain
 from spectacles.inference.predictor import Predictor
-from spectacles.models.feature_layouts import NoFeatureMap
 from spectacles.report.saliency import overlay_saliency
 
 
@@ -83,7 +83,7 @@ def test_an_overlay_is_of_its_own_row_and_of_the_class_that_was_predicted(
             continue
         pixels, picture = view(Path(row["file"]), info.preprocessing)
         index = info.classes.index(row["label"])
-        saliency = explain("gradcam", predictor.classifier, pixels[None], [index], info.preprocessing)[0]
+        saliency = explain("gradcam", predictor, pixels[None], [index])[0]
         with Image.open(output.parent / row["explanation"]) as stored:
             difference = np.asarray(stored).astype(int) - overlay_saliency(picture, saliency)
         assert np.abs(difference).mean() < 0.1  # a batch may round otherwise than a single image
@@ -163,10 +163,10 @@ def test_a_backbone_without_a_map_is_reported_with_the_methods_that_work(
     bundle_dir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reject(*_: object) -> None:
-        raise NoFeatureMap("it has no map")
+        raise CannotExplain("it has no map")
 
     monkeypatch.setitem(attribution.METHODS, "gradcam", reject)
-    with pytest.raises(UserError, match="simple_cnn: it has no map; occlusion and integrated_gradients work"):
+    with pytest.raises(UserError, match="gradcam cannot explain this model: it has no map; occlusion works"):
         run(bundle_dir, [photos], tmp_path / "predictions.csv")
     assert not (tmp_path / "predictions.csv").exists()
     run(bundle_dir, [photos], tmp_path / "predictions.csv", explain_with="occlusion")

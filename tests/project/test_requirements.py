@@ -20,17 +20,6 @@ LOCKS = {
     "requirements-dev.txt": "requirements-dev.lock",
 }
 NOT_SERVED = {"torch", "torchvision", "timm", "captum", "mlflow", "pandas", "scikit-learn", "scipy", "matplotlib"}
-    "torch",
-    "torchvision",
-    "timm",
-    "captum",
-    "mlflow",
-    "pandas",
-    "scikit-learn",
-    "scipy",
-    "matplotlib",
-    "onnx",
-}
 
 
 def lines(name: str) -> list[str]:

@@ -23,11 +23,11 @@ from served import serve
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.evaluation import attribution
 from spectacles.evaluation.overlays import SIDE, view
+from spectacles.evaluation.saliency import CannotExplain
 from spectacles.inference.predictor import Predictor
 from spectacles.models import backbones
 from spectacles.models.bundle import read_bundle_info, save_bundle
 from spectacles.models.classifier import Classifier
-from spectacles.models.feature_layouts import NoFeatureMap
 from spectacles.server.schemas import Explanation, explanation_headers
 
 CLASSES = ("cat", "dog", "<b>ö</b>")
@@ -78,7 +78,7 @@ def test_numbers_are_those_of_the_model(client: TestClient, bundle_dir: Path, me
         index = CLASSES.index(label or expected.label)
         assert answer["label"] == CLASSES[index] and answer["method"] == method
         assert answer["probability"] == pytest.approx(expected.probabilities[index], abs=1e-9)
-        saliency = attribution.explain(method, predictor.classifier, pixels[None], [index], info.preprocessing)[0]
+        saliency = attribution.explain(method, predictor, pixels[None], [index])[0]
         np.testing.assert_allclose(answer["saliency"], saliency, atol=1e-3)
         assert answer["model_id"] == predictor.model_id
         assert answer["milliseconds"] > 0 and answer["request_id"]
@@ -174,13 +174,13 @@ def test_a_backbone_without_a_map_is_rejected_with_the_methods_that_work(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reject(*_: object) -> None:
-        raise NoFeatureMap("it has no map")
+        raise CannotExplain("it has no map")
 
     monkeypatch.setitem(attribution.METHODS, "gradcam", reject)
     response = send(client, PHOTO)
     assert response.status_code == 422
     detail = response.json()["detail"]
-    assert detail.startswith("gradcam does not work with simple_cnn: it has no map; occlusion and integrated_gradients")
+    assert detail.startswith("gradcam cannot explain this model: it has no map; occlusion works with every network")
     assert picture(send(client, PHOTO, method="occlusion")).shape == (SIDE, SIDE, 3)
 
 

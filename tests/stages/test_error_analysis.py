@@ -19,7 +19,7 @@ from spectacles.core.results import ErrorReport, EvaluateReport, from_json, to_j
 from spectacles.core.run_dir import RunDir
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.data.schemas import load_split
-from spectacles.evaluation import attribution, feature_layouts
+from spectacles.evaluation import attribution, saliency
 from spectacles.models import backbones
 from spectacles.models.bundle import BundleInfo, save_bundle
 from spectacles.models.classifier import Classifier
@@ -226,7 +226,7 @@ def test_without_pretrained_weights_the_trained_backbone_is_used_with_a_note(pre
 
 def test_without_a_feature_map_only_the_overlays_are_missing(prepared: Prepared, monkeypatch) -> None:
     def reject(*args: object) -> None:
-        raise feature_layouts.NoFeatureMap("it has no map")
+        raise saliency.CannotExplain("it has no map")
 
     monkeypatch.setitem(attribution.METHODS, "gradcam", reject)
     report = prepared.run()

@@ -98,7 +98,7 @@ class ModelConfig(Settings):
 @dataclass(frozen=True)
 class ExplainConfig(Settings):
     explain_with: str = "gradcam"
-    """How decisions on photos are explained: gradcam, occlusion, integrated_gradients; several with commas."""
+    """How decisions on photos are explained: gradcam, cam, occlusion, integrated_gradients; several with commas."""
 
     @model_validator(mode="after")
     def _check_explanations(self) -> Self:

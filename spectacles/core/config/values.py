@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from spectacles.core.errors import UserError
 
-EXPLANATIONS = ("gradcam", "occlusion", "integrated_gradients")
+EXPLANATIONS = ("gradcam", "cam", "occlusion", "integrated_gradients")
 
 NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 

@@ -1,0 +1,17 @@
+"""Class activation maps (Zhou et al. 2016): how much each place of the last feature map contributes to a logit.
+
+Only where the features are the mean of that map, and the head is linear: there it is Grad-CAM on the last map, without
+a backward pass.
+"""
+
+import numpy as np
+
+from spectacles.evaluation.saliency import CannotExplain, Explainable, to_saliency
+
+
+def class_activation_map(network: Explainable, pixels: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """uint8 (B, S, S, C) and class indices (B,) -> saliency (B, h, w). Raises CannotExplain."""
+    outputs = network.outputs(pixels)
+    if "last_map" not in outputs:
+        raise CannotExplain(f"the features of {network.info.backbone} are not the mean of its last feature map")
+    return to_saliency(np.einsum("bdhw,bd->bhw", outputs["last_map"], network.head_weight()[targets]))
