@@ -71,8 +71,8 @@ def _by_gradients(
 
 
 METHODS: dict[str, Method] = {
-    "gradcam": _grad_cam,
-    "cam": class_activation_map,
     "occlusion": occlusion,
+    "cam": class_activation_map,
+    "gradcam": _grad_cam,
     "integrated_gradients": _integrated_gradients,
 }

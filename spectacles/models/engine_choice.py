@@ -89,7 +89,7 @@ def choose(
     if engine not in ("auto", "torch") and not model.on_cpu:
         raise UserError(f"--engine {engine} runs on the CPU: use --device cpu, or --engine auto.")
     names = [engine] if engine != "auto" else _candidates(model.engines, choice_file, images)
-    if names == ["torch"]:
+    if list(names) == ["torch"]:
         return "torch", model.torch_engine()
     pixels = sample_pictures(model.preprocessing, CHECKED)
     expected = model.expected(pixels)

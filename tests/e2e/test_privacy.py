@@ -12,17 +12,17 @@ from command_line import ROOT, Finished, clean_environment
 needs_strace = pytest.mark.skipif(not network_trace.tracer(Path()), reason="strace is not installed")
 
 USE = """
-from pathlib import Path
 import numpy, torch
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.models import engines
+from spectacles.models import engines, onnx_export, torch_network
 
 preprocessing = Preprocessing(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 16), torch.nn.Flatten())
-path = engines.export(engines.PixelNetwork(network, preprocessing, torch.device("cpu")), Path("."))
+onnx = onnx_export.export(*torch_network.PixelNetwork(network, preprocessing, "cpu").from_pixels())
 for name, build in engines.BUILDERS.items():
     if engines.is_installed(name):
-        assert build(path)(numpy.zeros((2, 16, 16, 3), dtype=numpy.uint8)).shape == (2, 4)
+        outputs = build(onnx)(numpy.zeros((2, 16, 16, 3), dtype=numpy.uint8))
+        assert outputs["outputs"].shape == (2, 4)
 import mlflow
 """
 """Every library that would report its use if it were let."""

@@ -260,7 +260,7 @@ def test_names() -> None:
     assert explanation_methods("occlusion, gradcam,occlusion") == ["occlusion", "gradcam"]
     for config in (ErrorAnalysisConfig, PredictConfig, PipelineConfig):
         for wrong in ("lime", "gradcam,lime", "", ","):
-            with pytest.raises(UserError, match=r"--explain_with .* is unknown: use gradcam, cam, occlusion"):
+            with pytest.raises(UserError, match=r"--explain_with .* is unknown: use occlusion, cam, gradcam"):
                 config(explain_with=wrong)
         assert config(explain_with="gradcam,occlusion").explain_with == "gradcam,occlusion"
     with pytest.raises(UserError, match="--no_galleries forbids"):

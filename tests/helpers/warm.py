@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO
 
 LIBRARIES = (
-    "captum.attr", "cleanlab.rank", "fsspec", "jinja2", "jsonargparse", "matplotlib.figure", "onnxruntime", "pandas",
-    "PIL.Image", "pydantic", "safetensors.torch", "scipy.stats", "sklearn.linear_model", "timm", "torch",
-    "torchvision.transforms.v2", "tqdm", "yaml",
+    "captum.attr", "cleanlab.rank", "fsspec", "jinja2", "jsonargparse", "matplotlib.figure", "onnxruntime",
+    "onnxscript", "pandas", "PIL.Image", "pydantic", "safetensors.torch", "scipy.stats", "sklearn.linear_model",
+    "timm", "torch", "torchvision.transforms.v2", "tqdm", "yaml",
 )  # fmt: skip
 """None of ours, which a command imports as from a shell; none that starts threads, which do not survive a fork."""
 
@@ -132,9 +132,18 @@ def _deliver_nothing() -> None:
     tracking._start_sender = lambda run_dir: None
 
 
+def _export() -> None:
+    """The first export of a process imports as much as the libraries above."""
+    import torch
+
+    program = torch.export.export(torch.nn.Identity(), (torch.zeros(1),))
+    torch.onnx.export(program, (), verbose=False)
+
+
 def main() -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
+    _export()
     gc.freeze()
     wanted = serve(socket.socket(fileno=int(sys.argv[1])))
     if wanted is not None:

@@ -126,7 +126,7 @@ def test_a_predictor_compares_out_of_distribution_distances_too(
 
 
 def test_torch_itself_is_compared_with_nothing(make_bundle: Callable[..., Path], exported: Exported) -> None:
-    wrong = replace(exported, tensors={name: values + 1 for name, values in exported.tensors.items()})
+    wrong = replace(exported, tensors={name: 2 * values for name, values in exported.tensors.items()})
     bundle = make_bundle(*CLASSES, exported=wrong)
     with pytest.raises(UserError, match="gives other answers"):
         Predictor(bundle, "cpu", engine="onnxruntime")

@@ -32,6 +32,8 @@ from spectacles.server.schemas import Explanation, explanation_headers
 
 CLASSES = ("cat", "dog", "<b>ö</b>")
 PHOTO = encoded(noise(1, 48, 36), "JPEG")
+METHODS = [method for method in attribution.METHODS if method != "cam"]
+"""Of the smallest network, whose features are not the mean of a map."""
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +62,14 @@ def picture(response: Any) -> np.ndarray:
 
 
 def test_a_photo_gets_an_overlay_of_what_the_model_sees(client: TestClient) -> None:
-    for method in attribution.METHODS:
+    for method in METHODS:
         assert picture(send(client, PHOTO, method=method)).shape == (SIDE, SIDE, 3)
     by_default = picture(send(client, PHOTO))
-    np.testing.assert_array_equal(by_default, picture(send(client, PHOTO, method="gradcam", format="png")))
-    assert (by_default != picture(send(client, PHOTO, method="occlusion"))).any()
+    np.testing.assert_array_equal(by_default, picture(send(client, PHOTO, method="occlusion", format="png")))
+    assert (by_default != picture(send(client, PHOTO, method="gradcam"))).any()
 
 
-@pytest.mark.parametrize("method", attribution.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_numbers_are_those_of_the_model(client: TestClient, bundle_dir: Path, method: str) -> None:
     predictor = Predictor(bundle_dir, "cpu", engine="torch")
     info = predictor.info
@@ -138,8 +140,8 @@ def test_a_bad_photo_is_rejected_as_predict_rejects_it(client: TestClient, conte
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"method": "lime"}, "method 'lime' is unknown: use gradcam or occlusion or integrated_gradients"),
-        ({"method": ""}, "method '' is unknown: use gradcam or occlusion or integrated_gradients"),
+        ({"method": "lime"}, "method 'lime' is unknown: use occlusion or cam or gradcam or integrated_gradients"),
+        ({"method": ""}, "method '' is unknown: use occlusion or cam or gradcam or integrated_gradients"),
         ({"format": "jpg"}, "format 'jpg' is unknown: use png or json"),
         ({"label": "horse"}, "label 'horse' is not a class of the model"),
     ],
@@ -177,7 +179,7 @@ def test_a_backbone_without_a_map_is_rejected_with_the_methods_that_work(
         raise CannotExplain("it has no map")
 
     monkeypatch.setitem(attribution.METHODS, "gradcam", reject)
-    response = send(client, PHOTO)
+    response = send(client, PHOTO, method="gradcam")
     assert response.status_code == 422
     detail = response.json()["detail"]
     assert detail.startswith("gradcam cannot explain this model: it has no map; occlusion works with every network")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from spectacles.core.errors import UserError
 
-EXPLANATIONS = ("gradcam", "cam", "occlusion", "integrated_gradients")
+EXPLANATIONS = ("occlusion", "cam", "gradcam", "integrated_gradients")
+"""The first is the server's default: it works with every network and without PyTorch."""
 
 NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 
