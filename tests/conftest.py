@@ -48,6 +48,15 @@ def _torch_engine() -> Iterator[None]:
 
 
 @pytest.fixture
+def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training leaves out the seconds that exporting its network takes, where only torch runs the bundle."""
+    from spectacles.models.bundle_export import Exported
+    from spectacles.training import finalize
+
+    monkeypatch.setattr(finalize.bundle_export, "export", lambda *_: Exported(None, "the test does without"))
+
+
+@pytest.fixture
 def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Gives a folder that holds so much ('2m', '40k') and no more; skips where that cannot be made."""
     folder = tmp_path / "disk"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spectacles.core.errors import UserError
 from spectacles.evaluation.cam import class_activation_map
 from spectacles.evaluation.occlusion import occlusion
 from spectacles.evaluation.saliency import CannotExplain, Explainable
@@ -64,10 +65,13 @@ def _by_gradients(
     from spectacles.models.normalization import normalize
     from spectacles.models.torch_device import to_device
 
-    with network.torch_network() as classifier:
-        device = next(classifier.parameters()).device
-        images = normalize(network.info.preprocessing, to_device(pixels, device))
-        return method(classifier, images, torch.from_numpy(targets).to(device))
+    try:
+        with network.torch_network() as classifier:
+            device = next(classifier.parameters()).device
+            images = normalize(network.info.preprocessing, to_device(pixels, device))
+            return method(classifier, images, torch.from_numpy(targets).to(device))
+    except UserError as error:  # the bundle's folder holds another model by now
+        raise CannotExplain(str(error).rstrip(".")) from error
 
 
 METHODS: dict[str, Method] = {

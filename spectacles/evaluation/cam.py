@@ -14,4 +14,4 @@ def class_activation_map(network: Explainable, pixels: np.ndarray, targets: np.n
     outputs = network.outputs(pixels)
     if "last_map" not in outputs:
         raise CannotExplain(f"the features of {network.info.backbone} are not the mean of its last feature map")
-    return to_saliency(np.einsum("bdhw,bd->bhw", outputs["last_map"], network.head_weight()[targets]))
+    return to_saliency(np.einsum("bdhw,bd->bhw", outputs["last_map"], network.head_weight[targets]))

@@ -22,11 +22,12 @@ class Explainable(Protocol):
     @property
     def info(self) -> BundleInfo: ...
 
-    def outputs(self, pixels: np.ndarray) -> Outputs:
-        """uint8 (B, S, S, C) -> those of `all_outputs.AllOutputs`."""
-
+    @property
     def head_weight(self) -> np.ndarray:
         """(K, D) float32."""
+
+    def outputs(self, pixels: np.ndarray) -> Outputs:
+        """uint8 (B, S, S, C) -> those of `all_outputs.AllOutputs`."""
 
     def torch_network(self) -> "AbstractContextManager[Classifier]":
         """Raises UserError where torch is not installed."""

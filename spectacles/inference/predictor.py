@@ -73,7 +73,10 @@ class Predictor:
         self.precision, checked, self.why_precision = choose(precision, bundle, self.model_id, engine, device)
         info = checked.fitted.info(info) if checked else info
         self.info = info if prior is None else info.with_prior(prior)
-        scorer = ood.from_tensors(self.bundle.tensors(ood.PREFIX))
+        tensors = self.bundle.tensors(ood.PREFIX, "head.weight")
+        self.head_weight = tensors["head.weight"]
+        """(K, D) float32: logits are features times its transpose, plus a bias."""
+        scorer = ood.from_tensors(tensors)
         self.ood_scorer = checked.fitted.scorer(scorer) if checked else scorer
         self.device = device
         self.batch_size = batch_size
@@ -84,10 +87,6 @@ class Predictor:
             agree = bundle_network.difference(self.info, self.ood_scorer)
             self.engine, self.run = engine_choice.choose(self.network, bundle / ENGINE_FILE, engine, agree, images)
         self._torch_lock = RLock()
-
-    def head_weight(self) -> np.ndarray:
-        """(K, D) float32: logits are features times its transpose, plus a bias."""
-        return self.bundle.tensors("head.weight")["head.weight"]
 
     @property
     def classifier(self) -> "Classifier":

@@ -123,6 +123,8 @@ class Bundle:
                 return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes or "")}  # noqa: SIM118
         except SafetensorError as error:
             raise UserError(f"{self.weights} is not a safetensors file ({error}).") from error
+        except OSError as error:
+            raise UserError(f"{self.weights} is no longer there: load the bundle again.") from error
 
 
 def save_bundle(

@@ -27,6 +27,8 @@ from spectacles.data.splits import SPLITS
 from spectacles.evaluation import split_scores
 from spectacles.inference.inputs import collect
 
+pytestmark = pytest.mark.usefixtures("without_export")
+
 Flags = dict[str, object]
 Make = Callable[[Path], Flags]
 COUNT = 16

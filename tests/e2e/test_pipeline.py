@@ -14,6 +14,8 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 from spectacles.core.run_dir import STAGES, RunDir, find_run
+from spectacles.inference.predictor import Predictor
+from spectacles.models.bundle import load_bundle
 from spectacles.sample_data import generate
 from spectacles.tracking import delivery
 
@@ -48,6 +50,12 @@ def test_every_stage_finishes_and_the_closing_lines_name_real_paths(finished: Fi
     for label in ("report", "predict", "serve", "ask"):
         assert any(line.startswith(label) for line in finished.output.splitlines()), finished.output
     assert str(finished.run_dir.report) in finished.output
+
+
+def test_the_bundle_carries_its_network_for_other_engines(finished: Finished) -> None:
+    bundle = load_bundle(finished.run_dir.bundle)
+    assert bundle.network is not None and bundle.without_network == ""
+    assert Predictor(finished.run_dir.bundle, "cpu", images=1).engine == "onnxruntime"
 
 
 def test_the_row_accounting_adds_up_and_no_row_is_lost(finished: Finished) -> None:

@@ -45,6 +45,7 @@ class InTorch:
         )
         self.outputs = PixelNetwork(AllOutputs(classifier, preprocessing), preprocessing, "cpu").torch_engine()
 
+    @property
     def head_weight(self) -> np.ndarray:
         return self.classifier.head.weight.detach().numpy()
 

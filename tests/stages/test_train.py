@@ -38,6 +38,8 @@ from spectacles.training.checkpoint import Checkpoint
 from spectacles.training.history import Epoch
 from spectacles.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("without_export")
+
 TINY = TrainConfig(
     backbone="simple_cnn", no_pretrained=True, image_size=32, epochs=4, head="sgd", head_epochs=2, batch_size=8,
     device="cpu", lr=1e-3, head_lr=1e-3, seed=3,

@@ -27,7 +27,7 @@ from spectacles.training import epoch_log, finalize
 from spectacles.training.finalize import decide
 from spectacles.training.history import Epoch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_export")]
 
 CPU = "cpu"
 TINY = TrainConfig(

@@ -35,7 +35,7 @@ from spectacles.training import epoch_log, finalize
 from spectacles.training.batches import StepSettings
 from spectacles.training.train_loop import balanced_weights, mean_loss
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_export")]
 
 CPU = torch.device("cpu")
 TINY = TrainConfig(
