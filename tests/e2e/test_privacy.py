@@ -18,7 +18,7 @@ from spectacles.models import engines, onnx_export, torch_network
 
 preprocessing = Preprocessing(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 16), torch.nn.Flatten())
-onnx = onnx_export.export(*torch_network.PixelNetwork(network, preprocessing, "cpu").from_pixels())
+onnx = onnx_export.export_quickly(*torch_network.PixelNetwork(network, preprocessing, "cpu").from_pixels())
 for name, build in engines.BUILDERS.items():
     if engines.is_installed(name):
         outputs = build(onnx)(numpy.zeros((2, 16, 16, 3), dtype=numpy.uint8))

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from pictures import noise
@@ -49,10 +48,12 @@ def test_the_file_gives_torchs_outputs_for_batches_of_any_size(name: str) -> Non
     assert exported.tensors.keys() == {EXPECTED + "logits", EXPECTED + "ood_features"}
     for key, values in exported.tensors.items():
         np.testing.assert_array_equal(values, answers[key.removeprefix(EXPECTED)])
-    assert bundle_export.export(net, relative_difference, PHOTOS).content == exported.content
-    assert str(Path(__file__).parent).encode() not in exported.content, "no paths of this machine"
-    graph = onnx.load_from_string(exported.content).graph
-    assert [node.dim[0].dim_param != "" for node in [graph.input[0].type.tensor_type.shape]] == [True]
+    assert str(Path(__file__).parents[2]).encode() not in exported.content, "no paths of this machine"
+
+
+def test_the_same_network_gives_the_same_file() -> None:
+    one, other = (bundle_export.export(network("simple_cnn"), relative_difference, PHOTOS[:0]) for _ in range(2))
+    assert one.content == other.content is not None
 
 
 def test_a_file_with_other_answers_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
