@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from command_line import ROOT
 from pictures import encoded, noise
-from spectacles.models.all_outputs import AllOutputs
-from spectacles.models.torch_network import PixelNetwork
 from tracking_servers import answers, free_port, until
 
 from benchmarks import http_client
 from spectacles.models import bundle_export
+from spectacles.models.all_outputs import AllOutputs
 from spectacles.models.classifier import load_classifier
 from spectacles.models.engine_choice import relative_difference
+from spectacles.models.torch_network import PixelNetwork
 from spectacles.server import auth
 
 pytestmark = pytest.mark.image
