@@ -120,8 +120,8 @@ def build_parser(config_class: type, description: str | None, positional: str | 
         flag, text = f"--{field.name}", texts[field.name]
         if hints[field.name] is bool and field.default is False:
             parser.add_argument(flag, action="store_true", help=text)
-        elif hints[field.name] is bool:
-            parser.add_argument(flag, action=ActionYesNo(no_prefix="no_"), default=True, help=text)
+        elif hints[field.name] in (bool, bool | None):
+            parser.add_argument(flag, action=ActionYesNo(no_prefix="no_"), default=field.default, help=text)
         else:
             parser.add_argument(flag, type=hints[field.name], default=field.default, help=text)
     return parser

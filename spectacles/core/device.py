@@ -1,6 +1,7 @@
 """Device, cores, memory and seeds of this process. What torch needs beyond that: `models.torch_device`."""
 
 import ctypes
+import gc
 import hashlib
 import os
 import re
@@ -83,6 +84,7 @@ def release_freed_memory() -> None:
     use what the other has left, so the process would hold both."""
     if not sys.platform.startswith("linux"):
         return
+    gc.collect()  # networks and optimisers are parts of cycles
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

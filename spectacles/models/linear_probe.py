@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
-from spectacles.metrics import multilabel
+from spectacles.metrics import multilabel, probability_scores
 
 log = logging.getLogger("spectacles")
 Fit = TypeVar("Fit")
@@ -25,6 +25,7 @@ STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """scikit-learn's C, from strong to weak regularisation; which is best depends on images, features and classes."""
 CROSS_FIT_STRENGTHS = STRENGTHS[2:6]
 """A fit per fold and strength: the extremes are left out."""
+HELD_OUT_FOLDS = 3
 ABSENT = -30.0
 """Bias of a class that training has no image of: a probability of about 1e-13."""
 SMALL = 20_000
@@ -119,6 +120,16 @@ def cross_fit(features: np.ndarray, labels: np.ndarray, divisions: Sequence[np.n
     return np.asarray(np.mean([first, *others], axis=0))
 
 
+def held_out_losses(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """(N,) float64: minus the log-likelihood of each image's class, or of its labels the mean, for a probe fitted to
+    other images. An image that is the only one of its class counts as one that the probe knows nothing of."""
+    fold = np.random.default_rng(seed).permutation(len(labels)) % HELD_OUT_FOLDS
+    probabilities = cross_fit(features, labels, [fold])
+    if labels.ndim == 2:
+        return multilabel.log_losses(labels, np.nan_to_num(probabilities, nan=0.5))
+    return probability_scores.log_losses(labels, np.nan_to_num(probabilities, nan=0.0))
+
+
 def _fit_folds(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, strength: float) -> np.ndarray:
     """(N, K) of classes."""
     probabilities = np.full((len(labels), int(labels.max(initial=0)) + 1), np.nan)
@@ -205,17 +216,11 @@ def _as_linear(model: Pipeline) -> tuple[np.ndarray, np.ndarray]:
 
 
 def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of `log_losses`."""
-    return float(log_losses(logits, labels).mean())
-
-
-def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(N,) float64, the negative log-likelihood of (N, K) logits: of class indices (N,), or of labels (N, K) the mean
-    over the labels of an image."""
+    """Mean negative log-likelihood of (N, K) logits: of class indices (N,), or of labels (N, K), the mean of those
+    too."""
     logits = logits.astype(np.float64)
     if labels.ndim == 2:
-        means: np.ndarray = (np.logaddexp(0, logits) - labels * logits).mean(axis=1)
-        return means
+        return float((np.logaddexp(0, logits) - labels * logits).mean())
     logits -= logits.max(axis=1, keepdims=True)
-    losses: np.ndarray = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
-    return losses
+    given = logits[np.arange(len(labels)), labels]
+    return float((np.log(np.exp(logits).sum(axis=1)) - given).mean())

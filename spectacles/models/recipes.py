@@ -16,9 +16,15 @@ class Recipe:
     epochs: int
     epoch_share: float = 1.0
     """Share of the training images that an epoch takes."""
+    progressive_size: bool = False
+    """Whether pictures are smaller first, where the backbone takes them."""
 
 
-RECIPES = {"fast": Recipe(0.57, 0.4, 3, 0.35), "default": Recipe(0.71, 0.5, 4, 0.35), "thorough": Recipe(1.0, 1.0, 10)}
+RECIPES = {
+    "fast": Recipe(0.57, 0.5, 3, 0.5, progressive_size=True),
+    "default": Recipe(0.71, 0.5, 4, 0.5, progressive_size=True),
+    "thorough": Recipe(1.0, 1.0, 10),
+}
 """At 224 px: 128, 160 and 224 px. docs/benchmarks.md has the time and the accuracy of each."""
 SCRATCH_EPOCHS = {"fast": 5, "default": 10, "thorough": 30}
 """From random weights, always with full image size and depth."""
@@ -38,16 +44,26 @@ def resolve(config: TrainConfig, recipe: Recipe | None = None) -> TrainConfig:
     if config.progressive_size and backbones.fixed_size(config.backbone):
         raise UserError(f"--progressive_size does not work with {config.backbone}: it takes images of one size only.")
     size = config.image_size or backbones.closest_size(config.backbone, round_size(recipe.size * native))
+    epochs = config.epochs or recipe.epochs
+    grows = not scratch and recipe.progressive_size and _takes_smaller(config, size, epochs)
     return replace(
         config,
         image_size=size,
-        epochs=config.epochs or recipe.epochs,
+        epochs=epochs,
         epoch_share=config.epoch_share or (recipe.epoch_share if config.images_can_be_weighed else 1.0),
+        progressive_size=grows if config.progressive_size is None else config.progressive_size,
         unfreeze=config.unfreeze or ("all" if scratch else unfreeze_share(config.backbone, recipe.depth)),
         lr=config.lr or (SCRATCH_LR if scratch else LR),
         batch_norm=config.batch_norm if config.batch_norm != "auto" else "train" if scratch else "fold",
         fine_tune="always" if scratch and config.fine_tune == "auto" else config.fine_tune,
     )
+
+
+def _takes_smaller(config: TrainConfig, size: int, epochs: int) -> bool:
+    """Whether the backbone takes all sizes that --progressive_size would use."""
+    grown = replace(config, image_size=size, progressive_size=not backbones.fixed_size(config.backbone))
+    sides = {side(grown, epoch, epochs) for epoch in range(epochs)}
+    return bool(grown.progressive_size) and all(backbones.closest_size(config.backbone, each) == each for each in sides)
 
 
 def image_size(config: ModelConfig) -> int:

@@ -11,8 +11,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 
 from spectacles.core import distributed, signals
-from spectacles.core.config import TrainConfig
-from spectacles.core.device import release_freed_memory
+from spectacles.core.device import derive_seed, release_freed_memory
 from spectacles.core.errors import UserError
 from spectacles.core.signals import Stopped
 from spectacles.models import bn_folding, freezing, linear_probe, recipes
@@ -46,30 +45,34 @@ def run(trainer: Trainer, phase: str, epochs: int) -> None:
 
 
 def fit_head_in_main_process(trainer: Trainer) -> Epoch:
-    """The other processes receive the head, its losses, by which epochs of fine-tuning draw images, and the record of
-    the epoch."""
-    losses, epoch = torch.zeros(len(trainer.train.labels), device=trainer.settings.device), None
+    """The other processes receive the head, what epochs of fine-tuning draw images by, and the record of the epoch."""
+    fitted = None
     with collectives.long_wait() as group:
         if distributed.is_main_process():
-            epoch, measured = fit_head(trainer)
-            losses.copy_(torch.from_numpy(measured))
-        record = collectives.broadcast_object(epoch and asdict(epoch), group)
-    collectives.broadcast_tensors([*(tensor.data for tensor in trainer.classifier.head.parameters()), losses])
-    trainer.train = replace(trainer.train, inclusion=_inclusion(trainer.config, losses.cpu().numpy()))
-    return Epoch(**record)
+            epoch, inclusion = fit_head(trainer)
+            fitted = {"epoch": asdict(epoch), "inclusion": None if inclusion is None else inclusion.tolist()}
+        fitted = collectives.broadcast_object(fitted, group)
+    collectives.broadcast_tensors([tensor.data for tensor in trainer.classifier.head.parameters()])
+    if fitted["inclusion"] is not None:
+        trainer.train = replace(trainer.train, inclusion=np.array(fitted["inclusion"]))
+    return Epoch(**fitted["epoch"])
 
 
-def _inclusion(config: TrainConfig, losses: np.ndarray) -> np.ndarray | None:
-    """How probably an epoch of fine-tuning takes each training image, by the head's losses (N,); None where it takes
-    all."""
+def _inclusion(trainer: Trainer, features: np.ndarray) -> np.ndarray | None:
+    """(N,) float64: how probably an epoch of fine-tuning takes each training image, by the loss of a probe that has
+    not seen it. None where it takes all."""
+    config, labels = trainer.config, trainer.train.labels
     assert config.epoch_share is not None
-    count = sampling.images_per_epoch(len(losses), config.epoch_share)
-    return None if count == len(losses) else sampling.inclusion_probabilities(losses, count)
+    count = sampling.images_per_epoch(len(labels), config.epoch_share)
+    if count == len(labels) or config.fine_tune == "never":
+        return None
+    losses = linear_probe.held_out_losses(features, labels, derive_seed(config.seed, "held out"))
+    return sampling.inclusion_probabilities(losses, count)
 
 
-def fit_head(trainer: Trainer) -> tuple[Epoch, np.ndarray]:
+def fit_head(trainer: Trainer) -> tuple[Epoch, np.ndarray | None]:
     """Fits the head to features of the backbone until it converges, with the regularisation that is best on validation
-    data. Returns its losses on the training images (N,) as well."""
+    data. Returns the training images' `inclusion` as well."""
     config, started = trainer.config, time.monotonic()
     extractor = FeatureExtractor(
         trainer.classifier.backbone, config.backbone, trainer.pixels.preprocessing, trainer.run_dir.cache,
@@ -93,8 +96,8 @@ def fit_head(trainer: Trainer) -> tuple[Epoch, np.ndarray]:
         trainer.classifier.head.weight.copy_(torch.from_numpy(head.weight))
         trainer.classifier.head.bias.copy_(torch.from_numpy(head.bias))
     log.info("  head fitted to %d features of %d views (C = %g)", features.shape[1], len(features), head.strength)
-    losses = linear_probe.log_losses(head.logits(plain[:count]), trainer.train.labels)
-    return trainer.score_epoch(HEAD, head.train_loss, head.logits(plain[count:]), 0.0, started), losses
+    inclusion = _inclusion(trainer, plain[:count])
+    return trainer.score_epoch(HEAD, head.train_loss, head.logits(plain[count:]), 0.0, started), inclusion
 
 
 @dataclass

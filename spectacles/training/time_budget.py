@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from spectacles.training import sampling
 from spectacles.training.batches import StepSettings
 from spectacles.training.train_loop import autocast
 
-CHOSEN = ("image_size", "unfreeze", "epochs", "epoch_share", "fine_tune")
+CHOSEN = ("image_size", "unfreeze", "epochs", "epoch_share", "progressive_size", "fine_tune")
 """Settings that a time budget decides where they were left open."""
 PLANNED_SHARE = 0.9
 """Of the budget that the estimate of a plan may use: machines slow down."""
@@ -29,12 +30,13 @@ OVERRUN = 1.1
 """Multiple of the budget that training may take; an epoch that would exceed it is not started."""
 HEAD_ONLY = Recipe(0.57, 0.4, 1)
 """Without fine-tuning where --fine_tune is auto."""
+PRUNED = partial(Recipe, epoch_share=0.5, progressive_size=True)
 LADDER = (
-    HEAD_ONLY, Recipe(0.57, 0.4, 2, 0.35), Recipe(0.57, 0.4, 3, 0.35), Recipe(0.71, 0.4, 3, 0.35),
-    Recipe(0.71, 0.5, 4, 0.35), Recipe(0.71, 0.5, 6, 0.35), Recipe(0.71, 0.5, 8, 0.5), Recipe(0.86, 0.5, 8, 0.5),
-    Recipe(1.0, 0.5, 10, 0.5), Recipe(1.0, 1.0, 10), Recipe(1.0, 1.0, 20),
+    HEAD_ONLY, PRUNED(0.57, 0.5, 2), PRUNED(0.57, 0.5, 3), PRUNED(0.71, 0.5, 3), PRUNED(0.71, 0.5, 4),
+    PRUNED(0.71, 0.5, 6), PRUNED(0.71, 0.5, 8), PRUNED(0.86, 0.5, 8), PRUNED(1.0, 0.5, 10), Recipe(1.0, 1.0, 10),
+    Recipe(1.0, 1.0, 20),
 )  # fmt: skip
-"""From the cheapest to the best: image size, share of the layer groups, epochs, share of the images."""
+"""From the cheapest to the best: image size, share of the layer groups, epochs."""
 OVERHEAD = 4.0
 """Seconds that training takes regardless of the data: building, fitting the head, saving."""
 FILES_TIMED = 48
@@ -98,17 +100,21 @@ def with_recipe(config: TrainConfig, recipe: Recipe) -> TrainConfig:
 def _describe(config: TrainConfig) -> str:
     if config.fine_tune == "never":
         return f"{config.image_size} px, the head alone"
-    return f"{config.image_size} px, {config.epochs} epochs, unfreeze {config.unfreeze}"
+    photos = "" if config.epoch_share == 1 else f" of {config.epoch_share:.0%} of the photos"
+    return f"{config.image_size} px, {config.epochs} epochs{photos}, unfreeze {config.unfreeze}"
 
 
 def estimate(config: TrainConfig, rates: Rates, decoding: float, train_images: int, val_images: int) -> float:
     """Seconds that training will take, at `decoding` seconds per file."""
-    assert config.epochs is not None and config.epoch_share is not None
+    assert config.image_size is not None and config.epochs is not None and config.epoch_share is not None
     images = train_images + val_images
     total = OVERHEAD + images * (decoding + rates.inference)
     if config.fine_tune != "never":
         seen = sampling.images_per_epoch(train_images, config.epoch_share)
-        total += config.epochs * (seen * rates.training * AUGMENTATION_FACTOR + val_images * rates.inference)
+        sides = [recipes.side(config, epoch, config.epochs) for epoch in range(config.epochs)]
+        full_epochs = sum((side / config.image_size) ** 2 for side in sides)
+        total += full_epochs * seen * rates.training * AUGMENTATION_FACTOR
+        total += config.epochs * val_images * rates.inference
     return total + (val_images + min(REFERENCES, train_images)) * rates.inference
 
 

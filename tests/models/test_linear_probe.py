@@ -170,3 +170,29 @@ def test_rows_are_predicted_by_fits_that_left_them_out_and_divisions_are_average
     fold = divisions[0]
     fitted = logistic_regression(features[fold != 1], labels[fold != 1], 0.1)
     np.testing.assert_allclose(each[0][fold[:60] == 1], fitted.predict_proba(features[:60][fold[:60] == 1]))
+
+
+def test_held_out_losses_are_those_of_probes_fitted_to_the_others():
+    features, labels = gaussians(90, 3)
+    losses = linear_probe.held_out_losses(features, labels, seed=4)
+    fold = np.random.default_rng(4).permutation(90) % 3
+    candidates = []
+    for strength in linear_probe.CROSS_FIT_STRENGTHS:
+        fits = [scikit_learn((features[fold != out], labels[fold != out]), strength) for out in range(3)]
+        given = [fits[fold[row]].predict_proba(features[[row]].astype(float))[0, labels[row]] for row in range(90)]
+        candidates.append(-np.log(given))
+    assert any(np.allclose(losses, expected, atol=2e-2) for expected in candidates)
+
+
+def test_the_only_image_of_its_class_has_the_largest_loss():
+    features, labels = gaussians(60, 2)
+    labels[7] = 2
+    losses = linear_probe.held_out_losses(features, labels, seed=0)
+    assert np.isfinite(losses).all() and losses.argmax() == 7
+
+
+def test_held_out_losses_of_labels_are_means_over_the_labels():
+    features, labels = gaussians(60, 2)
+    several = np.stack([labels, 1 - labels], axis=1)
+    each = linear_probe.held_out_losses(features, several[:, :1], seed=2)
+    assert np.allclose(linear_probe.held_out_losses(features, several, seed=2), each, atol=1e-3)

@@ -11,7 +11,7 @@ from spectacles.core.errors import UserError
 from spectacles.models import recipes
 from spectacles.models.recipes import Recipe
 
-OPEN = ("image_size", "epochs", "epoch_share", "unfreeze", "lr", "batch_norm", "fine_tune")
+OPEN = ("image_size", "epochs", "epoch_share", "progressive_size", "unfreeze", "lr", "batch_norm", "fine_tune")
 """What a recipe may decide."""
 BACKBONES = ["efficientnet_lite0", "resnet18", "mobilenet_v3", "efficientnet_b4", "simple_cnn", "vit_tiny_patch16_224"]
 
@@ -44,12 +44,12 @@ def test_what_the_person_gave_stays_and_all_the_rest_is_decided(flags):
 
 @pytest.mark.parametrize(
     ("recipe", "size", "epochs", "share", "unfreeze"),
-    [("fast", 128, 3, 0.35, "last:2"), ("default", 160, 4, 0.35, "last:2"), ("thorough", 224, 10, 1, "all")],
+    [("fast", 128, 3, 0.5, "last:2"), ("default", 160, 4, 0.5, "last:2"), ("thorough", 224, 10, 1, "all")],
 )
 def test_the_recipes_of_a_common_backbone(recipe, size, epochs, share, unfreeze):
     config = recipes.resolve(TrainConfig(backbone="resnet18", recipe=recipe))
     assert (config.image_size, config.epochs, config.unfreeze) == (size, epochs, unfreeze)
-    assert config.epoch_share == share
+    assert config.epoch_share == share and config.progressive_size is (share < 1)
     assert (config.lr, config.batch_norm, config.fine_tune) == (recipes.LR, "fold", "auto")
 
 
@@ -93,7 +93,8 @@ def test_from_random_weights_all_layers_learn_at_full_size(recipe, backbone, siz
     [("vit_tiny_patch16_224", 224), ("vit_base_patch16_384", 384), ("swin_tiny_patch4_window7_224", 224)],
 )
 def test_transformers_keep_their_size(recipe, backbone, size):
-    assert recipes.resolve(TrainConfig(backbone=backbone, recipe=recipe)).image_size == size
+    config = recipes.resolve(TrainConfig(backbone=backbone, recipe=recipe))
+    assert (config.image_size, config.progressive_size) == (size, False)
 
 
 @pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "simple_cnn"])

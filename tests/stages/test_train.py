@@ -337,7 +337,7 @@ def test_a_time_budget_chooses_keeps_to_it_and_is_kept_for_resuming(
     with pytest.raises(KeyboardInterrupt):
         train.run(budgeted, run)
     plan = json.loads((run.path / "train" / "plan.json").read_text())
-    assert (plan["epochs"], plan["epoch_share"]) == (4, 0.35)
+    assert (plan["epochs"], plan["epoch_share"], plan["progressive_size"]) == (4, 0.5, True)
     assert plan["image_size"] == 128  # 0.71 of the 160 px that test_efficientnet is made for
     monkeypatch.undo()
     monkeypatch.setattr(time_budget, "LADDER", time_budget.LADDER[:2])

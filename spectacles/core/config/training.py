@@ -63,8 +63,8 @@ class TrainConfig(RunConfig, FeatureConfig, ModelConfig, AugmentConfig):
     """Share of the training images that an epoch of fine-tuning takes: drawn anew each time, mostly those that the
     linear probe has a loss on, and weighted to stand for all; at least 800.
     Default: by --recipe."""
-    progressive_size: bool = False
-    """Fine-tune on smaller pictures first: from 70 % of --image_size up."""
+    progressive_size: bool | None = None
+    """Fine-tune on smaller pictures first: from 70 % of --image_size up. Default: by --recipe."""
     lr: Annotated[float | None, Field(ge=1e-12, le=1e30)] = None
     """Learning rate of fine-tuning. Default: 3e-4, and 3e-3 from random weights."""
     head_lr: Annotated[float, Field(ge=1e-12, le=1e30)] = 3e-3
