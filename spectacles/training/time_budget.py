@@ -37,8 +37,8 @@ LADDER = (
     Recipe(1.0, 1.0, 20),
 )  # fmt: skip
 """From the cheapest to the best: image size, share of the layer groups, epochs."""
-OVERHEAD = 4.0
-"""Seconds that training takes regardless of the data: building, fitting the head, saving."""
+OVERHEAD = 10.0
+"""Seconds that training takes regardless of the data: building, fitting the head, exporting (most of it), saving."""
 FILES_TIMED = 48
 """Files that are decoded to measure how long one takes."""
 AUGMENTATION_FACTOR = 1.15
