@@ -162,10 +162,12 @@ def _write_rates(path: Path, rates: dict[str, float]) -> None:
 
 
 def _read_rates(path: Path, names: Sequence[str]) -> dict[str, float]:
-    """Of the named engines, as measured on this machine; empty where nothing valid is saved."""
+    """Of the named engines, as measured on this machine, whatever else is installed there; empty where nothing valid is
+    saved."""
+    here = machine()
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["machine"] != machine():
+        if any(saved["machine"].get(fact) != here.get(fact) for fact in ("processor", "cores", *names)):
             return {}
         return {name: float(rate) for name, rate in saved["images_per_second"].items() if name in names}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -255,6 +255,20 @@ def test_a_new_version_or_a_new_engine_is_measured(machine, change, monkeypatch)
     assert machine.choose() == "openvino"
 
 
+def test_what_is_served_without_torch_need_not_be_measured_again(machine):
+    machine.seconds["torch"] = 0.1
+    assert machine.choose() == "torch"
+    here = engine_choice.machine()
+    saved = json.loads(machine.choice_file.read_text())
+    assert engine_choice._read_rates(machine.choice_file, OTHERS) == {
+        name: saved["images_per_second"][name] for name in OTHERS
+    }
+    machine.choice_file.write_text(json.dumps(saved | {"machine": here | {"torch": "0.9"}}))
+    assert engine_choice._read_rates(machine.choice_file, OTHERS)
+    machine.choice_file.write_text(json.dumps(saved | {"machine": here | {"openvino": "0.9"}}))
+    assert not engine_choice._read_rates(machine.choice_file, OTHERS)
+
+
 def test_few_images_run_on_torch_without_measuring(machine):
     assert machine.choose(images=MIN_IMAGES_TO_MEASURE - 1) == "torch"
     assert machine.built == [] and not machine.choice_file.exists()
