@@ -99,7 +99,7 @@ def test_the_bundle_scores_what_was_logged(finished: Finished) -> None:
     history = pd.read_csv(finished.run_dir.path / "train" / "history.csv")
     assert history["val_log_loss"].min() == trained["best_value"]
     scores = read_json(finished.run_dir.path / "evaluate" / "metrics.json")
-    assert scores["val"]["log_loss"] == pytest.approx(trained["best_value"], abs=1e-6)
+    assert scores["val"]["log_loss"] == pytest.approx(trained["best_value"], abs=1e-5)  # by another engine
 
 
 def test_runs_are_nested_with_parameters_metrics_and_artefacts(finished: Finished) -> None:
