@@ -16,6 +16,7 @@ import numpy as np
 from spectacles.core.device import cpu_count, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.inference.predictor import Predictor
+from spectacles.models import engines
 from spectacles.server import telemetry
 from spectacles.server.auth import RateLimit, Rejected
 from spectacles.server.batching import Batcher, Overloaded
@@ -37,6 +38,7 @@ MAX_REJECTION_DELAY = 1.0
 TOO_BUSY = "The server has more photos to look at than it can handle: try again a little later."
 LOADING = "The model is being loaded."
 URL_THREADS = 8
+GPU_BATCH = 32
 
 
 class Service:
@@ -167,6 +169,7 @@ def load(settings: Settings, folder: Path | None = None) -> Predictor:
     model = Predictor(
         folder or settings.bundle_folder(),
         device,
+        engines.CHUNK if device == "cpu" else GPU_BATCH,  # on a CPU, larger batches only take more memory
         engine=settings.engine,
         prior=settings.prior,
         precision=settings.precision,

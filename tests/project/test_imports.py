@@ -29,7 +29,11 @@ ONLY_IMPORTERS = {
     "fsspec": {"spectacles.data.remote_files"},
 }
 LIGHT = ("spectacles.cli", "spectacles.core.config", "spectacles.core.results", "spectacles.core.run_dir")
-NO_TORCH = ("spectacles.metrics.basics", "spectacles.metrics.decisions", "spectacles.metrics.abstention")
+NO_TRAINING = (
+    "torch", "torchvision", "timm", "mlflow", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib", "captum", "ray",
+)  # fmt: skip
+"""What requirements-serve.txt lacks."""
+NO_SERVER = ("pydantic", "yaml", "jsonargparse", "fsspec", "fastapi", "uvicorn", "onnxruntime", "openvino")
 
 
 def imported(path: Path) -> set[str]:
@@ -76,8 +80,7 @@ def python(code: str, folder: Path) -> str:
 
 @pytest.mark.process
 def test_light_modules_import_nothing_heavy(tmp_path):
-    assert imported_of((*LIGHT, *NO_TORCH), ("torch", "timm", "mlflow", "sklearn"), tmp_path) == "[]\n"
-    assert imported_of(LIGHT, ("numpy", "pandas", "scipy", "matplotlib"), tmp_path) == "[]\n"
+    assert imported_of(LIGHT, ("numpy", "PIL", *NO_TRAINING), tmp_path) == "[]\n"
 
 
 def imported_of(modules: tuple[str, ...], heavy: tuple[str, ...], folder: Path) -> str:
@@ -86,9 +89,16 @@ def imported_of(modules: tuple[str, ...], heavy: tuple[str, ...], folder: Path) 
 
 
 @pytest.mark.process
-def test_predicting_files_imports_neither_a_tracker_nor_a_plotting_library(tmp_path):
-    heavy = ("mlflow", "sklearn", "scipy.stats", "matplotlib", "captum", "ray", "fastapi")
-    assert imported_of(("predict",), heavy, tmp_path) == "[]\n"
+def test_predicting_and_serving_import_nothing_that_only_training_needs(tmp_path):
+    assert imported_of(("predict",), (*NO_TRAINING, "fastapi", "fsspec"), tmp_path) == "[]\n"
+    assert imported_of(("spectacles.server.app",), (*NO_TRAINING, "jsonargparse", "fsspec"), tmp_path) == "[]\n"
+
+
+@pytest.mark.process
+def test_decoders_import_numpy_and_pillow_only(tmp_path):
+    assert imported_of(("spectacles.server.decoders",), (*NO_TRAINING, *NO_SERVER), tmp_path) == "[]\n"
+    code = "import runpy, sys; runpy.run_path('api.py', run_name='__mp_main__'); print('numpy' in sys.modules)"
+    assert python(f"import os; os.chdir({str(ROOT)!r}); {code}", tmp_path) == "False\n"
 
 
 # The libraries come first: what they do when they are imported is theirs.
