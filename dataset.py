@@ -31,6 +31,7 @@ from spectacles.data import (
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.data.sources import Rows, read_rows
 from spectacles.models import backbones, pretrained, recipes
+from spectacles.models.feature_blocks import LAST
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.models.torch_device import prepare_device
 from spectacles.tracking import tracking
@@ -111,7 +112,7 @@ def find_duplicates(
         # Test rows too; training finds its own in the cache.
         preprocessing = replace(preprocessing, value_ranges=ranges)
         extractor = FeatureExtractor(network, config.backbone, preprocessing, run_dir.cache, device, config)
-        features = extractor.embed_rows(used, config.num_workers)
+        features = extractor.embed_rows(used, config.num_workers, (LAST,)).last
     pairs = duplicates.find(used, features, config.duplicate_distance, config.duplicate_similarity)
     positions = pairs[["a", "b"]].to_numpy()
     cluster = duplicates.clusters(len(used), [positions, duplicates.links(used["group"])])

@@ -28,6 +28,7 @@ from spectacles.inference.predictor import Predictor
 from spectacles.models import pretrained
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
+from spectacles.models.feature_blocks import FeatureBlocks, blocks_for, describe
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.report import error_galleries, review_page
 from spectacles.report.review_page import Review
@@ -53,7 +54,7 @@ def run(config: ErrorAnalysisConfig, run_dir: RunDir) -> ErrorReport:
     pairs = count_confusions(scored, info)
     rows, features, feature_notes = labelled_features(config, run_dir, classifier, info)
     doubtful, label_notes = check_labels(config, run_dir, rows, features, info)
-    units = similarity.centred(features)
+    units = similarity.centred(features.last)
     nearest = similarity.nearest_training_images(errors, rows, units)
     tables = write_tables(list_tables(errors, pairs, doubtful, nearest), folder, config.spreadsheet_safe)
     review = Review(
@@ -132,15 +133,15 @@ def label_errors(scored: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
 
 def labelled_features(
     config: ErrorAnalysisConfig, run_dir: RunDir, classifier: Classifier, info: BundleInfo
-) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
-    """All labelled rows, their features (N, D), and notes for the summary; see `frozen_backbone`."""
+) -> tuple[pd.DataFrame, FeatureBlocks, list[str]]:
+    """All labelled rows, their features, and notes for the summary; see `frozen_backbone`."""
     rows = schemas.load_split(run_dir, *SPLITS)
     rows = rows[rows["label"] != ""].reset_index(drop=True)
     backbone, notes = frozen_backbone(run_dir, classifier, info)
     log.info("  checking %d labels with features of %s", len(rows), info.backbone)
     device = torch.device(resolve_device(config.device))
     extractor = FeatureExtractor(backbone, info.backbone, info.preprocessing, run_dir.cache, device, config)
-    return rows, extractor.embed_rows(rows, config.num_workers), notes
+    return rows, extractor.embed_rows(rows, config.num_workers, blocks_for(len(rows))), notes
 
 
 def frozen_backbone(run_dir: RunDir, classifier: Classifier, info: BundleInfo) -> tuple[torch.nn.Module, list[str]]:
@@ -160,7 +161,7 @@ def frozen_backbone(run_dir: RunDir, classifier: Classifier, info: BundleInfo) -
 
 
 def check_labels(
-    config: ErrorAnalysisConfig, run_dir: RunDir, rows: pd.DataFrame, features: np.ndarray, info: BundleInfo
+    config: ErrorAnalysisConfig, run_dir: RunDir, rows: pd.DataFrame, features: FeatureBlocks, info: BundleInfo
 ) -> tuple[pd.DataFrame, list[str]]:
     """The labelled images whose out-of-fold prediction differs from the label, least credible first; and notes.
 
@@ -170,14 +171,14 @@ def check_labels(
     """
     labels = label_sets.encode(rows["label"], info.classes, info.multi_label)
     groups = rows["cluster"].to_numpy(dtype=np.int64)
-    probabilities = label_quality.out_of_fold_probabilities(features, labels, FOLDS, config.seed, groups)
+    probabilities, blocks = label_quality.out_of_fold_probabilities(features, labels, FOLDS, config.seed, groups)
     if config.fine_tuned_folds:
         device = resolve_device(config.device)
         fine_tuned = cross_training.out_of_fold_probabilities(
             rows, labels, run_dir, config.fine_tuned_folds, config.seed, device
         )
         probabilities = label_quality.average(probabilities, fine_tuned)
-    notes = []
+    notes = [f"labels were checked with features of {describe(blocks)}"]
     unknown = np.isnan(probabilities)
     unchecked = int((unknown if info.multi_label else unknown.any(axis=1)).sum())
     if unchecked:

@@ -36,6 +36,7 @@ from spectacles.inference import prediction_rows
 from spectacles.inference.predictor import Predictor
 from spectacles.models import pretrained
 from spectacles.models.bundle import BundleInfo, read_bundle_info
+from spectacles.models.feature_blocks import LAST
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.report import reliability_plots
 
@@ -174,7 +175,7 @@ def _frozen_features(
         if backbone is None:
             return None
         extractor = FeatureExtractor(backbone, info.backbone, info.preprocessing, run_dir.cache, device, config)
-        return extractor.embed_rows(rows, config.num_workers)
+        return extractor.embed_rows(rows, config.num_workers, (LAST,)).last
     except UserError as error:
         log.info("  images are not grouped by similarity: %s", error)
         return None

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from spectacles.core.csv_cells import protect, write_csv
@@ -28,12 +27,13 @@ from spectacles.core.results import DatasetReport, ExploreReport
 from spectacles.core.run_dir import RunDir
 from spectacles.core.value_ranges import ValueRanges
 from spectacles.core.wording import count_of, noun_of
-from spectacles.data import label_sets, schemas
+from spectacles.data import label_sets, schemas, stratification
 from spectacles.data.label_text import NONE, escape
 from spectacles.exploration import baseline, contact_sheets, label_cooccurrence, shortcuts, statistics, suggestions
 from spectacles.exploration.findings import Findings
 from spectacles.exploration.outliers import find_outliers, rank_by_distance
 from spectacles.models import backbones, pretrained, recipes
+from spectacles.models.feature_blocks import FeatureBlocks, blocks_for
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.models.torch_device import prepare_device
 from spectacles.report import data_plots
@@ -87,7 +87,7 @@ def find(config: ExploreConfig, run_dir: RunDir) -> Findings:
     labelled = used[(used["label"] != "") & (used["split"] != "test")]
     features, why_no_baseline = frozen_features(used, data.value_ranges, config, run_dir)
     file_outliers = find_outliers(used)
-    by_distance = rank_by_distance(used, features, config.seed)
+    by_distance = rank_by_distance(used, features and features.last, config.seed)
     rules, separation = shortcuts.find(labelled, config.seed, data.multi_label)
     return Findings(
         data=data,
@@ -112,8 +112,8 @@ def load_pairs(run_dir: RunDir) -> pd.DataFrame:
 
 def frozen_features(
     used: pd.DataFrame, ranges: ValueRanges, config: ExploreConfig, run_dir: RunDir
-) -> tuple[np.ndarray | None, str]:
-    """(N, D) features that the dataset stage left in the cache; or None and the reason."""
+) -> tuple[FeatureBlocks | None, str]:
+    """The features that the dataset stage left in the cache; or None and the reason."""
     if config.no_pretrained:
         return None, "with --no_pretrained there are no features to measure with"
     try:
@@ -123,16 +123,16 @@ def frozen_features(
     preprocessing = replace(preprocessing, value_ranges=ranges)
     device = prepare_device(resolve_device(config.device))
     extractor = FeatureExtractor(backbone, config.backbone, preprocessing, run_dir.cache, device, config)
-    return extractor.embed_rows(used, config.num_workers), ""
+    return extractor.embed_rows(used, config.num_workers, blocks_for(len(used))), ""
 
 
-def measure_baseline(labelled: pd.DataFrame, features: np.ndarray, data: DatasetReport, seed: int) -> dict[str, Any]:
-    """See baseline.measure. `features` (N, D) are of the table that `labelled` was selected from, by its index."""
+def measure_baseline(labelled: pd.DataFrame, features: FeatureBlocks, data: DatasetReport, seed: int) -> dict[str, Any]:
+    """See baseline.measure. `features` are of the table that `labelled` was selected from, by its index."""
     limit = baseline.most_rows(len(data.classes) if data.multi_label else 1)
-    rows = labelled.iloc[baseline.sample_clusters(labelled["cluster"].to_numpy(), limit, seed)]
+    rows = labelled.iloc[stratification.sample_clusters(labelled["cluster"].to_numpy(), limit, seed)]
     log.info("  measuring the baseline on %d images", len(rows))
     labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
-    return baseline.measure(features[rows.index], labels, rows["cluster"].to_numpy(), seed)
+    return baseline.measure(features.rows(rows.index.to_numpy()), labels, rows["cluster"].to_numpy(), seed)
 
 
 def write_tables(findings: Findings, spreadsheet_safe: bool, folder: Path) -> None:

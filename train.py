@@ -36,7 +36,7 @@ from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
 from spectacles.models.torch_device import prepare_device
 from spectacles.tracking import tracking
-from spectacles.training import checkpoint, collectives, epoch_log, finalize, phases, time_budget
+from spectacles.training import checkpoint, collectives, epoch_log, finalize, head_alone, phases, time_budget
 from spectacles.training.augmentation import Augmentation
 from spectacles.training.batches import Examples, StepSettings
 from spectacles.training.history import best_epoch, epochs_of, phase_finished
@@ -61,6 +61,7 @@ def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
             _train(trainer)
         if not distributed.is_main_process():
             raise SystemExit(0)  # the main process does the rest alone
+        head_alone.refit(trainer, stack)
         return finalize.run(trainer)
 
 
@@ -99,6 +100,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     places = {split: np.flatnonzero(rows["split"] == split) for split in ("train", "val")}
     finalize.threshold_goal(config, labels[places["val"]], len(data.classes))
     prepare_device(device)
+    size_is_open = config.image_size is None and config.time_budget is None
     config = _plan(config, run_dir, data, rows, device)
     _check_processes(config)
     torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -123,6 +125,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
         run_dir=run_dir,
         started=started,
         rows=rows,
+        size_is_open=size_is_open,
     )
 
 

@@ -112,7 +112,9 @@ def measure(photos: Sequence[str], planted: pd.DataFrame, args: argparse.Namespa
     backbone, preprocessing = pretrained.frozen_backbone(config)
     device = prepare_device(resolve_device(args.device))
     cache = args.cache or folder / "cache"
-    features = FeatureExtractor(backbone, config.backbone, preprocessing, cache, device, config).embed_rows(table, None)
+    features = (
+        FeatureExtractor(backbone, config.backbone, preprocessing, cache, device, config).embed_rows(table, None).last
+    )
     return table.reset_index(drop=True).assign(features=list(features))
 
 

@@ -35,6 +35,7 @@ from spectacles.data.splits import SPLITS
 from spectacles.evaluation import label_quality
 from spectacles.metrics.decisions import is_correct
 from spectacles.models import pretrained
+from spectacles.models.feature_blocks import FeatureBlocks
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.models.torch_device import prepare_device
 from spectacles.sample_data import generate
@@ -45,8 +46,8 @@ FOLDS = 5
 DEPTH = 1.5
 SAMPLE_IMAGES = 600
 
-Labelled = tuple[pd.DataFrame, np.ndarray, np.ndarray]
-"""Rows of splits.csv, features (N, D), class indices (N,) or labels (N, K) of 0 and 1."""
+Labelled = tuple[pd.DataFrame, FeatureBlocks, np.ndarray]
+"""Rows of splits.csv, features, class indices (N,) or labels (N, K) of 0 and 1."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
             ("missed", missed) if several else ("by similarity", by_similarity),
         ):
             for seed in SEEDS:
-                noisy = change(features, labels, seed)
+                noisy = change(features.last, labels, seed)
                 name = f"{args.data.name}, {SHARE:.0%} {kind}"
                 results += compare(name, seed, rows, features, noisy, ~is_correct(noisy, labels))
     table = pd.DataFrame(results)
@@ -83,14 +84,14 @@ def look_at(data: Path, name: str, output_dir: Path, label_column: str | None = 
     return rows, embed(rows, config, folder), labels
 
 
-def embed(rows: pd.DataFrame, config: DatasetConfig, folder: RunDir) -> np.ndarray:
+def embed(rows: pd.DataFrame, config: DatasetConfig, folder: RunDir) -> FeatureBlocks:
     backbone, preprocessing = pretrained.frozen_backbone(config)
     device = prepare_device(resolve_device(config.device))
     extractor = FeatureExtractor(backbone, config.backbone, preprocessing, folder.cache, device, config)
     return extractor.embed_rows(rows, None)
 
 
-def drawn(seed: int, output_dir: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:
+def drawn(seed: int, output_dir: Path) -> tuple[pd.DataFrame, FeatureBlocks, np.ndarray, np.ndarray]:
     folder = generate.draw(output_dir / f"drawn-{seed}", SAMPLE_IMAGES, seed, show_progress=True)
     rows, features, labels = look_at(folder, f"sample-{seed}", output_dir)
     planted = pd.read_csv(folder / "planted.csv", keep_default_na=False)
@@ -140,12 +141,12 @@ def plain(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def compare(
-    data: str, seed: int, rows: pd.DataFrame, features: np.ndarray, labels: np.ndarray, wrong: np.ndarray
+    data: str, seed: int, rows: pd.DataFrame, features: FeatureBlocks, labels: np.ndarray, wrong: np.ndarray
 ) -> Iterator[dict[str, object]]:
-    """A row for each ranking; all see the same features and labels."""
+    """A row for each ranking; all see the same labels, and cleanlab's the features of the last layer."""
     groups = rows["cluster"].to_numpy(dtype=np.int64)
-    ours = label_quality.out_of_fold_probabilities(features, labels, FOLDS, 0, groups)
-    probabilities = plain(features, labels)
+    ours, _ = label_quality.out_of_fold_probabilities(features, labels, FOLDS, 0, groups)
+    probabilities = plain(features.last, labels)
     rankings: dict[str, Callable[[], np.ndarray]] = {
         "ours": lambda: label_quality.label_quality(labels, ours),
         "cleanlab, default ranking": lambda: get_label_quality_scores(labels, probabilities),

@@ -35,6 +35,16 @@ def stratified_folds(labels: np.ndarray, clusters: np.ndarray, folds: int, seed:
     return _divide(labels, clusters, [1 / folds] * folds, seed, for_training=None)
 
 
+def sample_clusters(clusters: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Sorted positions of whole clusters (N,), drawn until `limit` rows are reached; all of them where they fit."""
+    if len(clusters) <= limit:
+        return np.arange(len(clusters))
+    _, numbers, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    drawn = order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), limit, side="right")))]
+    return np.flatnonzero(np.isin(numbers, drawn))
+
+
 def _divide(
     labels: np.ndarray, clusters: np.ndarray, fractions: Sequence[float], seed: int, for_training: int | None
 ) -> np.ndarray:

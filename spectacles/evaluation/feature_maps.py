@@ -9,6 +9,7 @@ from torch import nn
 
 from spectacles.data.preprocessing import Preprocessing, to_picture
 from spectacles.evaluation.saliency import CannotExplain
+from spectacles.models import backbones
 from spectacles.models.classifier import Classifier
 from spectacles.models.feature_layouts import as_map, layer_group_ends, prefix_tokens
 from spectacles.models.normalization import normalize
@@ -50,7 +51,8 @@ def stage_maps(backbone: nn.Module, images: torch.Tensor, count: int = STAGES) -
     Stages that are not laid out like the image are left out; CannotExplain where none is.
     """
     maps = []
-    for number, (_, output) in enumerate(layer_group_ends(backbone, images, count), start=1):
+    groups = backbones.layer_groups(backbone)[:count]
+    for number, (_, output) in enumerate(layer_group_ends(backbone, images, groups), start=1):
         if found := as_map(output, prefix_tokens(backbone)):
             maps.append((f"layer group {number}", found[0].float().cpu().numpy()))
     if not maps:

@@ -17,6 +17,7 @@ from captum.attr import LayerGradientXActivation
 from torch import nn
 
 from spectacles.evaluation.saliency import CannotExplain, to_saliency
+from spectacles.models import backbones
 from spectacles.models.classifier import Classifier
 from spectacles.models.feature_layouts import as_map, layer_group_ends, prefix_tokens
 
@@ -26,7 +27,8 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 def grad_cam(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
     """Images (B, C, S, S) and class indices (B,) int64 -> saliency (B, h, w) float32, each image's maximum 1.
 
-    h and w are those of the last feature map that is finer than the network's final one; where there is none, of the
+    h and w are those of the last feature map that is finer than the network's final one, or of the first one that the
+    head looks at, where it looks at several; where there is none, of the
     features before pooling or, in a transformer, of the tokens that enter the last block (the tokens after it no longer
     reach a class token). An image in which nothing supports its class is 0 everywhere. Raises CannotExplain. Leaves
     the classifier in evaluation mode.
@@ -47,7 +49,7 @@ def _through(tap: nn.Module, classifier: Classifier, example: torch.Tensor) -> I
         raise CannotExplain(f"{type(backbone).__name__} does not tell its features before pooling")
     with torch.no_grad():
         features = backbone.forward_features(example)
-    module = _before_the_last_reduction(backbone, example, features)
+    module = _first_tap(classifier) or _before_the_last_reduction(backbone, example, features)
     if module is None and isinstance(features, torch.Tensor) and features.ndim == 4:
         yield _in_two_halves(tap, classifier)
         return
@@ -59,9 +61,16 @@ def _through(tap: nn.Module, classifier: Classifier, example: torch.Tensor) -> I
         handle.remove()
 
 
+def _first_tap(classifier: Classifier) -> nn.Module | None:
+    """Where the head looks at several layers, the first of them: the way from the others to the image leads through it,
+    and the head's weights on it count too."""
+    layers = [*classifier.taps.means, *classifier.taps.grids]
+    return classifier.backbone.get_submodule(layers[0]) if layers else None
+
+
 def _before_the_last_reduction(backbone: nn.Module, example: torch.Tensor, features: Any) -> nn.Module | None:
     """The end of the last layer group whose map is finer than the final one; None where all are alike."""
-    ends = layer_group_ends(backbone, example)
+    ends = layer_group_ends(backbone, example, backbones.layer_groups(backbone))
     maps = [(module, found[0]) for module, output in ends if (found := as_map(output, prefix_tokens(backbone)))]
     final = as_map(features, prefix_tokens(backbone))
     if not maps or final is None:

@@ -5,38 +5,47 @@ from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 
 from spectacles.data.stratification import stratified_folds
+from spectacles.models.feature_blocks import LAST, BlockNames, FeatureBlocks
 from spectacles.models.linear_probe import cross_fit
 
+DOUBTFUL = 0.1
+"""Share of the labels, the least credible ones, that do not help to choose the features."""
 REPEATS = 3
 """Divisions into folds whose probabilities are averaged, so that no prediction depends on a single one."""
 
 
 def out_of_fold_probabilities(
-    features: np.ndarray, labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
-) -> np.ndarray:
-    """Features (N, D) and class indices (N,) -> probabilities (N, K) float64, each row from fits that left it out; from
-    labels (N, K) of 0 and 1 the probability of each label by itself.
+    features: FeatureBlocks, labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, list[BlockNames]]:
+    """Features and class indices (N,) -> (probabilities (N, K) float64, each row from fits that left it out, and the
+    blocks that they were fitted to); from labels (N, K) of 0 and 1 the probability of each label by itself, and as many
+    choices of blocks.
 
-    Standardised logistic regression in stratified folds; rows of one group (near duplicates, a person) are left out
-    together. The regularisation is the strongest whose weaker neighbour does not lower the out-of-fold log loss. A row
-    whose label occurs in no other fold has no prediction: its probabilities are NaN, of several labels only this one's.
+    Logistic regression by `cross_fit` in stratified folds; rows of one group (near duplicates, a person) are left out
+    together. A row whose label occurs in no other fold has no prediction: its probabilities are NaN, of several labels
+    only this one's.
     """
     groups = np.arange(len(labels)) if groups is None else groups
     divisions = [stratified_folds(labels, groups, folds, seed * REPEATS + number) for number in range(REPEATS)]
-    features = power_normalized(features)
+    features = FeatureBlocks({name: power_normalized(values) for name, values in features.parts.items()})
     if labels.ndim == 1:
-        return cross_fit(features, labels, divisions)
-    return np.column_stack([_label_probabilities(features, has, divisions) for has in labels.T])
+        fit = cross_fit(features, labels, divisions, doubtful=DOUBTFUL)
+        return fit.probabilities, [fit.blocks]
+    fits = [_label_probabilities(features, has, divisions) for has in labels.T]
+    return np.column_stack([probability for probability, _ in fits]), [blocks for _, blocks in fits]
 
 
-def _label_probabilities(features: np.ndarray, has: np.ndarray, divisions: list[np.ndarray]) -> np.ndarray:
-    """(N,): how probably an image has the label. An image with the majority's answer, to which no other fold has an
-    exception, gets that answer with certainty."""
+def _label_probabilities(
+    features: FeatureBlocks, has: np.ndarray, divisions: list[np.ndarray]
+) -> tuple[np.ndarray, BlockNames]:
+    """(how probably an image has the label (N,), the blocks). An image with the majority's answer, to which no other
+    fold has an exception, gets that answer with certainty."""
     usual = int(2 * has.sum() > len(has))
     if not (has != usual).any():
-        return has.astype(np.float64)
-    probability = cross_fit(features, has, divisions)[:, 1]
-    return np.where(np.isnan(probability) & (has == usual), has, probability)
+        return has.astype(np.float64), (LAST,)
+    fit = cross_fit(features, has, divisions, doubtful=DOUBTFUL)
+    probability = fit.probabilities[:, 1]
+    return np.where(np.isnan(probability) & (has == usual), has, probability), fit.blocks
 
 
 def power_normalized(features: np.ndarray) -> np.ndarray:

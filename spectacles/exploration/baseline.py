@@ -10,6 +10,7 @@ from spectacles.data.similarity import nearest_neighbours
 from spectacles.data.stratification import stratified_folds
 from spectacles.metrics.bootstrap import mean_interval
 from spectacles.metrics.decisions import decide, decide_labels, is_correct
+from spectacles.models.feature_blocks import FeatureBlocks, describe
 from spectacles.models.linear_probe import cross_fit
 
 FOLDS = 5
@@ -24,18 +25,8 @@ def most_rows(num_labels: int) -> int:
     return min(MOST_ROWS, max(FEWEST_ROWS, MOST_DECISIONS // num_labels))
 
 
-def sample_clusters(clusters: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Sorted positions of whole clusters (N,), drawn until `limit` rows are reached; all of them where they fit."""
-    if len(clusters) <= limit:
-        return np.arange(len(clusters))
-    _, numbers, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    drawn = order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), limit, side="right")))]
-    return np.flatnonzero(np.isin(numbers, drawn))
-
-
-def measure(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int) -> dict[str, Any]:
-    """Frozen features (N, D), class indices (N,) or labels (N, K) of 0 and 1, and clusters (N,) -> the contents of
+def measure(features: FeatureBlocks, labels: np.ndarray, clusters: np.ndarray, seed: int) -> dict[str, Any]:
+    """Frozen features, class indices (N,) or labels (N, K) of 0 and 1, and clusters (N,) -> the contents of
     explore/baseline.json.
 
     `grouped_split`, `random_split`: logistic regression in five folds that keep clusters whole, or that reassign their
@@ -49,11 +40,16 @@ def measure(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed
     """
     fold = stratified_folds(labels, clusters, FOLDS, seed)
     random_fold = _split_groups(fold, labels, clusters, seed)
-    grouped = _is_right(features, labels, fold)
+    fit = cross_fit(features, labels, [fold])
+
+    def is_right(other: np.ndarray) -> np.ndarray:
+        return _is_right(cross_fit(features, labels, [other], [fit.blocks]).probabilities, labels)
+
+    grouped = _is_right(fit.probabilities, labels)
     right = {
         "grouped_split": grouped,
-        "half": _is_right(features, labels, stratified_folds(labels, clusters, 2, seed)),
-        "random_split": grouped if np.array_equal(random_fold, fold) else _is_right(features, labels, random_fold),
+        "half": is_right(stratified_folds(labels, clusters, 2, seed)),
+        "random_split": grouped if np.array_equal(random_fold, fold) else is_right(random_fold),
     }
 
     def interval(values: np.ndarray) -> list[float]:
@@ -70,13 +66,14 @@ def measure(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed
         }
         for name in ("random_split", "half")
     }
-    unit = normalize(features - features.mean(axis=0))
+    unit = normalize(features.last - features.last.mean(axis=0))
     neighbours = {
         "grouped_split": _nearest_is_right(unit, labels, clusters),
         "random_split": _nearest_is_right(unit, labels, None),
     }
     return {
         "images": len(labels),
+        "blocks": list(fit.blocks),
         "groups": len(np.unique(clusters)),
         **scores,
         "nearest_neighbour": {name: round(float(values.mean()), 6) for name, values in neighbours.items()},
@@ -98,9 +95,8 @@ def _split_groups(fold: np.ndarray, labels: np.ndarray, clusters: np.ndarray, se
     return split_groups
 
 
-def _is_right(features: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """(N,) float64: 1 where a fit to the other folds predicts the class, or all labels."""
-    probabilities = cross_fit(features, labels, [fold])
+def _is_right(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(N,) float64: 1 where the out-of-fold probabilities (N, K) decide for the class, or for all labels."""
     known = ~np.isnan(probabilities).any(axis=1)
     decided = decide(probabilities, None) if labels.ndim == 1 else decide_labels(probabilities)
     return np.asarray(is_correct(decided, labels) & known, dtype=np.float64)
@@ -119,7 +115,8 @@ def sentences(measured: dict[str, Any], multi_label: bool = False) -> list[str]:
     what = "all labels correct for " if multi_label else ""
     lines = [
         f"baseline before fine-tuning: {what}{percent(grouped['accuracy'])} ({percents(grouped['interval'])}) by "
-        f"logistic regression on frozen features, {percent(neighbour['grouped_split'])} by the nearest neighbour "
+        f"logistic regression on frozen features of {describe([tuple(measured['blocks'])])}, "
+        f"{percent(neighbour['grouped_split'])} by the nearest neighbour "
         f"({count_of(measured['images'], 'image')}, {FOLDS} folds)"
     ]
     if measured["groups"] == measured["images"]:

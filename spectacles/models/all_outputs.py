@@ -64,14 +64,14 @@ class AllOutputs(nn.Module):
 
     @torch.no_grad()
     def _features_are_a_mean(self, preprocessing: Preprocessing) -> bool:
-        """Whether the backbone averages its last map and does nothing else with it, tried on noise."""
+        """Whether all that the head looks at is the mean of the backbone's last map, tried on noise."""
         backbone: Any = self.classifier.backbone
         if not hasattr(backbone, "forward_features") or not hasattr(backbone, "forward_head"):
             return False
         size, channels = preprocessing.image_size, preprocessing.in_chans
         images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
         images = images.to(next(self.classifier.parameters()).device)
-        features, unpooled = backbone(images), backbone.forward_features(images)
+        features, unpooled = self.classifier.embed(images), backbone.forward_features(images)
         found = as_map(unpooled, prefix_tokens(backbone))
         if found is None or found[0].shape[:2] != features.shape:
             return False

@@ -4,7 +4,7 @@ verified on loading, without torch."""
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from spectacles.data import label_text
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.metrics import abstention, decisions, prior_shift
 from spectacles.metrics.calibration import Calibration
+from spectacles.models.feature_blocks import Taps
 
 FORMAT = 5
 MANIFEST = "bundle.json"
@@ -69,6 +70,8 @@ class BundleInfo:
     """Added to the scaled logits."""
     confidence_threshold: float | None = None
     """Confidence, the probability of the label, below which the model abstains. None: it does not for that."""
+    taps: Taps = field(default_factory=Taps)
+    """Earlier layers that the head looks at besides the last one."""
     ood_threshold: float = 1.0
     """ood_score (`ood.OODScorer`) above which the model abstains. 1: it does not for that."""
 
@@ -227,7 +230,7 @@ def _to_json(info: BundleInfo) -> dict[str, Any]:
 
 
 def _from_json(manifest: dict[str, Any]) -> BundleInfo:
-    names = [field.name for field in fields(BundleInfo)]
+    names = [each.name for each in fields(BundleInfo)]
     if missing := [name for name in names if name not in manifest]:
         raise UserError(
             f"the bundle lacks {missing[0]!r}: another version wrote it. Train the model again, or use that version."
@@ -236,4 +239,5 @@ def _from_json(manifest: dict[str, Any]) -> BundleInfo:
     for name in ("classes", "class_scales", "class_biases", "class_shares", "label_thresholds"):
         values[name] = tuple(values[name])
     values["preprocessing"] = Preprocessing.from_json(values["preprocessing"])
+    values["taps"] = Taps(**values["taps"])
     return BundleInfo(**values)

@@ -7,7 +7,11 @@ from torch import nn
 
 from spectacles.core.errors import UserError
 from spectacles.models import backbones
+from spectacles.models.block_network import block_features
 from spectacles.models.bundle import Bundle, BundleInfo, load_bundle
+from spectacles.models.feature_blocks import Taps
+
+LAST_LAYER = Taps()
 
 
 class Classifier(nn.Module):
@@ -15,18 +19,24 @@ class Classifier(nn.Module):
     of independent labels."""
 
     def __init__(
-        self, backbone: nn.Module, feature_dim: int, num_classes: int, dropout: float, multi_label: bool = False
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        num_classes: int,
+        dropout: float,
+        multi_label: bool = False,
+        taps: Taps = LAST_LAYER,
     ) -> None:
         super().__init__()
-        self.multi_label = multi_label
+        self.multi_label, self.taps = multi_label, taps
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(feature_dim, num_classes)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, S, S) -> (B, D)."""
-        features: torch.Tensor = self.backbone(images)
-        return features
+        """(B, C, S, S) -> (B, D): what the head looks at, the features of the backbone's last layer and those of the
+        `taps`."""
+        return torch.cat(list(block_features(self.backbone, images, self.taps).values()), dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, S, S) -> logits (B, K)."""
@@ -44,7 +54,7 @@ def build_classifier(bundle: Bundle) -> Classifier:
     """In evaluation mode, on the CPU. Raises UserError where the weights do not fit."""
     info = bundle.info
     backbone = backbones.build(info.backbone, info.preprocessing.in_chans, info.preprocessing.image_size)
-    classifier = Classifier(backbone, info.feature_dim, len(info.classes), info.dropout, info.multi_label)
+    classifier = Classifier(backbone, info.feature_dim, len(info.classes), info.dropout, info.multi_label, info.taps)
     state = {name: torch.tensor(values) for name, values in bundle.tensors("backbone.", "head.").items()}
     try:
         classifier.load_state_dict(state)

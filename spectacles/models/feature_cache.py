@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -17,9 +18,11 @@ from spectacles.core.progress import progress
 from spectacles.data.pixel_cache import RESIZER, Pixels, in_batches
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.models import engine_choice
+from spectacles.models.block_network import BlockNetwork, find_taps
 from spectacles.models.engines import Engine
+from spectacles.models.feature_blocks import BLOCKS, LAST, BlockNames, FeatureBlocks, Taps
 from spectacles.models.feature_store import Features, FeatureStore
-from spectacles.models.torch_network import ONLY_OUTPUT, PixelNetwork
+from spectacles.models.torch_network import PixelNetwork
 
 SAVE_EVERY = 4096
 """Images between two writes, which is what a crash can cost."""
@@ -49,74 +52,93 @@ class FeatureExtractor:
     device: torch.device
     config: FeatureConfig
 
-    def embed_rows(self, rows: pd.DataFrame, num_workers: int | None) -> np.ndarray:
-        """Features (N, D) float32 of `rows` (columns path, sha256). Raises UserError for a file that has changed since
-        it was indexed."""
+    def embed_rows(self, rows: pd.DataFrame, num_workers: int | None, blocks: BlockNames = BLOCKS) -> FeatureBlocks:
+        """`embed` for `rows` (columns path, sha256)."""
         with Pixels(rows, self.preprocessing, self.cache / "pixels", 0, num_workers) as pixels:
-            return self.embed(pixels)
+            return self.embed(pixels, blocks=blocks)
 
-    def embed(self, pixels: Pixels, positions: np.ndarray | None = None, view: PixelView | None = None) -> np.ndarray:
-        """Features (N, D) float32, not normalised, of all images or of those at `positions`; of a view of them where
-        one is given. Raises UserError for a file that has changed since it was indexed."""
+    def embed(
+        self,
+        pixels: Pixels,
+        positions: np.ndarray | None = None,
+        view: PixelView | None = None,
+        blocks: BlockNames = BLOCKS,
+    ) -> FeatureBlocks:
+        """Features of all images or of those at `positions`; of a view of them where one is given. All blocks that the
+        backbone has are computed in one pass and stored, and those of `blocks` returned. Raises UserError for a file
+        that has changed since it was indexed."""
         positions = np.arange(len(pixels)) if positions is None else positions
         if not len(positions):
-            return self._run_torch(np.zeros((1, *self.preprocessing.shape), dtype=np.uint8))[:0]
+            return self._of_nothing(blocks)
         keys = [view.name(pixels.hashes[at]) if view else pixels.hashes[at] for at in positions]
         first: dict[str, int] = {}
         for position, key in zip(positions, keys, strict=True):
             first.setdefault(key, int(position))
         store = FeatureStore(self.cache / FILE, int(self.config.cache_gb * 2**30))
-        known = store.read(identity := self._identity(), list(first))
+        known = store.read(identity := self._identity(), [_row(key, block) for key in first for block in blocks])
+        if len(known) < len(first) * len(blocks):  # or the backbone has other blocks, which takes a pass to find out
+            blocks = tuple(block for block in blocks if block in self.taps.blocks)
         key_of = {position: key for key, position in first.items()}
         # The batches of an empty cache: other batches would change the last digits of what an interrupted run left.
         batches = in_batches(np.array(sorted(key_of), dtype=np.int64), self.config.batch_size)
-        batches = [batch for batch in batches if any(key_of[int(position)] not in known for position in batch)]
+        missing = {position for position, key in key_of.items() if any(_row(key, name) not in known for name in blocks)}
+        batches = [batch for batch in batches if not missing.isdisjoint(batch.tolist())]
         if batches:
-            vectors = self._compute(pixels, batches, view, images=len(first))
-            for computed in _in_parts(key_of, np.concatenate(batches), vectors, known):
-                store.write(identity, computed)
-                known |= computed
-        return np.stack([known[key] for key in keys])
+            computed = self._compute(pixels, batches, view, images=len(first))
+            for part in _in_parts(zip(np.concatenate(batches).tolist(), computed, strict=True), missing):
+                rows = {_row(key_of[at], block): values for at, found in part for block, values in found.items()}
+                store.write(identity, {row: values for row, values in rows.items() if row not in known})
+                known |= {_row(key_of[at], block): found[block] for at, found in part for block in blocks}
+        return FeatureBlocks({block: np.stack([known[_row(key, block)] for key in keys]) for block in blocks})
 
     def _compute(
         self, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None, images: int
-    ) -> Iterable[np.ndarray]:
-        """Features (D,) float32 of one position after the other."""
+    ) -> Iterable[Features]:
+        """Name of a block -> (D,) float32, of one position after the other."""
         choice = engine_choice.choice_file(self.cache, self.name, self.preprocessing)
         _, run = engine_choice.choose(self._network, choice, self.config.engine, images=images)
         return progress(_embed(run, pixels, batches, view), "embedding", sum(map(len, batches)))
 
+    @cached_property
+    def taps(self) -> Taps:
+        return find_taps(self.backbone, self.preprocessing.in_chans, self.preprocessing.image_size)
+
+    def _of_nothing(self, blocks: BlockNames) -> FeatureBlocks:
+        outputs = self._network.torch_engine()(np.zeros((1, *self.preprocessing.shape), dtype=np.uint8))
+        return FeatureBlocks({name: values[:0] for name, values in outputs.items() if name in blocks})
+
     @property
     def _network(self) -> PixelNetwork:
-        return PixelNetwork(self.backbone, self.preprocessing, self.device)
+        return PixelNetwork(BlockNetwork(self.backbone, self.taps), self.preprocessing, self.device)
 
     def _identity(self) -> str:
         name = self.name.replace("/", "_").replace(":", "_")
         return f"{name}-{_fingerprint(self.backbone, self.name, self.preprocessing)}"
 
-    def _run_torch(self, pixels: np.ndarray) -> np.ndarray:
-        return self._network.torch_engine()(pixels)[ONLY_OUTPUT]
+
+def _row(key: str, block: str) -> str:
+    """The name in the table of features."""
+    return key if block == LAST else f"{key}/{block}"
 
 
-def _in_parts(
-    key_of: dict[int, str], positions: np.ndarray, vectors: Iterable[np.ndarray], known: Features
-) -> Iterator[Features]:
-    """Those that are not known yet, SAVE_EVERY at a time."""
-    part: Features = {}
-    for position, vector in zip(positions.tolist(), vectors, strict=True):
-        if key_of[position] not in known:
-            part[key_of[position]] = vector
+def _in_parts(computed: Iterable[tuple[int, Features]], missing: set[int]) -> Iterator[list[tuple[int, Features]]]:
+    """Those that are missing, SAVE_EVERY images at a time."""
+    part = []
+    for position, found in computed:
+        if position in missing:
+            part.append((position, found))
         if len(part) == SAVE_EVERY:
             yield part
-            part = {}
+            part = []
     if part:
         yield part
 
 
-def _embed(run: Engine, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None) -> Iterator[np.ndarray]:
+def _embed(run: Engine, pixels: Pixels, batches: list[np.ndarray], view: PixelView | None) -> Iterator[Features]:
     for positions, batch in zip(batches, pixels.batches(batches), strict=True):
         seen = view(batch, [pixels.hashes[position] for position in positions]) if view else batch
-        yield from run(seen)[ONLY_OUTPUT]
+        outputs = run(seen)
+        yield from ({name: values[row] for name, values in outputs.items()} for row in range(len(seen)))
 
 
 def _fingerprint(backbone: nn.Module, name: str, preprocessing: Preprocessing) -> str:

@@ -1,14 +1,12 @@
 """Where in a network features are laid out like the image, whichever way an architecture keeps them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from math import isqrt
 from typing import Any
 
 import torch
 from torch import nn
-
-from spectacles.models import backbones
 
 Back = Callable[[torch.Tensor], torch.Tensor]
 
@@ -41,9 +39,9 @@ def prefix_tokens(backbone: nn.Module) -> int:
 
 
 def layer_group_ends(
-    backbone: nn.Module, images: torch.Tensor, count: int | None = None
+    backbone: nn.Module, images: torch.Tensor, groups: Sequence[list[str]]
 ) -> list[tuple[nn.Module, Any]]:
-    """(module, its output) at the end of each of the first `count` layer groups, from one pass over images."""
+    """(module, its output) at the end of each layer group, of `backbones.layer_groups`, from one pass over images."""
     ends: dict[int, tuple[nn.Module, Any]] = {}
 
     def watch(place: int) -> Callable[[nn.Module, Any, Any], None]:
@@ -53,7 +51,7 @@ def layer_group_ends(
         return hook
 
     with ExitStack() as stack, torch.no_grad():
-        for place, parameters in enumerate(backbones.layer_groups(backbone)[:count]):
+        for place, parameters in enumerate(groups):
             for name in _outlets(backbone, parameters):
                 handle = backbone.get_submodule(name).register_forward_hook(watch(place))
                 stack.callback(handle.remove)

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from spectacles.core.device import cpu_count
 from spectacles.core.errors import UserError
 from spectacles.metrics import multilabel, probability_scores
+from spectacles.models.feature_blocks import BlockNames, FeatureBlocks, last_layer
 
 log = logging.getLogger("spectacles")
 Fit = TypeVar("Fit")
@@ -26,6 +27,8 @@ STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 CROSS_FIT_STRENGTHS = STRENGTHS[2:6]
 """A fit per fold and strength: the extremes are left out."""
 HELD_OUT_FOLDS = 3
+GAIN = 0.1
+"""Share by which wider blocks must lower the log loss to be taken."""
 ABSENT = -30.0
 """Bias of a class that training has no image of: a probability of about 1e-13."""
 SMALL = 20_000
@@ -50,15 +53,39 @@ class Head:
         return logits
 
 
-def logistic_regression(
-    features: np.ndarray, labels: np.ndarray, strength: float, weights: np.ndarray | None = None, iterations: int = 300
-) -> Pipeline:
-    """Standardised multinomial logistic regression; (N, D), (N,), optional sample weights (N,)."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=iterations))
-    with warnings.catch_warnings():  # the last digits decide nothing
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(features, labels, logisticregression__sample_weight=weights)
-    return model
+@dataclass(frozen=True)
+class CrossFit:
+    """Out-of-fold probabilities, and what they were fitted to."""
+
+    probabilities: np.ndarray
+    """(N, K) float64, of rows that no fold could predict NaN."""
+    blocks: BlockNames
+    strength: float
+    losses: dict[BlockNames, float]
+    """Of each set of blocks that was tried, the lowest mean log loss in the first division."""
+
+    @property
+    def loss(self) -> float:
+        return self.losses[self.blocks]
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Standardised multinomial logistic regression."""
+
+    strength: float
+    scales: np.ndarray | None = None
+    """(D,): factors of the standardised features; the larger one is, the less its feature is regularised."""
+
+    def fit(self, features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Pipeline:
+        """(N, D), (N,), optional sample weights (N,)."""
+        scaler, model = StandardScaler().fit(features), LogisticRegression(C=self.strength, max_iter=300)
+        if self.scales is not None:
+            scaler.scale_ = scaler.scale_ / self.scales
+        with warnings.catch_warnings():  # the last digits decide nothing
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(scaler.transform(features), labels, sample_weight=weights)
+        return make_pipeline(scaler, model)
 
 
 def fit_head(
@@ -66,9 +93,11 @@ def fit_head(
     val: tuple[np.ndarray, np.ndarray],
     num_classes: int,
     weights: np.ndarray | None = None,
+    scales: np.ndarray | None = None,
 ) -> Head:
     """The head of the regularisation with the lowest validation log loss; each pair is features (N, D) and labels, (N,)
-    class indices or (N, K) of 0 and 1. `weights` (K,) are of classes, or of having a label against not having it.
+    class indices or (N, K) of 0 and 1. `weights` (K,) are of classes, or of having a label against not having it;
+    `scales` as in `Regression`.
 
     The search stops when validation has become worse twice. Raises UserError where training has images of one class
     only.
@@ -78,7 +107,7 @@ def fit_head(
         raise UserError("the train split has images of only one class: give more images, or another --seed.")
 
     def fit(strength: float) -> tuple[float, Head]:
-        head = _fit(features, labels, num_classes, strength, weights)
+        head = _fit(features, labels, num_classes, weights, Regression(strength, scales))
         return log_loss(head.logits(val[0]), val[1]), head
 
     with threadpool_limits(1 if len(features) < SMALL else cpu_count()):
@@ -99,38 +128,84 @@ def search_strength(fit: Callable[[float], tuple[float, Fit]], strengths: Sequen
     return best
 
 
-def cross_fit(features: np.ndarray, labels: np.ndarray, divisions: Sequence[np.ndarray]) -> np.ndarray:
-    """Features (N, D), class indices (N,) or labels (N, K) of 0 and 1, and one or more divisions into folds (N,) ->
-    probabilities (N, K) float64, each row from fits to the other folds, averaged over the divisions.
+def cross_fit(
+    features: FeatureBlocks,
+    labels: np.ndarray,
+    divisions: Sequence[np.ndarray],
+    candidates: Sequence[BlockNames] | None = None,
+    doubtful: float = 0.0,
+) -> CrossFit:
+    """Features, class indices (N,) or labels (N, K) of 0 and 1, and one or more divisions into folds (N,) ->
+    probabilities (N, K), each row from fits to the other folds, averaged over the divisions.
 
-    The regularisation is the strongest whose weaker neighbour does not lower the log loss of the first division: the
-    accuracy would choose more by chance. A row whose class occurs in no other fold is NaN. With several labels each is
-    fitted by itself, with the same regularisation.
+    The blocks, of `candidates` or all, are those of the lowest log loss in the first division, if it is lower than that
+    of the first candidate by GAIN. With `doubtful`, that share of the rows with the largest losses, whose labels may be
+    wrong, is left out of the comparison, and it is made at equal regularisation: labels that are wrong where one layer
+    sees similar images must not speak for that layer.
+    The regularisation is the strongest whose weaker neighbour does not lower the log loss: the accuracy would choose
+    more by chance. A row whose class occurs in no other fold is NaN. With several labels each is fitted by itself, with
+    the same blocks and regularisation.
     """
-    fit_folds, loss = (_fit_folds, _class_loss) if labels.ndim == 1 else (_fit_label_folds, _label_loss)
-
-    def fit(strength: float) -> tuple[float, tuple[float, np.ndarray]]:
-        probabilities = fit_folds(features, labels, divisions[0], strength)
-        return loss(labels, probabilities), (strength, probabilities)
-
     # Many small products: where other processes compete for the cores, BLAS threads waiting for each other cost 50x.
     with threadpool_limits(1):
-        strength, first = search_strength(fit, CROSS_FIT_STRENGTHS, patience=1)
-        others = [fit_folds(features, labels, fold, strength) for fold in divisions[1:]]
-    return np.asarray(np.mean([first, *others], axis=0))
+        names = candidates or features.candidates()
+        tried = [_search(features, names[0], labels, divisions[0], doubtful, None)]
+        compare_at = tried[0].strength if doubtful else None
+        tried += [_search(features, each, labels, divisions[0], doubtful, compare_at) for each in names[1:]]
+        best = min(tried, key=lambda fit: fit.loss)
+        best = best if best.loss < (1 - GAIN) * tried[0].loss else tried[0]
+        others = [_fit_folds(features, best.blocks, labels, fold, best.strength) for fold in divisions[1:]]
+    losses = {fit.blocks: fit.loss for fit in tried}
+    mean = np.asarray(np.mean([best.probabilities, *others], axis=0))
+    return replace(best, probabilities=mean, losses=losses)
 
 
 def held_out_losses(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     """(N,) float64: minus the log-likelihood of each image's class, or of its labels the mean, for a probe fitted to
     other images. An image that is the only one of its class counts as one that the probe knows nothing of."""
     fold = np.random.default_rng(seed).permutation(len(labels)) % HELD_OUT_FOLDS
-    probabilities = cross_fit(features, labels, [fold])
+    probabilities = cross_fit(last_layer(features), labels, [fold]).probabilities
     if labels.ndim == 2:
         return multilabel.log_losses(labels, np.nan_to_num(probabilities, nan=0.5))
     return probability_scores.log_losses(labels, np.nan_to_num(probabilities, nan=0.0))
 
 
-def _fit_folds(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, strength: float) -> np.ndarray:
+def _search(
+    features: FeatureBlocks,
+    names: BlockNames,
+    labels: np.ndarray,
+    fold: np.ndarray,
+    doubtful: float,
+    compare_at: float | None,
+) -> CrossFit:
+    """`losses` are of the regularisation that was found, or of `compare_at` if it was tried."""
+    row_losses = _class_losses if labels.ndim == 1 else _label_losses
+    compared = {}
+
+    def fit(strength: float) -> tuple[float, CrossFit]:
+        probabilities = _fit_folds(features, names, labels, fold, strength)
+        losses = np.sort(row_losses(labels, probabilities))
+        compared[strength] = _mean(losses[: len(losses) - int(doubtful * len(losses))])
+        return _mean(losses), CrossFit(probabilities, names, strength, {})
+
+    found = search_strength(fit, CROSS_FIT_STRENGTHS, patience=1)
+    return replace(found, losses={names: compared.get(compare_at or found.strength, compared[found.strength])})
+
+
+def _mean(losses: np.ndarray) -> float:
+    return float(losses.mean()) if len(losses) else np.inf
+
+
+def _fit_folds(
+    features: FeatureBlocks, names: BlockNames, labels: np.ndarray, fold: np.ndarray, strength: float
+) -> np.ndarray:
+    """(N, K)."""
+    values, regression = features.side_by_side(names), Regression(strength, features.scales(names))
+    fit_folds = _fit_class_folds if labels.ndim == 1 else _fit_label_folds
+    return fit_folds(values, labels, fold, regression)
+
+
+def _fit_class_folds(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, regression: Regression) -> np.ndarray:
     """(N, K) of classes."""
     probabilities = np.full((len(labels), int(labels.max(initial=0)) + 1), np.nan)
     for held_out in np.unique(fold):
@@ -138,72 +213,74 @@ def _fit_folds(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, stren
         rows = np.flatnonzero(fold == held_out)
         rows = rows[np.isin(labels[rows], labels[fitted])]
         if len(rows) and len(np.unique(labels[fitted])) > 1:
-            model = logistic_regression(features[fitted], labels[fitted], strength)
+            model = regression.fit(features[fitted], labels[fitted])
             probabilities[rows] = 0.0
             probabilities[np.ix_(rows, model.classes_)] = model.predict_proba(features[rows])
     return probabilities
 
 
-def _class_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean log loss of the rows that have probabilities; infinite where none has."""
+def _class_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Log losses of the rows that have probabilities."""
     given = probabilities[np.arange(len(labels)), labels]
-    given = given[~np.isnan(given)]
-    return float(-np.log(np.maximum(given, 1e-12)).mean()) if len(given) else np.inf
+    losses: np.ndarray = -np.log(np.maximum(given[~np.isnan(given)], 1e-12))
+    return losses
 
 
-def _fit_label_folds(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, strength: float) -> np.ndarray:
+def _fit_label_folds(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, regression: Regression) -> np.ndarray:
     """(N, K) of labels."""
     probabilities = np.full(labels.shape, np.nan)
     for held_out in np.unique(fold):
         fitted, rows = fold != held_out, fold == held_out
         for place, has in enumerate(labels.T if fitted.any() else ()):
-            probabilities[rows, place] = _label_probabilities(features[fitted], has[fitted], features[rows], strength)
+            probabilities[rows, place] = _label_probabilities(features[fitted], has[fitted], features[rows], regression)
     return probabilities
 
 
-def _label_probabilities(features: np.ndarray, has: np.ndarray, others: np.ndarray, strength: float) -> np.ndarray:
+def _label_probabilities(
+    features: np.ndarray, has: np.ndarray, others: np.ndarray, regression: Regression
+) -> np.ndarray:
     """How probably the `others` (M, D) have a label; of one that all images or none have, only how often that is (rule
     of succession)."""
     if len(np.unique(has)) < 2:
         return np.full(len(others), (has.sum() + 1) / (len(has) + 2))
-    probabilities: np.ndarray = logistic_regression(features, has, strength).predict_proba(others)[:, 1]
+    probabilities: np.ndarray = regression.fit(features, has).predict_proba(others)[:, 1]
     return probabilities
 
 
-def _label_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+def _label_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     known = ~np.isnan(probabilities).any(axis=1)
-    return float(multilabel.log_losses(labels[known], probabilities[known]).mean()) if known.any() else np.inf
+    return multilabel.log_losses(labels[known], probabilities[known])
 
 
 def _fit(
-    features: np.ndarray, labels: np.ndarray, num_classes: int, strength: float, weights: np.ndarray | None
+    features: np.ndarray, labels: np.ndarray, num_classes: int, weights: np.ndarray | None, regression: Regression
 ) -> Head:
     weight = np.zeros((num_classes, features.shape[1]), dtype=np.float32)
     bias = np.full(num_classes, ABSENT, dtype=np.float32)
     if labels.ndim == 2:
         of_having = np.ones(num_classes) if weights is None else weights
         for place, has in enumerate(labels.T):
-            weight[place], bias[place] = _fit_label(features, has, strength, of_having[place])
+            weight[place], bias[place] = _fit_label(features, has, of_having[place], regression)
     else:
-        model = logistic_regression(features, labels, strength, None if weights is None else weights[labels])
+        model = regression.fit(features, labels, None if weights is None else weights[labels])
         coefficients, intercepts = _as_linear(model)
         if len(model.classes_) == 2:
             coefficients = np.concatenate([-coefficients, coefficients]) / 2
             intercepts = np.concatenate([-intercepts, intercepts]) / 2
         weight[model.classes_], bias[model.classes_] = coefficients, intercepts
-    head = Head(weight, bias, strength, 0.0)
+    head = Head(weight, bias, regression.strength, 0.0)
     return replace(head, train_loss=log_loss(head.logits(features), labels))
 
 
 def _fit_label(
-    features: np.ndarray, has: np.ndarray, strength: float, of_having: float
+    features: np.ndarray, has: np.ndarray, of_having: float, regression: Regression
 ) -> tuple[np.ndarray, np.ndarray]:
     """One row of the head; of a label that all images or none have, only how often that is (rule of succession)."""
     count, total = int(has.sum()), len(has)
     if count in (0, total):
         return np.zeros(features.shape[1]), np.log((count + 1) / (total - count + 1))
     weights = np.where(has == 1, of_having, 1.0)
-    coefficients, intercepts = _as_linear(logistic_regression(features, has, strength, weights))
+    coefficients, intercepts = _as_linear(regression.fit(features, has, weights))
     return coefficients[0], intercepts[0]
 
 

@@ -21,10 +21,11 @@ from spectacles.models import bundle_export, bundle_network, engine_choice, ood
 from spectacles.models.all_outputs import AllOutputs
 from spectacles.models.bundle import ENGINE_FILE, BundleInfo, save_bundle
 from spectacles.models.classifier import load_classifier
+from spectacles.models.feature_blocks import describe
 from spectacles.models.ood import REFERENCES, OODScorer
 from spectacles.models.torch_network import PixelNetwork
 from spectacles.training.history import Epoch, best_epoch
-from spectacles.training.trainer import Trainer
+from spectacles.training.trainer import HEAD_ALONE, Trainer
 from spectacles.training.validation import validation_scores
 
 log = logging.getLogger("spectacles")
@@ -228,6 +229,12 @@ def _final_pass(trainer: Trainer, network: PixelNetwork) -> tuple[np.ndarray, np
     return logits[:split], maps[:split], maps[split:]
 
 
+def _about_the_head(info: BundleInfo) -> list[str]:
+    if info.phase != HEAD_ALONE:
+        return []
+    return [f"the head looks at {describe([info.taps.blocks])}, in pictures of {info.preprocessing.image_size} px"]
+
+
 def _over(trainer: Trainer) -> str:
     """' over 2 of 3 classes' where the metric that chose the epoch is a mean to which not all classes contribute."""
     labels, classes = trainer.val.labels, trainer.info.classes
@@ -250,6 +257,7 @@ def _report(trainer: Trainer, best: Epoch, rescored: float, decided: Decided, mo
         f"best {config.metric} {best.value:.4f}{_over(trainer)} on validation data, epoch {best.epoch} ({best.phase}); "
         f"read back from the bundle: {rescored:.4f}",
         f"trained {len(trainer.history)} epochs in {elapsed:.0f} s",
+        *_about_the_head(decided.info),
         *decided.sentences,
         f"model {model_id} in {trainer.bundle}",
         f"next: python evaluate.py --output_dir {run_dir.output_dir} --run_name {run_dir.name}",

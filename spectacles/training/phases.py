@@ -16,6 +16,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.signals import Stopped
 from spectacles.models import bn_folding, freezing, linear_probe, recipes
 from spectacles.models.classifier import Classifier
+from spectacles.models.feature_blocks import LAST
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.models.normalization import normalize
 from spectacles.models.sample_pictures import sample_pictures
@@ -79,10 +80,11 @@ def fit_head(trainer: Trainer) -> tuple[Epoch, np.ndarray | None]:
         trainer.settings.device, config,
     )  # fmt: skip
     count = len(trainer.train.labels)
-    plain = extractor.embed(trainer.pixels, np.concatenate([trainer.train.positions, trainer.val.positions]))
+    positions = np.concatenate([trainer.train.positions, trainer.val.positions])
+    plain = extractor.embed(trainer.pixels, positions, blocks=(LAST,)).last
     on_cpu = copy.deepcopy(trainer.augmentation).cpu()
     views = [View(number, on_cpu) for number in range(1, config.views)]
-    changed = [extractor.embed(trainer.pixels, trainer.train.positions, view) for view in views]
+    changed = [extractor.embed(trainer.pixels, trainer.train.positions, view, (LAST,)).last for view in views]
     features = np.concatenate([plain[:count], *changed])
     labels = np.concatenate([trainer.train.labels] * config.views)
     weights = trainer.settings.class_weights

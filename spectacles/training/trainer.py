@@ -29,7 +29,7 @@ from spectacles.training.validation import validation_scores
 
 log = logging.getLogger("spectacles")
 
-HEAD, FINE_TUNE = "head", "fine_tune"
+HEAD, FINE_TUNE, HEAD_ALONE = "head", "fine_tune", "head_alone"
 MAY_DIFFER_ON_RESUME = (
     "output_dir", "run_name", "device", "num_workers", "resume", "pixel_cache_gb", "cache_gb", "galleries",
     "time_budget", "threshold_for", "target_accuracy", "ood_quantile", "checkpoint_every",
@@ -54,6 +54,8 @@ class Trainer:
     """time.monotonic() at the start, moved back by the time that was spent before a resume."""
     rows: pd.DataFrame
     """Of the training and validation images."""
+    size_is_open: bool = False
+    """Whether neither --image_size nor a time budget has decided on the size of the pictures."""
     history: list[Epoch] = field(default_factory=list)
     folded: list[FoldedBatchNorm] = field(default_factory=list)
     validation_seconds_per_image: float = 0.0

@@ -1,5 +1,7 @@
 """Wrong labels are found where features separate the classes, and no image is predicted from itself or its twin."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +14,11 @@ from spectacles.evaluation.label_quality import (
     power_normalized,
     rank_label_issues,
 )
+from spectacles.models.feature_blocks import last_layer
+
+
+def out_of_fold(features: np.ndarray, *args: Any, **settings: Any) -> np.ndarray:
+    return out_of_fold_probabilities(last_layer(features), *args, **settings)[0]
 
 
 def gaussians(count: int, classes: int, dimensions: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +35,7 @@ def test_planted_flips_lead_the_ranking(classes: int) -> None:
     flipped = rng.choice(400, 20, replace=False)
     labels = true.copy()
     labels[flipped] = (true[flipped] + rng.integers(1, classes, 20)) % classes
-    probabilities = out_of_fold_probabilities(features, labels, folds=5, seed=0)
+    probabilities = out_of_fold(features, labels, folds=5, seed=0)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     ranked = rank_label_issues(labels, probabilities)
     first = ranked["row"][:20]
@@ -71,7 +78,7 @@ def test_a_few_large_values_do_not_dominate_features_that_are_never_negative() -
     positive = np.exp(3 * features)
     assert (power_normalized(positive) == np.sqrt(positive)).all()
     assert (power_normalized(features) == features).all()
-    assert accuracy(out_of_fold_probabilities(positive, labels, 5, 0), labels) > 0.9
+    assert accuracy(out_of_fold(positive, labels, 5, 0), labels) > 0.9
 
 
 def test_two_sources_are_averaged_and_one_alone_is_used_as_it_is() -> None:
@@ -93,15 +100,15 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def test_a_group_is_never_both_fitted_and_predicted() -> None:
     features, labels, groups = memorable(60)
-    assert accuracy(out_of_fold_probabilities(features, labels, 5, 0), labels) > 0.7  # twins do give labels away
-    grouped = out_of_fold_probabilities(features, labels, 5, 0, groups)
+    assert accuracy(out_of_fold(features, labels, 5, 0), labels) > 0.7  # twins do give labels away
+    grouped = out_of_fold(features, labels, 5, 0, groups)
     assert accuracy(grouped, labels) < 0.65
     np.testing.assert_array_equal(grouped[::2], grouped[1::2])
 
 
 def test_the_seed_decides() -> None:
     features, labels = gaussians(60, 2)
-    first, again, other = (out_of_fold_probabilities(features, labels, 3, seed) for seed in (0, 0, 1))
+    first, again, other = (out_of_fold(features, labels, 3, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -109,7 +116,7 @@ def test_the_seed_decides() -> None:
 def test_classes_with_fewer_images_than_folds() -> None:
     features, labels = gaussians(60, 3)
     features, labels = np.append(features, features[:3] + 9, axis=0), np.append(labels, [3, 3, 4])
-    probabilities = out_of_fold_probabilities(features, labels, folds=5, seed=0)
+    probabilities = out_of_fold(features, labels, folds=5, seed=0)
     assert probabilities.shape == (63, 5)
     unpredicted = np.isnan(probabilities).any(axis=1)
     np.testing.assert_array_equal(
@@ -121,7 +128,7 @@ def test_classes_with_fewer_images_than_folds() -> None:
 @pytest.mark.parametrize("labels", [[], [0], [0, 0, 0], [0, 1], [0, 1, 1]])
 def test_too_little_data_gives_a_short_list(labels: list[int]) -> None:
     given = np.array(labels, dtype=np.int64)
-    probabilities = out_of_fold_probabilities(np.ones((len(given), 2), dtype=np.float32), given, folds=5, seed=0)
+    probabilities = out_of_fold(np.ones((len(given), 2), dtype=np.float32), given, folds=5, seed=0)
     assert len(probabilities) == len(given)
     ranked = rank_label_issues(given, probabilities)
     assert len(ranked["row"]) == len(ranked["suspected"]) <= max(0, len(given) - 1)
@@ -141,7 +148,7 @@ def test_planted_flips_of_one_label_lead_the_ranking_and_are_named() -> None:
     rows, places = rng.choice(400, 20, replace=False), rng.integers(0, 3, 20)
     labels = true.copy()
     labels[rows, places] ^= 1
-    probabilities = out_of_fold_probabilities(features, labels, folds=5, seed=0)
+    probabilities = out_of_fold(features, labels, folds=5, seed=0)
     assert probabilities.shape == (400, 3)
     ranked = rank_label_issues(labels, probabilities)
     first = ranked["row"][:20]
@@ -176,7 +183,7 @@ def test_a_label_of_a_single_image_cannot_be_predicted_there_and_is_ruled_out_el
     features, labels = several_labels(60)
     only, always = np.eye(60, dtype=np.int64)[7], np.ones(60, dtype=np.int64)
     labels = np.column_stack([labels, only, 1 - only, always, 0 * always])
-    probabilities = out_of_fold_probabilities(features, labels, folds=5, seed=0)
+    probabilities = out_of_fold(features, labels, folds=5, seed=0)
     unknown = np.zeros((60, 7), dtype=bool)
     unknown[7, 3:5] = True
     np.testing.assert_array_equal(np.isnan(probabilities), unknown)
@@ -188,7 +195,7 @@ def test_a_label_of_a_single_image_cannot_be_predicted_there_and_is_ruled_out_el
 def test_with_several_labels_a_group_is_never_both_fitted_and_predicted() -> None:
     features, labels, groups = memorable(60)
     both = np.column_stack([labels, labels[::-1]])
-    grouped = out_of_fold_probabilities(features, both, 5, 0, groups)
+    grouped = out_of_fold(features, both, 5, 0, groups)
     np.testing.assert_array_equal(grouped[::2], grouped[1::2])
     assert accuracy(np.stack([1 - grouped[:, 0], grouped[:, 0]], axis=1), labels) < 0.65
 
@@ -196,7 +203,7 @@ def test_with_several_labels_a_group_is_never_both_fitted_and_predicted() -> Non
 @pytest.mark.parametrize("labels", [[], [[1, 0]], [[1, 0], [0, 1]], [[1, 1], [1, 1], [1, 0]]])
 def test_too_few_images_with_labels_give_next_to_nothing(labels: list[list[int]]) -> None:
     given = np.array(labels, dtype=np.int64).reshape(-1, 2)
-    probabilities = out_of_fold_probabilities(np.ones((len(given), 2), dtype=np.float32), given, folds=5, seed=0)
+    probabilities = out_of_fold(np.ones((len(given), 2), dtype=np.float32), given, folds=5, seed=0)
     assert probabilities.shape == given.shape
     ranked = rank_label_issues(given, probabilities)
     assert len(ranked["row"]) == len(ranked["suspected"]) == len(ranked["suggested"]) <= 2

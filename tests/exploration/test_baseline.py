@@ -13,8 +13,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from spectacles.data.stratification import stratified_folds
-from spectacles.exploration.baseline import measure, sample_clusters, sentences
+from spectacles.data.stratification import sample_clusters, stratified_folds
+from spectacles.exploration.baseline import measure, sentences
+from spectacles.models.feature_blocks import last_layer
 from spectacles.models.linear_probe import CROSS_FIT_STRENGTHS
 
 
@@ -34,7 +35,7 @@ def twins(pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_leakage_is_what_a_random_split_overstates_the_accuracy_by():
     features, labels, clusters = twins(80)
-    measured = measure(features, labels, clusters, seed=0)
+    measured = measure(last_layer(features), labels, clusters, seed=0)
     assert measured["images"] == 160 and measured["groups"] == 80
     assert measured["grouped_split"]["accuracy"] < 0.65 < measured["random_split"]["accuracy"]
     assert measured["nearest_neighbour"]["random_split"] == 1
@@ -51,7 +52,7 @@ def test_leakage_is_what_a_random_split_overstates_the_accuracy_by():
 
 def test_without_clusters_a_random_split_overstates_nothing():
     features, labels = gaussians(120)
-    measured = measure(features, labels, np.arange(120), seed=0)
+    measured = measure(last_layer(features), labels, np.arange(120), seed=0)
     assert measured["grouped_split"] == measured["random_split"]
     assert measured["differences"]["random_split"] == {"accuracy": 0, "interval": [0, 0]}
     assert len(sentences(measured)) == 1
@@ -60,7 +61,7 @@ def test_without_clusters_a_random_split_overstates_nothing():
 def test_clusters_without_shared_labels_make_no_difference():
     features, labels = gaussians(240)
     clusters = np.random.default_rng(1).integers(0, 120, 240)
-    measured = measure(features, labels, clusters, seed=0)
+    measured = measure(last_layer(features), labels, clusters, seed=0)
     low, high = measured["differences"]["random_split"]["interval"]
     assert low <= 0 <= high
     assert any("no more than chance apart" in line for line in sentences(measured))
@@ -69,7 +70,7 @@ def test_clusters_without_shared_labels_make_no_difference():
 def test_the_numbers_are_those_of_the_libraries():
     features, labels = gaussians(90)
     clusters = np.arange(90) // 3
-    measured = measure(features, labels, clusters, seed=4)
+    measured = measure(last_layer(features), labels, clusters, seed=4)
     folds = PredefinedSplit(stratified_folds(labels, clusters, 5, 4))
     best = {}
     for strength in CROSS_FIT_STRENGTHS:
@@ -93,7 +94,7 @@ def test_the_numbers_are_those_of_the_libraries():
 def test_a_class_that_occurs_in_no_other_fold_counts_as_wrong(labels):
     given_labels = np.array(labels)
     features = np.random.default_rng(0).normal(size=(len(labels), 4)).astype(np.float32)
-    measured = measure(features, given_labels, given_labels, seed=0)
+    measured = measure(last_layer(features), given_labels, given_labels, seed=0)
     assert measured["grouped_split"]["accuracy"] == measured["nearest_neighbour"]["grouped_split"] == 0
     assert sentences(measured)
 

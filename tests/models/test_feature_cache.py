@@ -56,7 +56,8 @@ def embed(
     with Pixels(rows, preprocessing, folder / "pixels", 2**20, 1) as pixels:
         chosen = None if places is None else np.array(places, dtype=np.int64)
         config = FeatureConfig(batch_size=2, engine="torch", cache_gb=cache_gb)
-        return FeatureExtractor(backbone, "tiny/net:1", preprocessing, folder, CPU, config).embed(pixels, chosen, view)
+        extractor = FeatureExtractor(backbone, "tiny/net:1", preprocessing, folder, CPU, config)
+        return extractor.embed(pixels, chosen, view).last
 
 
 def pictures_of(rows: pd.DataFrame) -> np.ndarray:

@@ -12,7 +12,8 @@ from sklearn.preprocessing import StandardScaler
 
 from spectacles.core.errors import UserError
 from spectacles.models import linear_probe
-from spectacles.models.linear_probe import ABSENT, STRENGTHS, fit_head, logistic_regression
+from spectacles.models.feature_blocks import GRIDS, LAST, MEANS, FeatureBlocks, last_layer
+from spectacles.models.linear_probe import ABSENT, STRENGTHS, Regression, fit_head
 
 Data = tuple[np.ndarray, np.ndarray]
 
@@ -161,14 +162,14 @@ def test_rows_are_predicted_by_fits_that_left_them_out_and_divisions_are_average
     labels = np.append(np.arange(60) % 2, 2)  # one image of class 2: no other fold has that class
     features = (rng.normal(size=(3, 8))[labels] + rng.normal(size=(61, 8))).astype(np.float32)
     divisions = [np.arange(61) % 3, rng.integers(0, 3, 61)]
-    both = linear_probe.cross_fit(features, labels, divisions)
+    both = linear_probe.cross_fit(last_layer(features), labels, divisions).probabilities
     assert np.isnan(both).any(axis=1).nonzero()[0].tolist() == [60]
     monkeypatch.setattr(linear_probe, "CROSS_FIT_STRENGTHS", (0.1,))
-    both = linear_probe.cross_fit(features, labels, divisions)[:60]
-    each = [linear_probe.cross_fit(features, labels, [fold])[:60] for fold in divisions]
+    both = linear_probe.cross_fit(last_layer(features), labels, divisions).probabilities[:60]
+    each = [linear_probe.cross_fit(last_layer(features), labels, [fold]).probabilities[:60] for fold in divisions]
     np.testing.assert_allclose(both, np.mean(each, axis=0))
     fold = divisions[0]
-    fitted = logistic_regression(features[fold != 1], labels[fold != 1], 0.1)
+    fitted = Regression(0.1).fit(features[fold != 1], labels[fold != 1])
     np.testing.assert_allclose(each[0][fold[:60] == 1], fitted.predict_proba(features[:60][fold[:60] == 1]))
 
 
@@ -196,3 +197,59 @@ def test_held_out_losses_of_labels_are_means_over_the_labels():
     several = np.stack([labels, 1 - labels], axis=1)
     each = linear_probe.held_out_losses(features, several[:, :1], seed=2)
     assert np.allclose(linear_probe.held_out_losses(features, several, seed=2), each, atol=1e-3)
+
+
+def blocks_of(count: int, told_by: str, seed: int = 0) -> tuple[FeatureBlocks, np.ndarray]:
+    """Labels that one block of features tells and the other, of noise, does not; the scales differ."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    parts = {name: rng.normal(size=(count, width)) for name, width in ((LAST, 8), (MEANS, 32), (GRIDS, 72))}
+    parts[told_by][:, 0] += 2 * labels
+    return FeatureBlocks({name: (7 * values).astype(np.float32) for name, values in parts.items()}), labels
+
+
+@pytest.mark.parametrize("told_by", [LAST, MEANS, GRIDS])
+def test_held_out_folds_choose_the_blocks_that_tell_the_labels(told_by: str) -> None:
+    features, labels = blocks_of(240, told_by)
+    fit = linear_probe.cross_fit(features, labels, [np.arange(240) % 3])
+    assert fit.blocks == ((LAST,) if told_by == LAST else (LAST, told_by))
+    assert fit.loss == fit.losses[fit.blocks] <= min(fit.losses.values())
+    given = fit.probabilities[np.arange(240), labels]
+    assert -np.log(given).mean() == pytest.approx(fit.loss)
+    both = linear_probe.cross_fit(features, np.column_stack([labels, labels]), [np.arange(240) % 3])
+    assert both.blocks == fit.blocks
+
+
+def test_each_block_counts_as_much_as_the_last_layer_however_wide_it_is() -> None:
+    features, labels = blocks_of(120, MEANS)
+    regression = Regression(0.1, features.scales((LAST, MEANS)))
+    values = features.side_by_side((LAST, MEANS))
+    by_hand = StandardScaler().fit_transform(values.astype(np.float64))
+    by_hand[:, 8:] *= np.sqrt(8 / 32)
+    expected = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8).fit(by_hand, labels).predict_proba(by_hand)
+    np.testing.assert_allclose(regression.fit(values, labels).predict_proba(values), expected, atol=2e-3)
+    head = fit_head((values, labels), (values, labels), 2, scales=regression.scales)
+    model = Regression(head.strength, regression.scales).fit(values, labels)
+    np.testing.assert_allclose(softmax(head.logits(values), axis=1), model.predict_proba(values), atol=1e-4)
+
+
+def test_the_last_layer_alone_is_fitted_as_without_blocks() -> None:
+    features, labels = blocks_of(120, LAST)
+    probabilities = [
+        Regression(0.1, scales).fit(features.last, labels).predict_proba(features.last)
+        for scales in (None, features.scales((LAST,)))
+    ]
+    np.testing.assert_array_equal(*probabilities)
+
+
+def test_labels_that_may_be_wrong_do_not_speak_for_the_layer_that_sees_them_so() -> None:
+    """The means tell the true labels; a twentieth is flipped, as the last layer shows, less clearly."""
+    features, true = blocks_of(600, MEANS)
+    labels = np.where(np.arange(600) % 20 == 3, 1 - true, true)
+    features.parts[MEANS][:, 0] += 21 * true
+    features.parts[LAST][:, 0] = np.random.default_rng(1).normal(size=600) + 2.35 * labels
+    chosen = {
+        share: linear_probe.cross_fit(features, labels, [np.arange(600) % 4], [(LAST,), (MEANS,)], share).blocks
+        for share in (0, 0.1)
+    }
+    assert chosen == {0: (LAST,), 0.1: (MEANS,)}

@@ -200,7 +200,8 @@ def test_a_pickle_in_the_place_of_kept_features_is_computed_again(
     def features() -> np.ndarray:
         with Pixels(rows, PREPROCESSING, tmp_path / "pixels", 0, 1) as pixels:
             config = FeatureConfig(batch_size=2, engine="torch")
-            return FeatureExtractor(network, "tiny", PREPROCESSING, tmp_path, torch.device("cpu"), config).embed(pixels)
+            extractor = FeatureExtractor(network, "tiny", PREPROCESSING, tmp_path, torch.device("cpu"), config)
+            return extractor.embed(pixels).last
 
     expected = features()
     (tmp_path / feature_cache.FILE).write_bytes(bomb)

