@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from spectacles.core.device import cpu_count
+from spectacles.core.device import cpu_count, release_freed_memory
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import safe_name, write_json
 from spectacles.data.preprocessing import Preprocessing
@@ -30,6 +30,8 @@ TOLERANCE = 1e-4
 """Largest difference from torch: of a probability, or of a feature relative to the features' standard deviation."""
 CHECKED = 8
 """Pictures on which engines are compared."""
+MEASURED = 16
+"""Pictures on which they are timed: all engines together hold their memory for as many."""
 ROUNDS = 4
 MIN_IMAGES_TO_BUILD, MIN_IMAGES_TO_MEASURE = 200, 2000
 """For fewer images, building another engine than torch, or measuring all of them, costs more than it saves."""
@@ -110,11 +112,14 @@ def choose(
         return "torch", model.torch_engine()
     fastest = next(iter(built))
     if len(names) > 1:
-        rates = measure(built, sample_pictures(model.preprocessing))
+        rates = measure(built, sample_pictures(model.preprocessing, MEASURED))
         fastest = max(rates, key=lambda name: rates[name])
         log.info("  engine: %s (%s images/s)", fastest, ", ".join(f"{name} {rate:g}" for name, rate in rates.items()))
         _write_rates(choice_file, rates)
-    return fastest, built[fastest]
+    chosen = built.pop(fastest)
+    built.clear()
+    release_freed_memory()
+    return fastest, chosen
 
 
 def _candidates(names: Sequence[str], choice_file: Path, images: float) -> Sequence[str]:
@@ -140,6 +145,7 @@ def _build_all(names: Sequence[str], build: Callable[[str], Engine]) -> dict[str
             built[name] = build(name)
         except UserError as error:
             log.info("  %s", error)
+        release_freed_memory()  # of the export and the compiler
     return built
 
 
