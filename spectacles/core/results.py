@@ -103,6 +103,36 @@ class PredictReport(Report):
     output: str
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExportedFile:
+    """One file and what its own runtime answered, compared with torch."""
+
+    format: str
+    precision: str
+    file: str
+    megabytes: float
+    images: int
+    """Compared: validation photos and odd ones."""
+    difference: float
+    """Largest difference of a probability."""
+    same_labels: float
+    """Share of the validation photos, 0..1."""
+    accuracy: float
+    """On the validation photos, as the next."""
+    accuracy_interval: tuple[float, float]
+    images_per_second: float
+    milliseconds: float
+    """Of a single image."""
+    objection: str
+    """Why the file was not kept; '' where it was."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExportReport(Report):
+    model_id: str
+    files: list[ExportedFile]
+
+
 def to_json(record: object) -> str:
     return TypeAdapter(type(record)).dump_json(record, indent=2).decode() + "\n"
 

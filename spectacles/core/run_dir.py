@@ -18,8 +18,8 @@ STAGES = ("dataset", "explore", "train", "evaluate", "error_analysis", "predict"
 """In running order. A stage's folder and script bear its name."""
 
 STALE_AFTER = {
-    "dataset": ("explore", "train", "evaluate", "error_analysis", "predict"),
-    "train": ("evaluate", "error_analysis", "predict"),
+    "dataset": ("explore", "train", "evaluate", "error_analysis", "predict", "export"),
+    "train": ("evaluate", "error_analysis", "predict", "export"),
     "evaluate": ("error_analysis",),
 }
 """Running a stage again (the key) makes the results of these stages out of date."""

@@ -27,6 +27,7 @@ from spectacles.core.config import (
     ErrorAnalysisConfig,
     EvaluateConfig,
     ExploreConfig,
+    ExportConfig,
     PipelineConfig,
     PredictCommand,
     TrainConfig,
@@ -36,8 +37,9 @@ CONFIGS = {
     "run_pipeline.py": PipelineConfig, "dataset.py": DatasetConfig, "explore.py": ExploreConfig,
     "train.py": TrainConfig, "evaluate.py": EvaluateConfig, "error_analysis.py": ErrorAnalysisConfig,
     "predict.py": PredictCommand, "benchmark.py": BenchmarkConfig,
+    "export.py": ExportConfig,
 }  # fmt: skip
-OUTSIDE = {"pip", "mlflow", "ray", "source", "granian", "nginx", "docker", "kubectl", "cp"}
+OUTSIDE = {"pip", "mlflow", "ray", "source", "granian", "nginx", "docker", "kubectl", "cp", "trtexec"}
 """Commands of others, which only blocks with a reason may hold."""
 FLAGS_OF_OTHERS = {"generate", "root", "build"}
 BLOCKS = pages.blocks()

@@ -131,6 +131,16 @@ class PredictCommand(PredictConfig, FileNameConfig):
 
 
 @dataclass(frozen=True)
+class ExportConfig(RunConfig):
+    formats: str = "onnx,onnx_photo,openvino"
+    """What to write, separated by commas: onnx (pixels in batches), onnx_photo (a photo of any size), openvino,
+    torch_export, torchscript."""
+    precision: str = "auto"
+    """How the weights are stored: fp32, fp16 (half the size, onnx, onnx_photo and openvino), or both with a comma.
+    auto: fp32."""
+
+
+@dataclass(frozen=True)
 class PipelineConfig(DatasetConfig, ExploreConfig, TrainConfig, EvaluateConfig, ErrorAnalysisConfig, PredictConfig):
     stages: str = "all"
     """Stages to run, separated by commas, for example dataset,explore; always in the pipeline's order."""

@@ -1,0 +1,114 @@
+"""Write the run's model for other runtimes; each file is compared with the model on all validation photos."""
+
+from spectacles import cli
+from spectacles.core.config import ExportConfig
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    cli.main("export", ExportConfig, __doc__)
+
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from spectacles.core.errors import UserError
+from spectacles.core.fileio import atomic_write, write_json
+from spectacles.core.results import ExportedFile, ExportReport
+from spectacles.core.run_dir import RunDir
+from spectacles.core.wording import count_of, percent
+from spectacles.data import label_sets, schemas
+from spectacles.export import gate
+from spectacles.export.formats import FORMATS
+from spectacles.export.gate import Compared
+from spectacles.export.shipped import Shipped
+from spectacles.models.classifier import load_classifier
+
+log = logging.getLogger("spectacles")
+
+CLIENT, FOR_CLIENT = Path(__file__).parent / "spectacles" / "export" / "clients" / "python.txt", "onnx_photo-fp32.onnx"
+"""What is copied beside a model, and which one it opens."""
+
+
+def run(config: ExportConfig, run_dir: RunDir) -> ExportReport:
+    """Writes <format>-<precision> files, labels.txt, parity.json and a client; what fails the comparison is removed."""
+    wanted = chosen(config)
+    shipped = Shipped(*load_classifier(run_dir.bundle))
+    compared = _photos(shipped, run_dir)
+    folder = run_dir.folder("export")
+    for left in folder.iterdir():  # of an earlier export, perhaps of another model
+        if left.is_file() and left.name != "config.yaml":
+            left.unlink()
+    files = [_export(name, precision, folder, shipped, compared) for name, precision in wanted]
+    kept = [file for file in files if not file.objection]
+    atomic_write(folder / "labels.txt", "".join(f"{label}\n" for label in shipped.info.classes))
+    parity = {"model_id": shipped.model_id, "compared_with": "torch", "files": [asdict(file) for file in files]}
+    write_json(folder / "parity.json", parity)
+    if any(file.file == FOR_CLIENT for file in kept):
+        shutil.copyfile(CLIENT, folder / "client.py")
+    if not kept:
+        raise UserError(f"no file was kept: {'; '.join(sentence(file) for file in files)}.")
+    return ExportReport(
+        summary=_summary(files, compared, folder),
+        metrics={f"{file.format}_{file.precision}_difference": file.difference for file in files},
+        artifacts=run_dir.relative(*sorted(path for path in folder.iterdir() if path.suffix != ".yaml")),
+        model_id=shipped.model_id,
+        files=files,
+    )
+
+
+def chosen(config: ExportConfig) -> list[tuple[str, str]]:
+    """(format, precision) of every file to write. Raises UserError."""
+    names = list(dict.fromkeys(config.formats.replace(" ", "").split(",")))
+    precisions = ["fp32"] if config.precision == "auto" else config.precision.replace(" ", "").split(",")
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise UserError(f"--formats {unknown[0]!r} is unknown: use {', '.join(FORMATS)}, or several with commas.")
+    for precision in precisions:
+        if not any(precision in FORMATS[name].precisions for name in names):
+            raise UserError(f"--precision {precision!r} is not offered by --formats {config.formats}: use fp32.")
+    return [(name, each) for name in names for each in precisions if each in FORMATS[name].precisions]
+
+
+def _photos(shipped: Shipped, run_dir: RunDir) -> Compared:
+    rows = schemas.load_split(run_dir, "val")
+    rows = rows[rows["label"] != ""]
+    if rows.empty:
+        raise UserError(f"{run_dir.splits} has no labelled validation photo: an exported file cannot be compared.")
+    labels = label_sets.encode(rows["label"], list(shipped.info.classes), shipped.info.multi_label)
+    compared = gate.photos_to_compare(
+        shipped, [Path(path) for path in rows["path"]], labels, pd.factorize(rows["cluster"])[0]
+    )
+    if not len(compared.labels):
+        raise UserError(f"no validation photo of {run_dir.splits} can be read: an exported file cannot be compared.")
+    return compared
+
+
+def _export(name: str, precision: str, folder: Path, shipped: Shipped, compared: Compared) -> ExportedFile:
+    file = FORMATS[name]
+    path = folder / f"{name}-{precision}{file.files[0]}"
+    log.info("  %s %s", name, precision)
+    file.write(shipped, precision, path)
+    found = gate.check(name, file, precision, path, shipped, compared)
+    if found.objection:
+        for suffix in file.files:
+            path.with_suffix(suffix).unlink()
+    return found
+
+
+def _summary(files: list[ExportedFile], compared: Compared, folder: Path) -> list[str]:
+    odd = len(compared.expected) - len(compared.labels)
+    first = f"compared with torch on {count_of(len(compared.labels), 'validation photo')} and {odd} odd files"
+    return [first, *map(sentence, files), f"wrote {folder}"]
+
+
+def sentence(file: ExportedFile) -> str:
+    if file.objection:
+        return f"{file.file} was not kept: {file.objection}; use a higher precision or another format"
+    low, high = file.accuracy_interval
+    return (
+        f"{file.file}: {file.megabytes:.1f} MB, probabilities within {file.difference:.1g}, "
+        f"{percent(file.same_labels)} of the labels the same, accuracy {percent(file.accuracy)} "
+        f"({100 * low:.1f} to {100 * high:.1f} %, 95 %), {file.images_per_second:g} images/s, "
+        f"{file.milliseconds:g} ms for one"
+    )

@@ -1,0 +1,15 @@
+"""Every format that a model is exported to, one module each, by name."""
+
+from spectacles.export.formats import onnx_photo, onnx_pixels, openvino_ir, torch_export, torchscript
+from spectacles.export.formats.base import Format
+
+FORMATS: dict[str, Format] = {
+    "onnx": onnx_pixels.FORMAT,
+    "onnx_photo": onnx_photo.FORMAT,
+    "openvino": openvino_ir.FORMAT,
+    "torch_export": torch_export.FORMAT,
+    "torchscript": torchscript.FORMAT,
+}
+"""onnx: pixels in batches, for servers. onnx_photo: a photo of any size, for everything else."""
+
+__all__ = ["FORMATS", "Format"]

@@ -1,0 +1,25 @@
+"""What every format can do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spectacles.export.shipped import Shipped
+
+Run = Callable[[np.ndarray], np.ndarray]
+"""pixels, uint8 (B, S, S, C), or a photo, uint8 (H, W, 3) -> probabilities (B, K), or (1, K), float32."""
+
+
+@dataclass(frozen=True)
+class Format:
+    files: tuple[str, ...]
+    """Suffixes of what it writes, the first of the file to open."""
+    write: Callable[[Shipped, str, Path], None]
+    """(model, precision, path with the first suffix)."""
+    load: Callable[[Path], Run]
+    """By the format's own runtime."""
+    precisions: tuple[str, ...] = ("fp32",)
+    takes_photos: bool = False
+    """Whether the file holds the whole preprocessing, and takes a photo instead of pixels."""

@@ -1,0 +1,136 @@
+"""A model is written for other runtimes; each file is kept only with the model's own answers."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from made_up_run import data_of
+from pictures import photo, write_rows
+
+import export
+from spectacles.core.config import ExportConfig
+from spectacles.core.errors import UserError
+from spectacles.core.results import ExportReport
+from spectacles.core.run_dir import RunDir, create_run
+from spectacles.data.images import decode
+from spectacles.export import formats, gate
+from spectacles.export.formats.base import Format
+from spectacles.export.odd_pictures import KINDS, odd_pictures
+from spectacles.inference.predictor import Predictor
+
+ALL = ExportConfig(formats=",".join(formats.FORMATS), precision="fp32,fp16")
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, make_bundle: Callable[..., Path]) -> Callable[..., RunDir]:
+    """A run after training with nine validation photos."""
+
+    def make(*classes: str, **facts: object) -> RunDir:
+        made = create_run(tmp_path / "outputs", "run")
+        rows = write_rows(tmp_path / "photos", 9).assign(group="", id="", cluster=range(9), split="val")
+        rows["label"] = [classes[number % len(classes)] for number in range(9)]
+        rows["file"] = [Path(path).name for path in rows["path"]]
+        made.splits.parent.mkdir(parents=True)
+        rows.to_csv(made.splits, index=False)
+        shutil.copytree(make_bundle(*classes, **facts), made.bundle)
+        made.save_result("dataset", data_of({"train": dict.fromkeys(classes, 3)}))
+        return made.for_stage("export")
+
+    return make
+
+
+def written(run_dir: RunDir) -> set[str]:
+    return {path.name for path in (run_dir.path / "export").iterdir()}
+
+
+def by_name(report: ExportReport) -> dict[str, object]:
+    return {f"{file.format} {file.precision}": file for file in report.files}
+
+
+def test_every_format_gives_the_models_answers_and_says_what_it_is(make_run) -> None:
+    made = make_run("cat", "dog", "bird", temperature=0.7, class_scales=(1.1, 0.9, 1.2), class_biases=(0.0, 0.1, -0.1))
+    report = export.run(ALL, made)
+    assert [file.objection for file in report.files] == [""] * 8
+    files = by_name(report)
+    assert set(files) == {"onnx fp32", "onnx fp16", "onnx_photo fp32", "onnx_photo fp16", "openvino fp32",
+                          "openvino fp16", "torch_export fp32", "torchscript fp32"}  # fmt: skip
+    assert all(file.images == 9 + 5 * KINDS and file.same_labels == 1 for file in report.files)
+    folder = made.path / "export"
+    assert (folder / "labels.txt").read_text() == "cat\ndog\nbird\n"
+    assert [row["file"] for row in json.loads((folder / "parity.json").read_text())["files"]] == [
+        file.file for file in report.files
+    ]
+    facts = {each.key: each.value for each in onnx.load(folder / "onnx-fp16.onnx").metadata_props}
+    assert json.loads(facts["classes"]) == ["cat", "dog", "bird"] and facts["precision"] == "fp16"
+    assert facts["model_id"] == report.model_id == Predictor(made.bundle, "cpu").model_id
+    assert files["onnx fp16"].megabytes < 0.6 * files["onnx fp32"].megabytes
+    export.run(replace(ALL, formats="torchscript", precision="auto"), made)  # what was there before goes
+    assert written(made) == {"labels.txt", "parity.json", "torchscript-fp32.ts"}
+
+
+def test_the_client_answers_as_predict_does(make_run, tmp_path) -> None:
+    made = make_run("cat", "dog", class_scales=())
+    export.run(ExportConfig(formats="onnx_photo"), made)
+    paths = []
+    for number, size in enumerate(((90, 60), (700, 500))):
+        paths.append(tmp_path / f"{number}.jpg")
+        photo(number, *size).save(paths[-1], quality=95)
+    command = [sys.executable, str(made.path / "export" / "client.py"), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert len((made.path / "export" / "client.py").read_text().splitlines()) <= 20
+    expected = Predictor(made.bundle, "cpu").predict(paths)
+    for line, answer in zip(done.stdout.splitlines(), expected, strict=True):
+        given = json.loads(line)["probabilities"]
+        assert tuple(given.values()) == pytest.approx(answer.probabilities, abs=1e-3) and list(given) == ["cat", "dog"]
+
+
+def test_any_number_of_labels_is_exported_too(make_run) -> None:
+    made = make_run("cat", "hat", multi_label=True, label_thresholds=(0.5, 0.4))
+    report = export.run(ExportConfig(formats="torchscript"), made)
+    assert [file.objection for file in report.files] == [""]
+
+
+def test_a_file_with_other_answers_is_not_kept(make_run, monkeypatch) -> None:
+    made = make_run("cat", "dog")
+    good = formats.FORMATS["torchscript"]
+
+    def load(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+        run = good.load(path)
+        return lambda pixels: run(pixels) + np.float32(0.001)
+
+    monkeypatch.setitem(formats.FORMATS, "onnx", Format((".ts",), good.write, load))
+    report = export.run(ExportConfig(formats="torchscript,onnx"), made)
+    assert by_name(report)["onnx fp32"].objection == "a probability is 0.001 away from torch's (0.0001 allowed)"
+    assert "onnx-fp32.ts was not kept: a probability is" in report.summary[2]
+    assert written(made) == {"labels.txt", "parity.json", "torchscript-fp32.ts"}
+    with pytest.raises(UserError, match=r"no file was kept: onnx-fp32\.ts was not kept"):
+        export.run(ExportConfig(formats="onnx"), made)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"formats": "onnx,tflight"}, "--formats 'tflight' is unknown: use onnx, onnx_photo"),
+        ({"precision": "bf16"}, "--precision 'bf16' is not offered by --formats onnx,onnx_photo,openvino"),
+        ({"formats": "torchscript", "precision": "fp16"}, "--precision 'fp16' is not offered by --formats torchscript"),
+    ],
+)
+def test_what_is_not_offered_is_named(settings, message) -> None:
+    with pytest.raises(UserError, match=message):
+        export.chosen(ExportConfig(**settings))
+
+
+def test_odd_files_are_what_their_names_say() -> None:
+    decoded = [decode(content) for content in odd_pictures([photo(0, 60, 40)])]
+    assert [(each.mode, each.image.size) for each in decoded] == [
+        ("RGB", (40, 60)), ("RGB", (60, 40)), ("CMYK", (60, 40)), ("I;16", (60, 40)), ("P", (60, 40)),
+        ("RGBA", (60, 40)), ("RGB", (480, 48)), ("RGB", (48, 480)),
+    ]  # fmt: skip
+    assert gate.ODD_ORIGINALS * KINDS == 40
