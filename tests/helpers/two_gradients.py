@@ -8,7 +8,7 @@ from torch import nn
 from spectacles.core import distributed
 from spectacles.core.config import TrainConfig
 from spectacles.training import collectives
-from spectacles.training.batches import StepSettings, loss_share, own_part
+from spectacles.training.batches import Batch, StepSettings, loss_share, own_part
 from spectacles.training.epoch_progress import Position
 from spectacles.training.train_loop import EpochPlan, Learner, train_epoch
 
@@ -46,7 +46,7 @@ def check(size: int, settings: StepSettings) -> None:
     learner = Learner(parallel, optimizer, torch.amp.GradScaler(enabled=False), settings)
     share = loss_share(labels.numpy(), WEIGHTS.numpy())
     plan = EpochPlan(1, [size], lambda step: 1.0, lambda step, mixed: share)
-    average = train_epoch(learner, [(inputs[part], labels[part])], plan, Position(micro_batches=3))
+    average = train_epoch(learner, [Batch(inputs[part], labels[part])], plan, Position(micro_batches=3))
     torch.testing.assert_close([network.weight.detach(), network.bias.detach()], expected)
     torch.testing.assert_close(average, float(loss.detach()))
     assert network.unused.tolist() == [1, 1]
