@@ -34,11 +34,13 @@ CLIENT, FOR_CLIENT = Path(__file__).parent / "spectacles" / "export" / "clients"
 def run(config: ExportConfig, run_dir: RunDir) -> ExportReport:
     """Writes <format>-<precision> files, labels.txt, parity.json and a client; what fails the comparison is removed."""
     wanted = chosen(config)
-    shipped = Shipped(*load_classifier(run_dir.bundle))
+    shipped = Shipped(*load_classifier(run_dir.bundle), run_dir.bundle, config.ort_web)
     compared = _photos(shipped, run_dir)
     folder = run_dir.folder("export")
     for left in folder.iterdir():  # of an earlier export, perhaps of another model
-        if left.is_file() and left.name != "config.yaml":
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name != "config.yaml":
             left.unlink()
     files = [_export(name, precision, folder, shipped, compared) for name, precision in wanted]
     kept = [file for file in files if not file.objection]
@@ -52,7 +54,9 @@ def run(config: ExportConfig, run_dir: RunDir) -> ExportReport:
     return ExportReport(
         summary=_summary(files, compared, folder),
         metrics={f"{file.format}_{file.precision}_difference": file.difference for file in files},
-        artifacts=run_dir.relative(*sorted(path for path in folder.iterdir() if path.suffix != ".yaml")),
+        artifacts=run_dir.relative(
+            *sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".yaml")
+        ),
         model_id=shipped.model_id,
         files=files,
     )
@@ -91,8 +95,7 @@ def _export(name: str, precision: str, folder: Path, shipped: Shipped, compared:
     file.write(shipped, precision, path)
     found = gate.check(name, file, precision, path, shipped, compared)
     if found.objection:
-        for suffix in file.files:
-            path.with_suffix(suffix).unlink()
+        shutil.rmtree(path) if path.is_dir() else [each.unlink() for each in file.paths(path)]
     return found
 
 

@@ -92,6 +92,8 @@ def run(config: PredictConfig, run_dir: RunDir) -> PredictReport:
 def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, submission: Path) -> PredictReport:
     """Streams predictions of `inputs` into `output`, and into `submission` where they have ids, in constant memory."""
     predictor = _predictor(bundle, config, config.batch_size, len(inputs.paths))
+    if predictor.why_precision:
+        log.info("  %s", predictor.why_precision)
     prediction_rows.check_top_k(config.top_k, predictor.info)
     outcomes = explained(
         predictor.predict(map(locate, inputs.paths), readers(inputs.paths, config.num_workers)),
@@ -120,10 +122,7 @@ def predict(inputs: Inputs, bundle: Path, config: PredictConfig, output: Path, s
 
 def _predictor(bundle: Path, config: PredictConfig, batch_size: int, images: int) -> Predictor:
     device = resolve_device(config.device)
-    predictor = Predictor(bundle, device, batch_size, config.engine, images, config.prior, config.precision)
-    if predictor.why_precision:
-        log.info("  %s", predictor.why_precision)
-    return predictor
+    return Predictor(bundle, device, batch_size, config.engine, images, config.prior, config.precision)
 
 
 def explained(

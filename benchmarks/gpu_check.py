@@ -240,7 +240,8 @@ def main() -> None:
         device = resolve_device(args.device)
         config = TrainConfig(
             device=device, backbone=args.backbone, weights=args.weights, image_size=args.image_size, batch_size=16,
-            epochs=2, unfreeze="last:2", fine_tune="always", dropout=0.0, seed=1,
+            epochs=2, unfreeze="last:2", fine_tune="always", dropout=0.0, seed=1, epoch_share=1.0,
+            progressive_size=False,
         )  # fmt: skip
         table = run(prepare(args.output_dir, config, args.images))
     cards = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))

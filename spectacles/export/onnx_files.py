@@ -14,12 +14,18 @@ SMALL = 1000
 
 
 def write(model: onnx.ModelProto, metadata: Mapping[str, str], path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content(model, metadata))
+
+
+def content(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
+    """Of a file that holds `metadata` too."""
     described = onnx.ModelProto()
     described.CopyFrom(model)
     described.producer_name = "spectacles"
     helper.set_model_props(described, dict(metadata))
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(described.SerializeToString(deterministic=True))
+    serialized: bytes = described.SerializeToString(deterministic=True)
+    return serialized
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 import onnxscript
-from onnx import TensorProto, inliner
+from onnx import TensorProto, compose, inliner
 from onnxscript import UINT8, optimizer
 from onnxscript import opset20 as op
 
@@ -109,3 +109,11 @@ def graph(preprocessing: Preprocessing) -> onnx.ModelProto:
     whole = (luma if preprocessing.in_chans == 1 else colour).to_model_proto()
     model: onnx.ModelProto = optimizer.optimize(inliner.inline_local_functions(whole))
     return model
+
+
+def joined(preprocessing: Preprocessing, network: onnx.ModelProto, pixels: str) -> onnx.ModelProto:
+    """`graph` followed by a network whose input is called `pixels`."""
+    before = graph(preprocessing)
+    before.ir_version = network.ir_version
+    compose.add_prefix(before, "preprocessing/", rename_inputs=False, rename_outputs=False, inplace=True)
+    return compose.merge_models(before, network, [(PIXELS, pixels)])

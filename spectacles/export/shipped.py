@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -59,6 +60,10 @@ class Shipped:
     classifier: Classifier
     info: BundleInfo
     model_id: str
+    folder: Path
+    """Of the bundle."""
+    ort_web: Path | None = None
+    """See ExportConfig."""
 
     @cached_property
     def module(self) -> nn.Module:

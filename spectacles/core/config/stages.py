@@ -134,10 +134,12 @@ class PredictCommand(PredictConfig, FileNameConfig):
 class ExportConfig(RunConfig):
     formats: str = "onnx,onnx_photo,openvino"
     """What to write, separated by commas: onnx (pixels in batches), onnx_photo (a photo of any size), openvino,
-    torch_export, torchscript."""
+    torch_export, torchscript, web (a folder that is an offline page), web_file (the same in one file)."""
     precision: str = "auto"
-    """How the weights are stored: fp32, fp16 (half the size, onnx, onnx_photo and openvino), or both with a comma.
+    """How the weights are stored: fp32, fp16 (half the size; not torch_export and torchscript), or both with a comma.
     auto: fp32."""
+    ort_web: Path | None = None
+    """For web and web_file: the folder dist/ of onnxruntime-web. Without it npm fetches the package."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Every format that a model is exported to, one module each, by name."""
 
-from spectacles.export.formats import onnx_photo, onnx_pixels, openvino_ir, torch_export, torchscript
+from spectacles.export.formats import onnx_photo, onnx_pixels, openvino_ir, torch_export, torchscript, web
 from spectacles.export.formats.base import Format
 
 FORMATS: dict[str, Format] = {
@@ -9,6 +9,8 @@ FORMATS: dict[str, Format] = {
     "openvino": openvino_ir.FORMAT,
     "torch_export": torch_export.FORMAT,
     "torchscript": torchscript.FORMAT,
+    "web": web.FOLDER,
+    "web_file": web.FILE,
 }
 """onnx: pixels in batches, for servers. onnx_photo: a photo of any size, for everything else."""
 

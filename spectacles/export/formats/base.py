@@ -15,7 +15,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 @dataclass(frozen=True)
 class Format:
     files: tuple[str, ...]
-    """Suffixes of what it writes, the first of the file to open."""
+    """Suffixes of what it writes, the first of the file to open; '' for a folder."""
     write: Callable[[Shipped, str, Path], None]
     """(model, precision, path with the first suffix)."""
     load: Callable[[Path], Run]
@@ -23,3 +23,8 @@ class Format:
     precisions: tuple[str, ...] = ("fp32",)
     takes_photos: bool = False
     """Whether the file holds the whole preprocessing, and takes a photo instead of pixels."""
+
+    def paths(self, path: Path) -> list[Path]:
+        """Every file below `path`, which `write` has written."""
+        written = [path.with_suffix(suffix) for suffix in self.files]
+        return [file for each in written for file in (sorted(each.iterdir()) if each.is_dir() else [each])]

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from onnx import compose
-
 from spectacles.export import onnx_files, photo_graph
 from spectacles.export.formats import onnx_pixels
 from spectacles.export.formats.base import Format, Run
@@ -12,10 +10,7 @@ from spectacles.export.shipped import INPUT, Shipped
 
 def write(shipped: Shipped, precision: str, path: Path) -> None:
     network = onnx_files.halved(shipped.onnx) if precision == "fp16" else shipped.onnx
-    before = photo_graph.graph(shipped.info.preprocessing)
-    before.ir_version = network.ir_version
-    compose.add_prefix(before, "preprocessing/", rename_inputs=False, rename_outputs=False, inplace=True)
-    joined = compose.merge_models(before, network, [(photo_graph.PIXELS, INPUT)])
+    joined = photo_graph.joined(shipped.info.preprocessing, network, INPUT)
     onnx_files.write(joined, shipped.metadata(precision), path)
 
 

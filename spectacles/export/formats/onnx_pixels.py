@@ -1,6 +1,7 @@
 """ONNX from pixels, uint8 (batch, S, S, C): for servers that decode and resize themselves, TensorRT and Triton."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +16,17 @@ def write(shipped: Shipped, precision: str, path: Path) -> None:
     onnx_files.write(model, shipped.metadata(precision), path)
 
 
-def load(path: Path, name: str = INPUT) -> Run:
+def session_of(content: bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cpu_count()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def load(path: Path, name: str = INPUT) -> Run:
+    session = session_of(path.read_bytes())
 
     def run(values: np.ndarray) -> np.ndarray:
         probabilities: np.ndarray = session.run([PROBABILITIES], {name: values})[0]

@@ -121,15 +121,20 @@ function makeHeading(answer) {
   return [chips];
 }
 
+// A class, its probability and a bar with a mark at its threshold.
+function makeBar(name, probability) {
+  const fill = element("div", "fill"), track = element("div", "track", fill), bound = threshold(name);
+  fill.style.width = `${100 * probability}%`;
+  if (bound !== undefined) {
+    track.append(element("div", "mark"));
+    track.lastChild.style.left = `${100 * bound}%`;
+  }
+  return [element("span", "", inWords(name)), element("data", "", percent(probability)), track];
+}
+
 function makeBars(card, entries, chosen) {
   const list = element("ul", "bars", ...entries.map(([name, probability]) => {
-    const fill = element("div", "fill"), track = element("div", "track", fill), bound = threshold(name);
-    fill.style.width = `${100 * probability}%`;
-    if (bound !== undefined) {
-      track.append(element("div", "mark"));
-      track.lastChild.style.left = `${100 * bound}%`;
-    }
-    const row = button(chosen.includes(name) ? "chosen" : "", () => look(card, name), element("span", "", inWords(name)), element("data", "", percent(probability)), track);
+    const row = button(chosen.includes(name) ? "chosen" : "", () => look(card, name), ...makeBar(name, probability));
     row.title = `Show the saliency map for ${inWords(name)}`;
     row.setAttribute("aria-pressed", card.wanted === name);
     card.rows.set(name, row);
