@@ -17,7 +17,8 @@ from onnxscript import opset20 as op
 from spectacles.data.preprocessing import Preprocessing
 
 PHOTO, PIXELS = "photo", "pixels"
-FLOAT, INT32 = TensorProto.FLOAT, TensorProto.INT32
+REAL, INT32 = TensorProto.DOUBLE, TensorProto.INT32
+"""In float32, sums that lie in the middle between two whole numbers would be rounded otherwise than in Pillow."""
 LUMA = onnx.helper.make_tensor("luma", INT32, [3, 1, 1], [19595, 38470, 7471])
 """ITU-R 601 in 65536ths, as Pillow has it."""
 SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
@@ -69,27 +70,28 @@ def graph(preprocessing: Preprocessing) -> onnx.ModelProto:
     @onnxscript.script()
     def weights(length, other):
         """(S, length): how much each pixel along a side counts in each of the result."""
-        size = op.Constant(value_float=side)
+        size = op.CastLike(op.Constant(value_float=side), length)
         start, extent, offset, inner = fit(length, other, size)
         scale = extent / inner
         stretch = op.Max(scale, 1.0)
         place = op.Unsqueeze(op.Range(0.0, size, 1.0), [1])
         pixel = op.Unsqueeze(op.Range(0.0, length, 1.0), [0])
         centre = (place - offset + 0.5) * scale + start
-        reach = stretch * op.Constant(value_float=radius)
+        reach = stretch * op.CastLike(op.Constant(value_float=radius), length)
         first, end = op.Floor(centre - reach + 0.5), op.Floor(centre + reach + 0.5)
         near = op.And(pixel >= first, pixel < end)
         inside = op.And(place >= offset, place < offset + inner)
         counted = op.Where(op.And(near, inside), kernel(op.Abs(pixel + 0.5 - centre) / stretch), 0.0)
-        return counted / op.Max(op.ReduceSum(counted, [1]), 0.000001)
+        shares = counted / op.Max(op.ReduceSum(counted, [1]), 0.000001)
+        return op.Round(shares * 4194304.0) / 4194304.0  # Pillow's weights are multiples of 1 / 2**22
 
     @onnxscript.script()
     def fitted(photo):
         """(3, S, S), whole numbers in float."""
-        shape = op.Cast(op.Shape(photo), to=FLOAT)
+        shape = op.Cast(op.Shape(photo), to=REAL)
         height, width, _ = op.Split(shape, num_outputs=3)
         height, width = op.Squeeze(height), op.Squeeze(width)
-        planes = op.Cast(op.Transpose(photo, perm=[2, 0, 1]), to=FLOAT)
+        planes = op.Cast(op.Transpose(photo, perm=[2, 0, 1]), to=REAL)
         narrow = rounded(op.MatMul(planes, op.Transpose(weights(width, height))))
         return rounded(op.MatMul(weights(height, width), narrow))
 
