@@ -106,10 +106,11 @@ def mixed_precision(setup: Setup, precision: str) -> str:
 
 def moved(setup: Setup, before: str, after: str) -> str:
     name = f"moved-{before}-{after}"
-    first = setup.train(name, device=before, time_budget=STOPS_AT_ONCE)
+    whole = {"epoch_share": 1.0, "progressive_size": False}  # a time budget would decide on these
+    first = setup.train(name, device=before, time_budget=STOPS_AT_ONCE, **whole)
     planned = sum(epochs for _, epochs in planned_phases(setup.config))
     _require(first.epochs_run < planned, "the first half did not stop")
-    second = setup.train(name, device=after, resume=True)
+    second = setup.train(name, device=after, resume=True, **whole)
     _require(second.epochs_run == planned, f"it ended after {second.epochs_run} of {planned} epochs")
     return f"{first.epochs_run} of {planned} epochs, then the rest"
 
@@ -240,8 +241,7 @@ def main() -> None:
         device = resolve_device(args.device)
         config = TrainConfig(
             device=device, backbone=args.backbone, weights=args.weights, image_size=args.image_size, batch_size=16,
-            epochs=2, unfreeze="last:2", fine_tune="always", dropout=0.0, seed=1, epoch_share=1.0,
-            progressive_size=False,
+            epochs=2, unfreeze="last:2", fine_tune="always", dropout=0.0, seed=1,
         )  # fmt: skip
         table = run(prepare(args.output_dir, config, args.images))
     cards = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))

@@ -77,7 +77,7 @@ class Shipped:
     @cached_property
     def program(self) -> torch.export.ExportedProgram:
         """For batches of any size."""
-        with torch.no_grad():
+        with torch.no_grad(), onnx_export.initial_precision():
             batch = {INPUT: {0: torch.export.Dim("batch")}}
             return torch.export.export(self.module, (self.example,), dynamic_shapes=batch)
 

@@ -34,7 +34,7 @@ def export(network: nn.Module, pixels: torch.Tensor) -> bytes:
     S, S, C) -> outputs by name; `pixels`: two pictures. Raises what the exporter raises where it cannot."""
     ordered = _Ordered(network, pixels).eval()
     shapes = {"pixels": {0: torch.export.Dim("batch")}}
-    with _quiet(), _out_of_place(ordered), _initial_precision():
+    with _quiet(), _out_of_place(ordered), initial_precision():
         program = torch.export.export(ordered, (pixels,), dynamic_shapes=shapes)
         exported = torch.onnx.export(program, (), input_names=["pixels"], output_names=ordered.names, verbose=False)
     assert exported is not None
@@ -85,7 +85,7 @@ def _out_of_place(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _initial_precision() -> Iterator[None]:
+def initial_precision() -> Iterator[None]:
     """torch.export asks whether cuDNN may round, and fails where that has been set for convolutions alone. Nothing is
     computed inside."""
     settings: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]

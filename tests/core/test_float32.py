@@ -21,7 +21,7 @@ from spectacles.models.sample_pictures import sample_pictures
 from spectacles.models.torch_device import prepare_device
 from spectacles.models.torch_network import ONLY_OUTPUT, PixelNetwork
 from spectacles.training import train_loop
-from spectacles.training.batches import StepSettings
+from spectacles.training.batches import Batch, StepSettings
 from spectacles.training.epoch_progress import Position
 from spectacles.training.train_loop import EpochPlan, Learner
 
@@ -97,7 +97,7 @@ def test_training_steps_may_round_and_nothing_after_them(as_torch_starts: None) 
     settings = StepSettings(TrainConfig(device="cpu"), CPU, 3, None)
     learner = Learner(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), settings)
     with Ampere() as card:
-        train_loop.train_epoch(learner, [(images, labels)], EpochPlan(1, [4], lambda step: 1.0), Position())
+        train_loop.train_epoch(learner, [Batch(images, labels)], EpochPlan(1, [4], lambda step: 1.0), Position())
         in_training = card.rounded
         network(images)
     assert in_training > 10 and card.rounded == in_training

@@ -159,8 +159,8 @@ def test_training_finds_the_features_in_the_cache(tmp_path):
     _, run_dir = run_table(tmp_path, *make_rows(tmp_path, 60), no_pretrained=False, **shared)
     with closing(sqlite3.connect(run_dir.cache / feature_cache.FILE)) as database:
         before = database.execute("SELECT * FROM features").fetchall()
-    assert len(before) == 60
-    train.run(TrainConfig(fine_tune="never", batch_size=8, **shared), run_dir.for_stage("train"))
+    assert len(before) == 60 * 3  # three blocks each
+    train.run(TrainConfig(fine_tune="always", epochs=2, batch_size=8, **shared), run_dir.for_stage("train"))
     with closing(sqlite3.connect(run_dir.cache / feature_cache.FILE)) as database:
         assert database.execute("SELECT * FROM features").fetchall() == before
 
