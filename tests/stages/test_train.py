@@ -386,10 +386,10 @@ def inexact(backbone: nn.Module, example: torch.Tensor) -> list[bn_folding.Folde
 def test_a_backbone_that_cannot_be_folded_exactly_keeps_its_batch_norm(
     new_run: Callable[[str], RunDir], pretrained: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bn_folding, "fold_batchnorm", inexact)
     folded, kept = new_run("fold"), new_run("eval")
-    train.run(pretrained, folded)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(bn_folding, "fold_batchnorm", inexact)
+        train.run(pretrained, folded)
     train.run(replace(pretrained, batch_norm="eval"), kept)
     assert same(folded, kept)
 
