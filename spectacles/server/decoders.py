@@ -66,6 +66,8 @@ class Decoder:
         if self.process is not None and self.process.is_alive():
             return
         self.close()
+        if multiprocessing.current_process().daemon:
+            raise NoDecoder("a daemon process may not start those that decode images: with hypercorn, use --workers 0")
         try:
             self.connection, there = self.context.Pipe()
             with there:

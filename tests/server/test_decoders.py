@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from io import BytesIO
-from multiprocessing import Pipe
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
@@ -168,3 +169,20 @@ def test_a_process_that_does_not_answer_is_not_taken(pool: Decoders, monkeypatch
         pool(encoded(noise(1)), SQUARE)
     monkeypatch.undo()
     assert pool(encoded(noise(1)), SQUARE).reason == ""
+
+
+def start_in_a_daemon(connection: Connection) -> None:
+    try:
+        Decoders(1, MAX_PIXELS).warm(SQUARE)
+    except NoDecoder as error:
+        connection.send_bytes(str(error).encode())
+    connection.close()
+
+
+def test_a_daemon_process_which_may_not_have_children_is_told_what_to_do() -> None:
+    ours, theirs = Pipe()
+    process = get_context("fork").Process(target=start_in_a_daemon, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+    assert b"with hypercorn, use --workers 0" in ours.recv_bytes()
+    process.join()
