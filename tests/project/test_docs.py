@@ -41,7 +41,7 @@ CONFIGS = {
 }  # fmt: skip
 OUTSIDE = {"pip", "mlflow", "ray", "source", "granian", "nginx", "docker", "kubectl", "cp", "trtexec"}
 """Commands of others, which only blocks with a reason may hold."""
-FLAGS_OF_OTHERS = {"generate", "root", "build"}
+FLAGS_OF_OTHERS = {"workers", "generate", "root", "build"}
 BLOCKS = pages.blocks()
 names_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
