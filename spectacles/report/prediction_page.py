@@ -1,5 +1,6 @@
 """The page that takes photos and shows what a model makes of them: one file, whatever answers behind it."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +35,8 @@ def prediction_page(back_end: BackEnd) -> str:
         "no_script": back_end.no_script,
         "access": back_end.access,
     }
-    page = read("page.html")
-    for name, text in parts.items():
-        page = page.replace("{{ " + name + " }}", text)
-    return page
+    # In one pass: what is put in, names of classes among it, may look like a placeholder.
+    return re.sub(r"{{ (\w+) }}", lambda match: parts[match[1]], read("page.html"))
 
 
 def read(template: str) -> str:

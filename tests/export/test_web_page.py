@@ -31,7 +31,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(make_bundle) -> WebModel:
-    info, model_id = read_bundle_info(make_bundle("</script><b>", "yes", threshold=0.25))
+    info, model_id = read_bundle_info(make_bundle("</script><b>", "{{ privacy }}", threshold=0.25))
     return WebModel(info, model_id, None, np.array([[1.5, -2.0], [0.25, 3.0]], dtype=np.float32))
 
 
@@ -68,7 +68,7 @@ def test_the_page_knows_the_model_and_no_class_name_can_end_its_script(model, ru
     (folder := tmp_path / "web").mkdir()
     web_page.write_folder(folder, model, NETWORK, web_page.runtime_files(runtime))
     facts = json.loads(re.search(r"const FACTS = (.*);\n", (folder / "index.html").read_text())[1])
-    assert facts["model"]["classes"] == ["</script><b>", "yes"] and facts["model"]["threshold"] == 0.25
+    assert facts["model"]["classes"] == ["</script><b>", "{{ privacy }}"] and facts["model"]["threshold"] == 0.25
     assert np.frombuffer(base64.b64decode(facts["head"]), "<f4").tolist() == [1.5, -2.0, 0.25, 3.0]
     assert len(base64.b64decode(facts["turbo"])) == 256 * 3 and facts["ood"] is None
 
