@@ -8,6 +8,7 @@ if __name__ == "__main__":  # flags are read before the imports below, which tak
 
 import logging
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,11 +38,8 @@ def run(config: ExportConfig, run_dir: RunDir) -> ExportReport:
     shipped = Shipped(*load_classifier(run_dir.bundle), run_dir.bundle, config.ort_web)
     compared = _photos(shipped, run_dir)
     folder = run_dir.folder("export")
-    for left in folder.iterdir():  # of an earlier export, perhaps of another model
-        if left.is_dir():
-            shutil.rmtree(left)
-        elif left.name != "config.yaml":
-            left.unlink()
+    # Of an earlier export, perhaps of another model.
+    _remove([left for left in folder.iterdir() if left.is_dir() or left.name != "config.yaml"])
     files = [_export(name, precision, folder, shipped, compared) for name, precision in wanted]
     kept = [file for file in files if not file.objection]
     atomic_write(folder / "labels.txt", "".join(f"{label}\n" for label in shipped.info.classes))
@@ -95,8 +93,17 @@ def _export(name: str, precision: str, folder: Path, shipped: Shipped, compared:
     file.write(shipped, precision, path)
     found = gate.check(name, file, precision, path, shipped, compared)
     if found.objection:
-        shutil.rmtree(path) if path.is_dir() else [each.unlink() for each in file.paths(path)]
+        _remove([path.with_suffix(suffix) for suffix in file.files])
     return found
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Files and folders."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _summary(files: list[ExportedFile], compared: Compared, folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from spectacles import __version__
+from spectacles.export import web_page
 from spectacles.metrics.calibration import Calibration
 from spectacles.models import onnx_export
 from spectacles.models.bundle import BundleInfo
@@ -64,6 +65,11 @@ class Shipped:
     """Of the bundle."""
     ort_web: Path | None = None
     """See ExportConfig."""
+
+    @cached_property
+    def web_runtime(self) -> dict[str, bytes]:
+        """Of every page: fetched once. Raises UserError."""
+        return web_page.runtime_files(self.ort_web)
 
     @cached_property
     def module(self) -> nn.Module:

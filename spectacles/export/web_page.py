@@ -23,7 +23,7 @@ from spectacles.models.bundle import BundleInfo
 from spectacles.models.ood import OODScorer
 from spectacles.report.csp import inline_hash
 from spectacles.report.prediction_page import BackEnd, prediction_page, read
-from spectacles.report.style import colour_table
+from spectacles.report.saliency import colour_table
 
 PACKAGE = "onnxruntime-web@1.30.0"
 RUNTIME = {
@@ -161,7 +161,7 @@ def _facts(model: WebModel) -> dict[str, Any]:
             "mean": _base64(scorer.mean), "components": _base64(scorer.components),
             "distances": scorer.distances.tolist(), "tail": scorer.tail.tolist(),
         },
-        "turbo": base64.b64encode(colour_table("turbo").tobytes()).decode(),
+        "turbo": base64.b64encode(colour_table().tobytes()).decode(),
     }  # fmt: skip
 
 

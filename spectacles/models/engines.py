@@ -57,14 +57,27 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def _onnxruntime(onnx: bytes) -> Engine:
+def onnxruntime_session(onnx: bytes) -> Any:
+    """Of an ONNX file, on all cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cpu_count()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
+
+def import_openvino() -> Any:
+    """The module. Importing it reports that to Google Analytics, by a package that is hidden from it here; there is no
+    switch."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def _onnxruntime(onnx: bytes) -> Engine:
+    session = onnxruntime_session(onnx)
     names = [output.name for output in session.get_outputs()]
 
     def run(pixels: np.ndarray) -> Outputs:
@@ -80,11 +93,7 @@ def openvino_engine(network: bytes, precision: str = "fp32", weights: bytes = b"
     A single image is computed on all cores, if they are idle. Of several images each core computes its own, a few at
     a time: cores that do not wait for each other, with their data in their caches, are a quarter faster. Several
     threads may call it."""
-    # Importing openvino reports that to Google Analytics, by this package where it is found; there is no switch.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    cores = cpu_count()
+    openvino, cores = import_openvino(), cpu_count()
     # By default OpenVINO computes in bfloat16 where the processor can, which gives other answers.
     settings = {"INFERENCE_NUM_THREADS": cores, "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16"}
     core = openvino.Core()

@@ -1,6 +1,5 @@
 """A network in int8, by nncf: weights and most activations as integers, with ranges measured on photos."""
 
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,9 +18,8 @@ def quantize(model: Runnable, pixels: np.ndarray, folder: Path) -> None:
     """Writes INT8_FILES into `folder`; `pixels`: uint8 (N, S, S, C) of training photos. Raises UserError."""
     if not engines.is_installed("nncf"):
         raise UserError("--precision int8 takes nncf: pip install -r requirements-export.txt")
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # see engines.openvino_engine
+    openvino = engines.import_openvino()
     import nncf
-    import openvino
 
     nncf.set_log_level("ERROR")
     with TemporaryDirectory() as temporary, engines.explained("--precision int8", "--precision fp32"):

@@ -11,18 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 from command_line import ROOT
+from exported_bundles import exported
 from pictures import encoded, noise
 from tracking_servers import answers, free_port, until
 
 from benchmarks import http_client
-from spectacles.models import bundle_export
-from spectacles.models.all_outputs import AllOutputs
-from spectacles.models.classifier import load_classifier
-from spectacles.models.engine_choice import relative_difference
-from spectacles.models.torch_network import PixelNetwork
 from spectacles.server import auth
 
 pytestmark = pytest.mark.image
@@ -90,10 +85,7 @@ def bundle(make_bundle: Callable[..., Path], tmp_path: Path) -> Path:
     if given := os.environ.get("BUNDLE"):
         made = Path(given)
     else:
-        classifier, info, _ = load_classifier(make_bundle("cat", "dog"))
-        network = PixelNetwork(AllOutputs(classifier, info.preprocessing), info.preprocessing, "cpu")
-        pixels = np.zeros((0, *info.preprocessing.shape), np.uint8)
-        made = make_bundle("cat", "dog", exported=bundle_export.export(network, relative_difference, pixels))
+        made = make_bundle("cat", "dog", exported=exported(make_bundle("cat", "dog")))
     folder = shutil.copytree(made, tmp_path / "bundle")
     for path in (tmp_path, folder, *folder.iterdir()):
         path.chmod(path.stat().st_mode | 0o555)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exported_bundles import exported
 from pictures import encoded, exif, photo
 
 from spectacles.core.errors import UserError
@@ -19,12 +20,8 @@ from spectacles.export import web_page
 from spectacles.export.formats import web
 from spectacles.export.shipped import Shipped
 from spectacles.inference.predictor import Prediction, Predictor
-from spectacles.models import bundle_export, ood
-from spectacles.models.all_outputs import AllOutputs
-from spectacles.models.bundle_export import Exported
+from spectacles.models import ood
 from spectacles.models.classifier import load_classifier
-from spectacles.models.engine_choice import relative_difference
-from spectacles.models.torch_network import PixelNetwork
 
 CLASSES = ("cat", "dog", "hat")
 pytestmark = pytest.mark.browser
@@ -51,13 +48,6 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (file, _) in web_page.RUNTIME.items():
         (folder / file).write_bytes(files[name])
     return folder
-
-
-def exported(bundle: Path) -> Exported:
-    """Of a bundle that only torch can run."""
-    classifier, info, _ = load_classifier(bundle)
-    network = PixelNetwork(AllOutputs(classifier, info.preprocessing), info.preprocessing, "cpu")
-    return bundle_export.export(network, relative_difference, np.zeros((0, *info.preprocessing.shape), np.uint8))
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from command_line import ROOT, clean_environment, run_command
+from exported_bundles import exported
 from pictures import encoded, noise
 
 from spectacles.inference.predictor import Predictor
-from spectacles.models import bundle_export
-from spectacles.models.all_outputs import AllOutputs
-from spectacles.models.classifier import load_classifier
-from spectacles.models.engine_choice import relative_difference
-from spectacles.models.torch_network import PixelNetwork
 
 CLASSES = ("cat", "dog", "other")
 HIDDEN = {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers" / "hidden")}
@@ -38,10 +33,7 @@ with TestClient(api.app, "http://127.0.0.1", client=("127.0.0.1", 50000)) as cli
 
 @pytest.fixture(scope="module")
 def bundle(make_bundle: Callable[..., Path]) -> Path:
-    classifier, info, _ = load_classifier(make_bundle(*CLASSES))
-    network = PixelNetwork(AllOutputs(classifier, info.preprocessing), info.preprocessing, "cpu")
-    exported = bundle_export.export(network, relative_difference, np.zeros((0, *info.preprocessing.shape), np.uint8))
-    return make_bundle(*CLASSES, temperature=0.05, exported=exported)
+    return make_bundle(*CLASSES, temperature=0.05, exported=exported(make_bundle(*CLASSES)))
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import exported_bundles
 import numpy as np
 import pytest
+from exported_bundles import in_torch
 from pictures import noise
 
 from spectacles.core.errors import UserError
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.inference.predictor import ENGINE_FILE, Predictor
-from spectacles.models import bundle_export, engines, ood
-from spectacles.models.all_outputs import AllOutputs
+from spectacles.models import engines, ood
 from spectacles.models.bundle_export import Exported
 from spectacles.models.classifier import load_classifier
-from spectacles.models.engine_choice import MIN_IMAGES_TO_MEASURE, TOLERANCE, relative_difference
+from spectacles.models.engine_choice import MIN_IMAGES_TO_MEASURE, TOLERANCE
 from spectacles.models.engines import ENGINES, Engine, Outputs
-from spectacles.models.torch_network import PixelNetwork
 
 COLOUR = Preprocessing(32, "squash", "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3)
 PIXELS = np.stack([COLOUR.pixels(noise(seed)) for seed in range(6)])
@@ -27,15 +27,10 @@ INSTALLED = [name for name in ENGINES if name != "torch" and importlib.util.find
 CLASSES = ("a", "b", "c")
 
 
-def in_torch(bundle: Path) -> PixelNetwork:
-    classifier, info, _ = load_classifier(bundle)
-    return PixelNetwork(AllOutputs(classifier, info.preprocessing), info.preprocessing, "cpu")
-
-
 @pytest.fixture(scope="module")
 def exported(make_bundle: Callable[..., Path]) -> Exported:
     """Of the network of every bundle with CLASSES."""
-    return bundle_export.export(in_torch(make_bundle(*CLASSES)), relative_difference, PIXELS)
+    return exported_bundles.exported(make_bundle(*CLASSES), PIXELS)
 
 
 @pytest.mark.parametrize("engine", INSTALLED)

@@ -1,6 +1,5 @@
 """OpenVINO's own two files, from pixels: for Intel's processors and graphics cards."""
 
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,18 +10,19 @@ from spectacles.core.device import cpu_count
 from spectacles.core.fileio import atomic_path
 from spectacles.export.formats.base import Format, Run
 from spectacles.export.shipped import PROBABILITIES, Shipped
+from spectacles.models.engines import import_openvino
 
 FILES = (".xml", ".bin")
 
 
 def write(shipped: Shipped, precision: str, path: Path) -> None:
-    openvino = _openvino()
+    openvino = import_openvino()
     model = openvino.Core().read_model(shipped.onnx.SerializeToString(), b"")
     save(model, shipped.metadata(precision), path, compress_to_fp16=precision == "fp16")
 
 
 def save(model: Any, metadata: dict[str, str], path: Path, compress_to_fp16: bool = False) -> None:
-    openvino = _openvino()
+    openvino = import_openvino()
     for name, value in metadata.items():
         model.set_rt_info(value, ["spectacles", name])
     with TemporaryDirectory() as folder:
@@ -34,7 +34,7 @@ def save(model: Any, metadata: dict[str, str], path: Path, compress_to_fp16: boo
 
 
 def load(path: Path) -> Run:
-    openvino = _openvino()
+    openvino = import_openvino()
     # By default OpenVINO computes in bfloat16 where the processor can, which gives other answers.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cpu_count()}
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
@@ -44,14 +44,6 @@ def load(path: Path) -> Run:
         return probabilities
 
     return run
-
-
-def _openvino() -> Any:
-    # Importing it reports that to Google Analytics, by this package where it is found; there is no switch.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
 
 
 FORMAT = Format(FILES, write, load, ("fp32", "fp16"))

@@ -4,13 +4,12 @@ import json
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from spectacles.core.fileio import atomic_path
 from spectacles.export.formats.base import Format, Run
-from spectacles.export.formats.torch_export import METADATA
-from spectacles.export.shipped import PROBABILITIES, Shipped
+from spectacles.export.formats.torch_export import METADATA, run_of
+from spectacles.export.shipped import Shipped
 
 
 def write(shipped: Shipped, precision: str, path: Path) -> None:
@@ -24,14 +23,7 @@ def write(shipped: Shipped, precision: str, path: Path) -> None:
 def load(path: Path) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-
-    @torch.inference_mode()
-    def run(pixels: np.ndarray) -> np.ndarray:
-        probabilities: np.ndarray = module(torch.from_numpy(pixels))[PROBABILITIES].numpy()
-        return probabilities
-
-    return run
+        return run_of(torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
 
 
 FORMAT = Format((".ts",), write, load)

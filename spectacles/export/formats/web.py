@@ -9,12 +9,12 @@ import onnx
 from spectacles.core.errors import UserError
 from spectacles.export import onnx_files, photo_graph, web_page
 from spectacles.export.formats.base import Format, Run
-from spectacles.export.formats.onnx_pixels import session_of
 from spectacles.export.shipped import INPUT, Shipped
 from spectacles.export.web_page import WebModel
 from spectacles.metrics.calibration import Calibration
 from spectacles.models import ood
 from spectacles.models.bundle import load_bundle
+from spectacles.models.engines import onnxruntime_session
 
 
 def write_folder(shipped: Shipped, precision: str, path: Path) -> None:
@@ -39,12 +39,12 @@ def _parts(shipped: Shipped, precision: str) -> tuple[WebModel, bytes, dict[str,
     head = bundle.tensors("head.weight")["head.weight"] if "last_map" in outputs else None
     model = WebModel(shipped.info, shipped.model_id, ood.from_tensors(bundle.tensors(ood.PREFIX)), head)
     joined = photo_graph.joined(shipped.info.preprocessing, network, INPUT)
-    return model, onnx_files.content(joined, shipped.metadata(precision)), web_page.runtime_files(shipped.ort_web)
+    return model, onnx_files.content(joined, shipped.metadata(precision)), shipped.web_runtime
 
 
 def load(path: Path) -> Run:
     """By ONNX Runtime, the same library as in the browser; the page itself calibrates, as is done here."""
-    session = session_of(web_page.network_in(path))
+    session = onnxruntime_session(web_page.network_in(path))
     known = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()
              if name in ("temperature", "class_scales", "class_biases", "multi_label")}  # fmt: skip
     calibration = Calibration(known["temperature"], known["class_scales"], known["class_biases"], known["multi_label"])
