@@ -20,23 +20,33 @@ import torch
 import model
 from spectacles.core import distributed
 from spectacles.core.config import select, to_plain
-from spectacles.core.device import derive_seed, resolve_device
+from spectacles.core.device import cpu_count, derive_seed, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import write_json
 from spectacles.core.results import DatasetReport, TrainReport
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import duration
-from spectacles.data import file_index, label_sets
+from spectacles.data import file_index, label_sets, unlabelled
 from spectacles.data.pixel_cache import Pixels
 from spectacles.data.preprocessing import Preprocessing
-from spectacles.data.schemas import load_split
+from spectacles.data.schemas import load_index, load_split
+from spectacles.inference.registered_bundle import folder_of
 from spectacles.metrics import prior_shift
 from spectacles.models import freezing, recipes
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
 from spectacles.models.torch_device import prepare_device
 from spectacles.tracking import tracking
-from spectacles.training import checkpoint, collectives, epoch_log, finalize, head_alone, phases, time_budget
+from spectacles.training import (
+    checkpoint,
+    collectives,
+    distillation,
+    epoch_log,
+    finalize,
+    head_alone,
+    phases,
+    time_budget,
+)
 from spectacles.training.augmentation import Augmentation
 from spectacles.training.batches import Examples, StepSettings
 from spectacles.training.history import best_epoch, epochs_of, phase_finished
@@ -58,6 +68,8 @@ def run(config: TrainConfig, run_dir: RunDir) -> TrainReport:
         with collectives.process_group(device):
             trainer = prepare(config, run_dir, device)
             stack.enter_context(trainer.pixels)
+            if trainer.distillation:
+                stack.enter_context(trainer.distillation.pixels)
             _train(trainer)
         if not distributed.is_main_process():
             raise SystemExit(0)  # the main process does the rest alone
@@ -94,6 +106,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     """Data, network and settings, ready to train. Raises UserError for settings that do not work with these data."""
     started = time.monotonic()
     data = run_dir.load_result("dataset", DatasetReport)
+    teacher = distillation.load_teacher(folder_of(config.teacher, config.output_dir)) if config.teacher else None
     rows = load_split(run_dir, "train", "val")
     file_index.require_unchanged(rows)
     labels = label_sets.encode(rows["label"], data.classes, data.multi_label)
@@ -103,6 +116,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     size_is_open = config.image_size is None and config.time_budget is None
     config = _plan(config, run_dir, data, rows, device)
     _check_processes(config)
+    rows = _with_unlabelled(rows, config, run_dir)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     classifier, preprocessing = model.build(config, len(data.classes))
     preprocessing = replace(preprocessing, value_ranges=data.value_ranges)
@@ -113,7 +127,7 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
     weights = balanced_weights(train.labels, len(data.classes)) if config.class_weights == "balanced" else None
     shares = prior_shift.fitted_shares(train.labels, len(data.classes), weights)
     on_device = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
-    return Trainer(
+    trainer = Trainer(
         settings=StepSettings(config, device, len(data.classes), on_device, data.multi_label),
         classifier=classifier,
         layer_groups=freezing.layer_groups_of(classifier),
@@ -127,6 +141,20 @@ def prepare(config: TrainConfig, run_dir: RunDir, device: torch.device) -> Train
         rows=rows,
         size_is_open=size_is_open,
     )
+    if teacher is not None:
+        examples = distillation.with_unlabelled(train, np.flatnonzero(rows["split"] == unlabelled.SPLIT))
+        trainer.distillation = distillation.prepare(teacher, trainer.info, examples, rows, config, run_dir, device)
+    return trainer
+
+
+def _with_unlabelled(rows: pd.DataFrame, config: TrainConfig, run_dir: RunDir) -> pd.DataFrame:
+    """Where some are given, photos without labels come after the others."""
+    if config.unlabelled is None:
+        return rows
+    table = run_dir.folder("train") / "unlabelled.csv"
+    found = unlabelled.read_folder(config.unlabelled, load_index(run_dir), config.num_workers or cpu_count(), table)
+    log.info("  %s", unlabelled.describe(table))
+    return pd.concat([rows, found.reindex(columns=rows.columns, fill_value="")], ignore_index=True)
 
 
 def _plan(
@@ -227,7 +255,7 @@ def fine_tuning_pays(trainer: Trainer) -> bool:
 
 
 def _announce(trainer: Trainer) -> None:
-    config, images = trainer.config, len(trainer.train.labels)
+    config, images = trainer.config, len(trainer.examples.labels)
     epochs = ", ".join(f"{phase} {count}" for phase, count in planned_phases(config))
     log.info("  %s on %s, %d images of %d px; unfreeze %s; epochs: %s", config.backbone, trainer.settings.device,
              images, trainer.info.preprocessing.image_size, config.unfreeze, epochs)  # fmt: skip

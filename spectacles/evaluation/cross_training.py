@@ -32,8 +32,9 @@ from spectacles.inference.predictor import Predictor
 log = logging.getLogger("spectacles")
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-ELSEWHERE = ("output_dir", "run_name", "num_workers", "resume")
-"""Settings that the weights do not depend on."""
+ELSEWHERE = ("output_dir", "run_name", "num_workers", "resume", "teacher", "unlabelled")
+"""Settings that the weights do not depend on, and a teacher, which has seen the labels of the photos that a fold holds
+out."""
 
 
 def out_of_fold_probabilities(

@@ -55,7 +55,7 @@ def resolve(config: TrainConfig, recipe: Recipe | None = None) -> TrainConfig:
         unfreeze=config.unfreeze or ("all" if scratch else unfreeze_share(config.backbone, recipe.depth)),
         lr=config.lr or (SCRATCH_LR if scratch else LR),
         batch_norm=config.batch_norm if config.batch_norm != "auto" else "train" if scratch else "fold",
-        fine_tune="always" if scratch and config.fine_tune == "auto" else config.fine_tune,
+        fine_tune="always" if (scratch or config.teacher) and config.fine_tune == "auto" else config.fine_tune,
     )
 
 

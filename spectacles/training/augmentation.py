@@ -7,6 +7,7 @@ sizes (crop, zoom out, turn), other cameras (light, colour, grey, blur, JPEG), a
 
 import hashlib
 import math
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -222,4 +223,8 @@ class View:
         """uint8 (B, S, S, C) -> the same; the draws depend on (number, file content)."""
         if self.number == 1:
             return np.ascontiguousarray(pixels[:, :, ::-1])
-        return self.augmentation.view(pixels, np.stack([row_for(self.number, digest) for digest in digests]))
+        return self.augmentation.view(pixels, self.rows(digests))
+
+    def rows(self, digests: Sequence[str]) -> np.ndarray:
+        """(N, len(COLUMNS)): what is drawn for each image, unless the view is the mirror image."""
+        return np.stack([row_for(self.number, digest) for digest in digests])

@@ -39,6 +39,18 @@ class Examples:
     """(N,) int64 class indices, or (N, K) int64 of 0 and 1 where an image may have several labels."""
     inclusion: np.ndarray | None = None
     """(N,) float64: how probably an epoch takes each image. None: it takes all."""
+    labelled: np.ndarray | None = None
+    """(N,) bool; the labels of the others mean nothing. None: all are."""
+
+
+@dataclass(frozen=True)
+class TeacherView:
+    """One view of every image, and what a teacher answers to it."""
+
+    rows: np.ndarray
+    """(N, len(COLUMNS)): the view, as `Augmentation` takes it."""
+    logits: np.ndarray
+    """(N, K) float32."""
 
 
 class Batch(NamedTuple):
@@ -50,6 +62,8 @@ class Batch(NamedTuple):
     """(B,) class indices or (B, K) labels."""
     weights: torch.Tensor | None = None
     """(B,) float32, of the images' losses. None: all weigh the same."""
+    teacher_logits: torch.Tensor | None = None
+    """(B, K) float32: logits of a teacher for the same inputs."""
 
 
 def epoch_order(
@@ -71,15 +85,17 @@ def epoch_order(
 
 
 def augmented_batches(
-    examples: Examples, augmentation: Augmentation, settings: StepSettings, epoch: int, size: int, start: int = 0
-) -> Iterator[Batch]:
-    """One epoch of freshly augmented images, without the first `start` batches. Their order and augmentation are
-    functions of (seed, epoch). With several processes, each gets its share of every batch."""
+    examples: Examples, augmentation: Augmentation, settings: StepSettings, epoch: int, size: int, start: int = 0,
+    view: TeacherView | None = None,
+) -> Iterator[Batch]:  # fmt: skip
+    """One epoch of freshly augmented images, or a view that a teacher has seen too, without the first `start` batches.
+    Their order and augmentation are functions of (seed, epoch). With several processes, each gets its share of every
+    batch."""
     seed = settings.config.seed
-    rows = draws(seed, epoch, len(examples.labels))
+    rows = draws(seed, epoch, len(examples.labels)) if view is None else view.rows
     whole = epoch_order(seed, epoch, len(examples.labels), settings.config.batch_size, examples.inclusion)[start:]
     parts = [own_part(indices) for indices in whole]
-    weights = None if examples.inclusion is None else sampling.weights(examples.inclusion)
+    weights = _weights(examples)
 
     def on_host(number: int, pixels: np.ndarray) -> np.ndarray:
         return augmentation.on_host(pixels, rows[parts[number]], examples.pixels.pool)
@@ -88,8 +104,19 @@ def augmented_batches(
     pictures = examples.pixels.batches((examples.positions[indices] for indices in parts), on_host if ahead else None)
     for number, (indices, pixels) in enumerate(zip(parts, pictures, strict=True)):
         images = augmentation.on_device(pixels if ahead else on_host(number, pixels), rows[indices], size)
-        weighted = None if weights is None else to_device(weights[indices], settings.device)
-        yield Batch(images, to_device(examples.labels[indices], settings.device), weighted)
+        of_images = (examples.labels, weights, None if view is None else view.logits)
+        labels, weighted, answers = (
+            None if values is None else to_device(values[indices], settings.device) for values in of_images
+        )
+        assert labels is not None
+        yield Batch(images, labels, weighted, answers)
+
+
+def _weights(examples: Examples) -> np.ndarray | None:
+    """(N,) float32, of the losses by the labels."""
+    if examples.labelled is not None:
+        return examples.labelled.astype(np.float32)
+    return None if examples.inclusion is None else sampling.weights(examples.inclusion)
 
 
 def own_part(indices: np.ndarray) -> np.ndarray:

@@ -258,6 +258,7 @@ def _report(trainer: Trainer, best: Epoch, rescored: float, decided: Decided, mo
         f"read back from the bundle: {rescored:.4f}",
         f"trained {len(trainer.history)} epochs in {elapsed:.0f} s",
         *_about_the_head(decided.info),
+        *([trainer.distillation.describe()] if trainer.distillation else []),
         *decided.sentences,
         f"model {model_id} in {trainer.bundle}",
         f"next: python evaluate.py --output_dir {run_dir.output_dir} --run_name {run_dir.name}",

@@ -229,7 +229,7 @@ def run_epoch(trainer: Trainer, state: PhaseState) -> Epoch:
 def _train(trainer: Trainer, state: PhaseState, done: list[Epoch]) -> float:
     """The mean loss of the epoch. `done` are the finished epochs of the phase."""
     number = len(trainer.history) + 1
-    images, config = trainer.train, trainer.config
+    images, config = trainer.examples, trainer.config
     order = epoch_order(config.seed, number, len(images.labels), config.batch_size, images.inclusion)
     last_save = time.monotonic()
 
@@ -276,7 +276,7 @@ def _epoch_plan(trainer: Trainer, state: PhaseState, done: list[Epoch], order: l
         return lr_schedule.factor(config.scheduler, len(done) * steps + step, state.epochs * steps, warmup, improved)
 
     def loss_share(step: int, mixed: bool) -> float:
-        return batches.loss_share(trainer.train.labels[order[step]], None if mixed else on_host)
+        return batches.loss_share(trainer.examples.labels[order[step]], None if mixed else on_host)
 
     return EpochPlan(len(trainer.history) + 1, [len(indices) for indices in order], lr_factor, loss_share)
 
@@ -285,13 +285,14 @@ def _remaining_batches(trainer: Trainer, state: PhaseState, number: int, epochs_
     config = trainer.config
     assert config.image_size is not None
     size = recipes.side(config, epochs_done, state.epochs) if state.phase == FINE_TUNE else config.image_size
+    view = trainer.distillation.view(number) if trainer.distillation else None
     return augmented_batches(
-        trainer.train, trainer.augmentation, trainer.settings, number, size, start=state.position.step
+        trainer.examples, trainer.augmentation, trainer.settings, number, size, state.position.step, view
     )
 
 
 def _not_finite(trainer: Trainer, error: NotFinite, epoch: int, indices: np.ndarray) -> UserError:
-    names = [str(trainer.pixels.paths[trainer.train.positions[index]]) for index in indices]
+    names = [str(trainer.pixels.paths[trainer.examples.positions[index]]) for index in indices]
     more = f" and {len(names) - FILES_NAMED} more" if len(names) > FILES_NAMED else ""
     return UserError(
         f"{error} in epoch {epoch}: lower --lr, or use --mixed_precision off. The batch was "

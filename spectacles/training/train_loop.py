@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from timm.data.mixup import Mixup
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, log_softmax
 
 from spectacles.core import distributed, signals
 from spectacles.core.config import TrainConfig
@@ -23,6 +23,9 @@ from spectacles.training.batches import Batch, StepSettings
 from spectacles.training.epoch_progress import LossReader, Position, StepOutcome
 
 log = logging.getLogger("spectacles")
+
+TEACHER_WEIGHT = 0.9
+"""Of the distance from a teacher; the labels have the rest."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def _gradients(learner: Learner, batch: Batch, micro_batches: int, loss_share: f
         exchange = nullcontext() if number == len(parts) else collectives.without_exchange(learner.network)
         with exchange, tf32_allowed():
             with autocast(learner.settings):
-                loss = mean_loss(learner.network(part.inputs), part.targets, learner.settings, part.weights)
+                loss = _loss(learner.network(part.inputs), part, learner.settings)
             loss = loss if share is None else loss * share
             learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
@@ -212,6 +215,16 @@ def autocast(settings: StepSettings) -> AbstractContextManager[object]:
     return nullcontext() if dtype == torch.float32 else torch.autocast(settings.device.type, dtype=dtype)
 
 
+def _loss(logits: torch.Tensor, batch: Batch, settings: StepSettings) -> torch.Tensor:
+    loss = mean_loss(logits, batch.targets, settings, batch.weights)
+    if batch.teacher_logits is None:
+        return loss
+    distance = distillation_loss(
+        logits, batch.teacher_logits, settings.config.teacher_temperature, settings.multi_label
+    )
+    return torch.lerp(loss, distance, TEACHER_WEIGHT)
+
+
 def mean_loss(
     logits: torch.Tensor, targets: torch.Tensor, settings: StepSettings, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -226,6 +239,22 @@ def mean_loss(
         return losses if weights is None else (losses.mean(dim=1) * weights).mean()
     losses = cross_entropy(logits, targets, weight=of_classes, label_smoothing=smoothing, reduction=reduction)
     return losses if weights is None else (losses * weights).sum() / _class_weights(targets, settings).sum()
+
+
+def distillation_loss(
+    logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, multi_label: bool
+) -> torch.Tensor:
+    """Mean over the images of the Kullback-Leibler divergence of the student's from the teacher's probabilities, both
+    softened by `temperature` T, times T squared, so that gradients keep their size; of independent labels the mean.
+
+    Logits (B, K) each."""
+    student, teacher = logits.float() / temperature, teacher_logits / temperature
+    if multi_label:
+        target = teacher.sigmoid()
+        cross, entropy = (binary_cross_entropy_with_logits(each, target) for each in (student, teacher))
+        return (cross - entropy) * temperature**2
+    divergence = kl_div(log_softmax(student, 1), log_softmax(teacher, 1), reduction="batchmean", log_target=True)
+    return divergence * temperature**2
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

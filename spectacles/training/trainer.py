@@ -24,6 +24,7 @@ from spectacles.training import checkpoint, collectives, epoch_log, time_budget
 from spectacles.training.augmentation import Augmentation
 from spectacles.training.batches import Examples, StepSettings
 from spectacles.training.checkpoint import Checkpoint, State
+from spectacles.training.distillation import Distillation
 from spectacles.training.history import Epoch, best_epoch, epochs_of, from_json
 from spectacles.training.validation import validation_scores
 
@@ -64,6 +65,8 @@ class Trainer:
     """The network of the best epoch so far, with BatchNorm unfolded, on the CPU."""
     interrupted: Checkpoint | None = None
     """Of the phase to resume."""
+    distillation: Distillation | None = None
+    """With --teacher."""
 
     @property
     def config(self) -> TrainConfig:
@@ -76,6 +79,11 @@ class Trainer:
     @property
     def folder(self) -> Path:
         return self.run_dir.folder("train")
+
+    @property
+    def examples(self) -> Examples:
+        """What gradient descent looks at: the training images, and with --unlabelled others too."""
+        return self.distillation.examples if self.distillation else self.train
 
     def resume(self) -> None:
         """Continues from the newest checkpoint, if there is one. Raises UserError where it belongs to other data or
@@ -118,7 +126,8 @@ class Trainer:
         """What the weights depend on."""
         settings = {name: value for name, value in to_plain(self.config).items() if name not in MAY_DIFFER_ON_RESUME}
         data = checkpoint.rows_fingerprint(self.rows)
-        return {**settings, "positive_class": self.info.positive_class, "data": data}
+        teacher = {"model of the teacher": self.distillation.teacher.model_id} if self.distillation else {}
+        return {**settings, **teacher, "positive_class": self.info.positive_class, "data": data}
 
     def score_epoch(self, phase: str, loss: float, logits: np.ndarray, learning_rate: float, started: float) -> Epoch:
         """The record of the epoch that ends now, from its training loss and its validation logits (N, K)."""

@@ -65,7 +65,7 @@ def test_each_image_is_augmented_by_its_row_of_draws(examples, size):
     seen = list(augmented_batches(examples, augmentation, settings, 3, size))
     assert [len(batch.targets) for batch in seen] == [2, 2]
     rows = draws(4, 3, 5)
-    for indices, (images, labels, weights) in zip(epoch_order(4, 3, 5, 2), seen, strict=True):
+    for indices, (images, labels, weights, _) in zip(epoch_order(4, 3, 5, 2), seen, strict=True):
         assert weights is None
         assert images.shape == (2, 3, size, size)
         assert labels.tolist() == examples.labels[indices].tolist()
@@ -79,7 +79,9 @@ def test_the_batches_are_a_function_of_seed_and_epoch(examples):
 
     def shown(seed: int, epoch: int, batch_size: int = 5) -> dict[int, torch.Tensor]:
         batches = augmented_batches(examples, augmentation, settings_for(seed=seed, batch_size=batch_size), epoch, 16)
-        return {int(label): image for images, labels, _ in batches for image, label in zip(images, labels, strict=True)}
+        return {
+            int(label): image for images, labels, *_ in batches for image, label in zip(images, labels, strict=True)
+        }
 
     first = shown(0, 1)
     assert set(first) == {6, 0, 3, 5, 1}

@@ -73,7 +73,7 @@ def test_an_epoch_is_gradient_descent_on_the_cross_entropy(clip, smoothing, weig
 
     total = 0.0
     class_weights = torch.tensor(weights or [1.0] * 3).double()
-    for step, (inputs, labels, of_images) in enumerate(batches):
+    for step, (inputs, labels, of_images, _) in enumerate(batches):
         inputs = inputs.double()
         probabilities = torch.softmax(inputs @ weight.T + bias, dim=1)
         hot = nn.functional.one_hot(labels, 3).double()

@@ -1,6 +1,7 @@
 """Settings of training: augmentation, both phases, and what is chosen on validation data."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -103,6 +104,13 @@ class TrainConfig(RunConfig, FeatureConfig, ModelConfig, AugmentConfig):
     ood_quantile: Annotated[float, Field(ge=0.5, le=1)] = 0.995
     """Photos less like the training photos than this share of the validation photos are out of distribution: the model
     abstains. 1 switches this off."""
+    teacher: Path | None = None
+    """Bundle, folder of a run, or models:/NAME@champion whose answers are imitated besides the labels: for a model that
+    is to be smaller."""
+    unlabelled: Path | None = None
+    """Folder of photos without labels on which --teacher is imitated too."""
+    teacher_temperature: Annotated[float, Field(ge=1, le=20)] = 3.0
+    """What the logits of --teacher and of the model are divided by before they are compared."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"] = "log_loss"
     """Validation metric, after calibration, that picks the best epoch and stops early. log_loss depends on every
     image, those that count errors on a few."""
@@ -118,7 +126,7 @@ class TrainConfig(RunConfig, FeatureConfig, ModelConfig, AugmentConfig):
     @property
     def images_can_be_weighed(self) -> bool:
         """For --epoch_share."""
-        return not (self.mixup or self.cutmix or self.head == "sgd" or self.no_pretrained)
+        return not (self.mixup or self.cutmix or self.head == "sgd" or self.no_pretrained or self.teacher)
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
@@ -129,8 +137,9 @@ class TrainConfig(RunConfig, FeatureConfig, ModelConfig, AugmentConfig):
         if (self.epoch_share or 1) < 1 and not self.images_can_be_weighed:
             raise UserError(
                 "--epoch_share weighs each image by the loss of a linear probe, which does not go with --mixup, "
-                "--cutmix, --head sgd or --no_pretrained: leave --epoch_share out."
+                "--cutmix, --head sgd, --teacher or --no_pretrained: leave --epoch_share out."
             )
+        self._check_teacher()
         if self.unfreeze is not None and not re.fullmatch(r"all|progressive|last:[1-9]\d*", self.unfreeze):
             raise UserError(f"--unfreeze {self.unfreeze!r} is unknown: use all, progressive or last:N, such as last:3.")
         if self.batch_norm == "train" and 2 * self.grad_accum_steps > self.batch_size:
@@ -145,3 +154,18 @@ class TrainConfig(RunConfig, FeatureConfig, ModelConfig, AugmentConfig):
         if self.backbone == "simple_cnn" and self.batch_size == 1:
             raise UserError("--batch_size 1 does not work with simple_cnn: its BatchNorm needs at least two images.")
         return self
+
+    def _check_teacher(self) -> None:
+        if self.teacher is None:
+            if self.unlabelled is not None:
+                raise UserError("--unlabelled photos are learned from a teacher: add --teacher, or leave it out.")
+            return
+        unfit = {
+            "mixup": "whose answers are computed before photos are mixed",
+            "cutmix": "whose answers are computed before photos are mixed",
+            "class_weights": "whose answers hold the weights that it was trained with",
+            "time_budget": "whose time is not measured beforehand",
+        }
+        for name, reason in unfit.items():
+            if getattr(self, name) not in (0, None, "none"):
+                raise UserError(f"--{name} does not go with --teacher, {reason}: leave it out.")
