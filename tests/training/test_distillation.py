@@ -112,7 +112,7 @@ def test_a_student_whose_training_was_killed_and_resumed_is_the_same(
     whole, parted = new_run("whole"), new_run("parted")
     config = replace(config, epochs=1, checkpoint_every=0, grad_accum_steps=2)
     report = train.run(replace(config, checkpoint_every=60), whole)
-    assert any("simple_cnn at 32 px) on 26 photos, 6 of them without a label" in line for line in report.summary)
+    assert any(line.endswith(", 6 of them without a label") for line in report.summary)
     save, left = checkpoint.save, [3]
 
     def save_and_die(folder: Path, state: Checkpoint) -> Path:
