@@ -19,8 +19,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--port", type=port, help="Port to listen on; 0 takes a free one. Default: the one that a "
                         "platform of SPECTACLES_PROTOCOLS asks for, else 8000.")  # fmt: skip
     parser.add_argument("--root_path", default="", help="Prefix of a proxy that strips it, such as /photos.")
-    parser.add_argument("--bundle", help="Bundle folder, or models:/NAME@champion of a model registry. Default: "
-                        "SPECTACLES_BUNDLE, else the latest run's.")  # fmt: skip
+    parser.add_argument("--bundle", help="Bundle folder, a file of export.py (.onnx, .xml), or models:/NAME@champion "
+                        "of a model registry. Default: SPECTACLES_BUNDLE, else the latest run's.")  # fmt: skip
     parser.add_argument("--output_dir", help="Folder of the runs. Default: SPECTACLES_OUTPUT_DIR, else outputs.")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps. Default: SPECTACLES_DEVICE, else auto.")
     parser.add_argument("--make_key", metavar="NAME", help="Print a new key and its entry for SPECTACLES_API_KEYS.")

@@ -1,10 +1,10 @@
 """Score the run's bundle on validation and test data: metrics with intervals, slices, corruptions and plots."""
 
 from spectacles import cli
-from spectacles.core.config import EvaluateConfig
+from spectacles.core.config import EvaluateCommand, EvaluateConfig
 
 if __name__ == "__main__":  # flags are read before the imports below, which take seconds
-    cli.main("evaluate", EvaluateConfig, __doc__)
+    cli.main("evaluate", EvaluateCommand, __doc__)
 
 import logging
 from pathlib import Path
@@ -33,9 +33,11 @@ from spectacles.evaluation import (
 from spectacles.evaluation.evaluation_summary import Evaluation
 from spectacles.evaluation.split_scores import ScoredSplit
 from spectacles.inference import prediction_rows
+from spectacles.inference.exported_file import is_exported
 from spectacles.inference.predictor import Predictor
+from spectacles.inference.registered_bundle import folder_of
 from spectacles.models import pretrained
-from spectacles.models.bundle import BundleInfo, read_bundle_info
+from spectacles.models.bundle import BundleInfo
 from spectacles.models.feature_blocks import LAST
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.report import reliability_plots
@@ -62,7 +64,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     The test split is opened here, and scored where it has labels.
     """
     data = run_dir.load_result("dataset", DatasetReport)
-    _check_bundle(run_dir, data)
+    bundle = _bundle_of(config, run_dir)
     other = run_comparison.load(config.compare, run_dir, data.classes) if config.compare else None
     folder = run_dir.folder("evaluate")
     for name in OPTIONAL:
@@ -72,8 +74,10 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     _check_size(len(rows), len(data.classes))
     corrupted = corruptions.passes(min(len(rows), config.corruption_images))
     predictor = Predictor(
-        run_dir.bundle, resolve_device(config.device), config.batch_size, config.engine, images=len(rows) + corrupted
-    )
+        bundle, resolve_device(config.device), config.batch_size, config.engine, images=len(rows) + corrupted,
+        precision=config.precision if is_exported(bundle) else "fp32",
+    )  # fmt: skip
+    _check_data(predictor, run_dir, data)
     predictor, about_precision = _at_precision(predictor, run_dir, config)
     table = prediction_rows.predict_rows(predictor, rows, config.num_workers)
     schemas.PREDICTIONS.write(run_dir.predictions, table, config.spreadsheet_safe)
@@ -114,6 +118,8 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
 def _at_precision(predictor: Predictor, run_dir: RunDir, config: EvaluateConfig) -> tuple[Predictor, list[str]]:
     """What scores, at --precision, and a sentence about what was checked; with auto float32 scores, and bf16 is checked
     for the commands after this one."""
+    if is_exported(predictor.path):
+        return predictor, [f"scored {predictor.path}, which {predictor.engine} computed in {predictor.precision}"]
     if config.precision == "fp32":
         return predictor, []
     if config.precision == "auto":
@@ -121,7 +127,7 @@ def _at_precision(predictor: Predictor, run_dir: RunDir, config: EvaluateConfig)
         return predictor, [checked.sentence()] if checked else []
     checked = precision_check.check(config.precision, predictor, run_dir, config)
     at_precision = Predictor(
-        run_dir.bundle, predictor.device, config.batch_size, config.engine, precision=config.precision
+        predictor.path, predictor.device, config.batch_size, config.engine, precision=config.precision
     )
     return at_precision, [f"scored in {config.precision}", checked.sentence()]
 
@@ -135,10 +141,19 @@ def _score(splits: list[ScoredSplit], config: EvaluateConfig) -> dict[str, Any]:
     return scores
 
 
-def _check_bundle(run_dir: RunDir, data: DatasetReport) -> None:
-    if read_bundle_info(run_dir.bundle)[0].data_fingerprint != data.fingerprint:
+def _bundle_of(config: EvaluateConfig, run_dir: RunDir) -> Path:
+    """The run's, or what evaluate.py is given in its place. Raises UserError."""
+    if not isinstance(config, EvaluateCommand) or config.bundle is None:
+        return run_dir.bundle
+    if config.attacks and is_exported(config.bundle):
+        raise UserError(f"--attacks needs gradients, which {config.bundle} does not give: leave out one of them.")
+    return folder_of(config.bundle, config.output_dir)
+
+
+def _check_data(predictor: Predictor, run_dir: RunDir, data: DatasetReport) -> None:
+    if predictor.info.data_fingerprint != data.fingerprint:
         raise UserError(
-            f"the bundle in {run_dir.bundle} was trained on other data or another split than {run_dir.splits} "
+            f"the model in {predictor.path} was trained on other data or another split than {run_dir.splits} "
             "holds now, so test images may have been trained on: run train.py again."
         )
 

@@ -9,7 +9,7 @@ Settings = Mapping[str, Any]
 
 ONE_COMMAND = ("output_dir", "run_name", "resume", "rerun", "stages")
 """They say what a command does, not how; no record holds them but the first two."""
-ONE_STAGE = ("precision",)
+ONE_STAGE = ("precision", "bundle")
 """Kept with the stage, and not as a default for the commands after it: what was scored in int8 is not served in it."""
 NO_INFLUENCE = frozenset(
     (*ONE_COMMAND, "device", "engine", "num_workers", "pixel_cache_gb", "checkpoint_every", "backbones")

@@ -79,6 +79,14 @@ class Preprocessing:
         return cls(**{**values, **lists, "value_ranges": ValueRanges(**pairs)})
 
 
+class WholePhoto(Preprocessing):
+    """For a network that crops and resizes photos itself."""
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """RGB image -> uint8 (H, W, 3)."""
+        return np.asarray(image)
+
+
 def to_picture(pixels: np.ndarray) -> np.ndarray:
     """uint8 (S, S, 1 or 3) -> (S, S, 3), for display."""
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))

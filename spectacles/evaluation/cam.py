@@ -12,6 +12,6 @@ from spectacles.evaluation.saliency import CannotExplain, Explainable, to_salien
 def class_activation_map(network: Explainable, pixels: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """uint8 (B, S, S, C) and class indices (B,) -> saliency (B, h, w). Raises CannotExplain."""
     outputs = network.outputs(pixels)
-    if "last_map" not in outputs:
-        raise CannotExplain(f"the features of {network.info.backbone} are not the mean of its last feature map")
+    if network.head_weight is None or "last_map" not in outputs:
+        raise CannotExplain("it gives no feature map whose mean the features are")
     return to_saliency(np.einsum("bdhw,bd->bhw", outputs["last_map"], network.head_weight[targets]))

@@ -23,8 +23,8 @@ class Explainable(Protocol):
     def info(self) -> BundleInfo: ...
 
     @property
-    def head_weight(self) -> np.ndarray:
-        """(K, D) float32."""
+    def head_weight(self) -> np.ndarray | None:
+        """(K, D) float32; None where the features are not known."""
 
     def outputs(self, pixels: np.ndarray) -> Outputs:
         """uint8 (B, S, S, C) -> those of `all_outputs.AllOutputs`."""

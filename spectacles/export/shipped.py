@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,15 +11,15 @@ import onnx
 import torch
 from torch import nn
 
-from spectacles import __version__
 from spectacles.export import web_page
 from spectacles.metrics.calibration import Calibration
 from spectacles.models import onnx_export
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import Classifier
+from spectacles.models.file_metadata import Described, to_metadata
 from spectacles.models.normalization import Normalize
 
-INPUT, PROBABILITIES = "pixels", "probabilities"
+INPUT, PROBABILITIES, LOGITS = "pixels", "probabilities", "logits"
 
 
 class Probabilities(nn.Module):
@@ -51,7 +50,7 @@ class FromPixels(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = self.classifier(self.normalize(pixels))
-        return {PROBABILITIES: self.calibrate(logits), "logits": logits}
+        return {PROBABILITIES: self.calibrate(logits), LOGITS: logits}
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ class Shipped:
     """Of the bundle."""
     ort_web: Path | None = None
     """See ExportConfig."""
+    quantized: Any = None
+    """The network in int8, as the format that has made it holds it; `info` is fitted to it."""
 
     @cached_property
     def web_runtime(self) -> dict[str, bytes]:
@@ -93,19 +94,5 @@ class Shipped:
         return onnx.load_from_string(onnx_export.export(self.module, self.example))
 
     def metadata(self, precision: str) -> dict[str, str]:
-        """For a file of that precision; what is not text is JSON."""
-        info = self.info
-        known: dict[str, Any] = {
-            name: getattr(info, name)
-            for name in ("classes", "positive_class", "multi_label", "threshold", "label_thresholds",
-                         "confidence_threshold", "temperature", "class_scales", "class_biases", "class_shares")
-        }  # fmt: skip
-        facts = {name: json.dumps(value) for name, value in known.items()}
-        facts |= {"preprocessing": json.dumps(info.preprocessing.to_json()), "precision": precision}
-        return facts | {
-            "model_id": self.model_id,
-            "backbone": info.backbone,
-            "data_fingerprint": info.data_fingerprint,
-            "label_column": info.label_column,
-            "spectacles": __version__,
-        }
+        """For a file of that precision."""
+        return to_metadata(Described(self.info, self.model_id, precision))

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spectacles.core.errors import UserError
 from spectacles.data import label_sets
 from spectacles.data.images import MAX_PIXELS, Source
-from spectacles.data.preprocessing import Decoded, decoded_batches
+from spectacles.data.preprocessing import Decoded, WholePhoto, decoded_batches
+from spectacles.inference.exported_file import is_exported, open_file
 from spectacles.metrics import abstention
 from spectacles.metrics.abstention import AbstainReason
 from spectacles.models import bundle_network, engine_choice, engines, ood
-from spectacles.models.bundle import ENGINE_FILE, load_bundle
+from spectacles.models.bundle import ENGINE_FILE, BundleInfo, load_bundle
 from spectacles.models.bundle_network import BundleNetwork
 from spectacles.models.engines import Outputs
+from spectacles.models.ood import OODScorer
 from spectacles.models.precision import build, choose
 
 if TYPE_CHECKING:
@@ -53,7 +56,13 @@ class Prediction:
 
 
 class Predictor:
-    """A bundle on a device, run by the fastest engine. Use one per process, and num_streams threads at a time."""
+    """A bundle on a device, run by the fastest engine, or a file of export.py, run by its own on the CPU. Use one per
+    process, and num_streams threads at a time."""
+
+    head_weight: np.ndarray | None
+    """(K, D) float32: logits are features times its transpose, plus a bias. None where the features are not known."""
+    ood_scorer: OODScorer | None
+    _network: BundleNetwork | None
 
     def __init__(
         self,
@@ -67,30 +76,52 @@ class Predictor:
     ) -> None:
         """`images`: how many are to be expected; for few of them no engine is measured. `prior`: the photos' class mix,
         where it is another than the bundle's. `device`: as `resolve_device` gives it. `precision`: see
-        `precision.choose`. Raises UserError."""
-        self.bundle = load_bundle(bundle)
-        info, self.model_id = self.bundle.info, self.bundle.model_id
-        self.precision, checked, self.why_precision = choose(precision, bundle, self.model_id, engine, device)
-        info = checked.fitted.info(info) if checked else info
+        `precision.choose`; a file has its own. Raises UserError."""
+        self.device, self.batch_size, self.path = device, batch_size, bundle
+        self._torch_lock = RLock()
+        if is_exported(bundle):
+            info = self._open(bundle, engine, precision)
+        else:
+            info = self._load(bundle, engine, images, precision)
         self.info = info if prior is None else info.with_prior(prior)
-        tensors = self.bundle.tensors(ood.PREFIX, "head.weight")
+        preprocessing = self.info.preprocessing
+        self._reader = WholePhoto(**vars(preprocessing)) if self.takes_photos else preprocessing
+
+    def _open(self, path: Path, engine: str, precision: str) -> BundleInfo:
+        (info, self.model_id, self.precision), self.engine, self.run, self.takes_photos = open_file(
+            path, engine, precision
+        )
+        self.device, self.why_precision = "cpu", ""
+        self.head_weight = self.ood_scorer = self._network = None
+        return info
+
+    def _load(self, bundle: Path, engine: str, images: float, precision: str) -> BundleInfo:
+        loaded = load_bundle(bundle)
+        info, self.model_id, self.takes_photos = loaded.info, loaded.model_id, False
+        self.precision, checked, self.why_precision = choose(precision, bundle, self.model_id, engine, self.device)
+        info = checked.fitted.info(info) if checked else info
+        tensors = loaded.tensors(ood.PREFIX, "head.weight")
         self.head_weight = tensors["head.weight"]
-        """(K, D) float32: logits are features times its transpose, plus a bias."""
         scorer = ood.from_tensors(tensors)
         self.ood_scorer = checked.fitted.scorer(scorer) if checked else scorer
-        self.device = device
-        self.batch_size = batch_size
-        self.network = BundleNetwork(self.bundle, device)
+        self._network = BundleNetwork(loaded, self.device)
         if checked:
             self.engine, self.run = checked.engine, build(self.precision, self.network, bundle, checked.files)
         else:
-            agree = bundle_network.difference(self.info, self.ood_scorer)
+            agree = bundle_network.difference(info, self.ood_scorer)
             self.engine, self.run = engine_choice.choose(self.network, bundle / ENGINE_FILE, engine, agree, images)
-        self._torch_lock = RLock()
+        return info
+
+    @property
+    def network(self) -> BundleNetwork:
+        """Raises UserError for an exported file, which holds no more than its runtime needs."""
+        if self._network is None:
+            raise UserError(f"{self.path.name} is an exported file, which PyTorch cannot load: use its bundle.")
+        return self._network
 
     @property
     def classifier(self) -> "Classifier":
-        """The network in torch, on the device. Raises UserError where torch is not installed."""
+        """The network in torch, on the device. Raises UserError where torch is not installed, or for a file."""
         from spectacles.models.torch_device import prepare_device  # takes seconds, and predictions do without
 
         return self.network.classifier.to(prepare_device(self.device))
@@ -124,7 +155,7 @@ class Predictor:
         self, sources: Iterable[Source], num_workers: int | None = None, max_pixels: int = MAX_PIXELS
     ) -> Iterator[Prediction]:
         """One prediction a source, in order, in constant memory; decoding in threads overlaps with the network."""
-        batches = decoded_batches(sources, self.info.preprocessing, self.batch_size, num_workers, max_pixels)
+        batches = decoded_batches(sources, self._reader, self.batch_size, num_workers, max_pixels)
         for batch in batches:
             yield from self.predict_batch(batch)
 
@@ -137,8 +168,15 @@ class Predictor:
             for item in batch
         ]
 
+    def _outputs_of(self, pictures: Sequence[np.ndarray]) -> Outputs:
+        """Of pixels, or of photos of any sizes where they are taken."""
+        if not self.takes_photos:
+            return self.outputs(np.stack(pictures))
+        answers = [self.outputs(photo[None]) for photo in pictures]
+        return {name: np.concatenate([each[name] for each in answers]) for name in answers[0]}
+
     def _decide(self, items: Sequence[Decoded]) -> list[Prediction]:
-        outputs = self.outputs(np.stack([item.pixels for item in items if item.pixels is not None]))
+        outputs = self._outputs_of([item.pixels for item in items if item.pixels is not None])
         logits = outputs["logits"]
         probabilities = self.info.calibration.probabilities(logits)
         labels = label_sets.decode(self.info.decide(probabilities), self.info.classes)

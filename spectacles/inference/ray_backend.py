@@ -23,6 +23,7 @@ from spectacles.core.device import limit_cores, resolve_device
 from spectacles.core.errors import UserError
 from spectacles.data import addresses, remote_files
 from spectacles.inference import prediction_folder, prediction_rows
+from spectacles.inference.exported_file import is_exported
 from spectacles.inference.inputs import Inputs
 from spectacles.inference.prediction_folder import RECORD, ROW
 from spectacles.inference.predictor import Predictor
@@ -116,6 +117,8 @@ def predict(inputs: Inputs, bundle: Path, config: PredictCommand, output: str) -
     """
     if config.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {config.device}: workers of --engine ray choose theirs; use auto, cpu or cuda.")
+    if is_exported(bundle):
+        raise UserError(f"--engine ray takes a bundle, which workers can check, and not {bundle}.")
     verified = load_bundle(bundle)
     info, model_id = verified.info, verified.model_id
     if config.prior is not None:

@@ -143,7 +143,7 @@ def save_bundle(
     Files are named by their content and the manifest, which names them, is written after them: a crash in between
     leaves the old bundle whole."""
     weights = to_bytes({name: np.asarray(value, order="C") for name, value in tensors.items()})
-    manifest: dict[str, Any] = {"format": FORMAT, **_to_json(info), **_write(folder, "weights", weights)}
+    manifest: dict[str, Any] = {"format": FORMAT, **info_to_json(info), **_write(folder, "weights", weights)}
     if network is None:
         manifest |= {"network": None, "without_network": without_network}
     else:
@@ -174,7 +174,7 @@ def load_bundle(folder: Path) -> Bundle:
     """Raises UserError where the folder is not a bundle, or one that was changed."""
     manifest = _read_manifest(folder)
     network = None if manifest.get("network") is None else _verified(folder, manifest, "network")
-    return Bundle(_from_json(manifest), str(manifest["model_id"]), _verified(folder, manifest, "weights"), network,
+    return Bundle(info_from_json(manifest), str(manifest["model_id"]), _verified(folder, manifest, "weights"), network,
                   str(manifest.get("without_network", "")))  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def _verified(folder: Path, manifest: dict[str, Any], kind: str) -> Path:
 def read_bundle_info(folder: Path) -> tuple[BundleInfo, str]:
     """(info, model id) without reading the other files."""
     manifest = _read_manifest(folder)
-    return _from_json(manifest), str(manifest["model_id"])
+    return info_from_json(manifest), str(manifest["model_id"])
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -225,11 +225,12 @@ def _model_id(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _to_json(info: BundleInfo) -> dict[str, Any]:
+def info_to_json(info: BundleInfo) -> dict[str, Any]:
     return {**asdict(info), "classes": list(info.classes), "preprocessing": info.preprocessing.to_json()}
 
 
-def _from_json(manifest: dict[str, Any]) -> BundleInfo:
+def info_from_json(manifest: dict[str, Any]) -> BundleInfo:
+    """From what has at least these keys. Raises UserError where one is missing."""
     names = [each.name for each in fields(BundleInfo)]
     if missing := [name for name in names if name not in manifest]:
         raise UserError(

@@ -77,7 +77,10 @@ def import_openvino() -> Any:
 
 
 def _onnxruntime(onnx: bytes) -> Engine:
-    session = onnxruntime_session(onnx)
+    return session_engine(onnxruntime_session(onnx))
+
+
+def session_engine(session: Any) -> Engine:
     names = [output.name for output in session.get_outputs()]
 
     def run(pixels: np.ndarray) -> Outputs:

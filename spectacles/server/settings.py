@@ -22,7 +22,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 @dataclass(frozen=True)
 class Settings:
     bundle: Path | None = None
-    """A folder, or models:/NAME@champion of a registry. None: that of the latest run in `output_dir`."""
+    """A folder, a file of export.py, or models:/NAME@champion of a registry. None: the latest run's in `output_dir`."""
     output_dir: Path = Path("outputs")
     device: str = "auto"
     engine: str = "auto"

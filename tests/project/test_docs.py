@@ -25,7 +25,7 @@ from spectacles.core.config import (
     BenchmarkConfig,
     DatasetConfig,
     ErrorAnalysisConfig,
-    EvaluateConfig,
+    EvaluateCommand,
     ExploreConfig,
     ExportConfig,
     PipelineConfig,
@@ -35,7 +35,7 @@ from spectacles.core.config import (
 
 CONFIGS = {
     "run_pipeline.py": PipelineConfig, "dataset.py": DatasetConfig, "explore.py": ExploreConfig,
-    "train.py": TrainConfig, "evaluate.py": EvaluateConfig, "error_analysis.py": ErrorAnalysisConfig,
+    "train.py": TrainConfig, "evaluate.py": EvaluateCommand, "error_analysis.py": ErrorAnalysisConfig,
     "predict.py": PredictCommand, "benchmark.py": BenchmarkConfig,
     "export.py": ExportConfig,
 }  # fmt: skip

@@ -17,18 +17,20 @@ from pictures import write_rows
 from safetensors.torch import save_file
 
 import evaluate
-from spectacles.core.config import EvaluateConfig
+from spectacles.core.config import EvaluateCommand, EvaluateConfig
 from spectacles.core.errors import UserError
 from spectacles.core.results import DatasetReport, EvaluateReport, RowAccounting
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.core.wording import percent
 from spectacles.data import schemas
 from spectacles.evaluation import precision_check
+from spectacles.export.formats import onnx_pixels
+from spectacles.export.shipped import Shipped
 from spectacles.inference.predictor import Predictor
 from spectacles.metrics import classification, decisions, probability_scores
 from spectacles.models import backbones, engines, feature_cache, precision, quantization
 from spectacles.models.bundle import INT8_FILES, PRECISION_FILE, load_bundle, save_bundle
-from spectacles.models.classifier import Classifier
+from spectacles.models.classifier import Classifier, load_classifier
 from spectacles.models.precision import Checked
 from spectacles.report import evaluation_plots, reliability_plots
 
@@ -52,7 +54,7 @@ def make_run(tmp_path: Path, make_bundle: Callable[..., Path]) -> Make:
         rows["file"] = [Path(path).name for path in rows["path"]]
         made.splits.parent.mkdir(parents=True)
         rows.assign(**(columns or {})).to_csv(made.splits, index=False)
-        shutil.copytree(make_bundle(*classes, data_fingerprint=FINGERPRINT, **facts), made.bundle)
+        shutil.copytree(make_bundle(*classes, **{"data_fingerprint": FINGERPRINT} | facts), made.bundle)
         accounting = RowAccounting(
             rows=len(rows), used=len(rows), converted=0, rejected=0, conversions={}, rejections={}
         )
@@ -94,6 +96,24 @@ def read(made: RunDir, name: str) -> dict:
 
 def two(count: int) -> list[str]:
     return ["cat", "dog", "dog"] * (count // 3)
+
+
+def test_a_file_is_scored_in_the_place_of_the_bundle(make_run: Make, tmp_path: Path) -> None:
+    made = make_run("run", {"train": two(3), "val": two(9), "test": two(12)}, temperature=0.2)
+    path = tmp_path / "model.onnx"
+    onnx_pixels.write(Shipped(*load_classifier(made.bundle), made.bundle), "fp32", path)
+    finish(made)
+    expected = schemas.probabilities(schemas.PREDICTIONS.read(made.predictions), ["cat", "dog"])
+    command = EvaluateCommand(**vars(replace(SMALL, engine="auto")), bundle=path)
+    report = finish(made, command)
+    assert f"scored {path}, which onnxruntime computed in fp32" in report.summary
+    given = schemas.probabilities(schemas.PREDICTIONS.read(made.predictions), ["cat", "dog"])
+    np.testing.assert_allclose(given, expected, atol=1e-4)
+    with pytest.raises(UserError, match=r"--attacks needs gradients, which .*model\.onnx does not give"):
+        evaluate.run(replace(command, attacks=True), made)
+    other = make_run("other", {"train": two(3), "val": two(3)}, data_fingerprint="0" * 64)
+    with pytest.raises(UserError, match="was trained on other data"):
+        evaluate.run(EvaluateCommand(**vars(SMALL), bundle=other.bundle), made)
 
 
 def test_numbers_follow_from_the_table_of_predictions(make_run: Make) -> None:

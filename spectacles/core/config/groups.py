@@ -42,6 +42,13 @@ class PrecisionConfig(Settings):
 
 
 @dataclass(frozen=True)
+class BundleConfig(Settings):
+    bundle: Path | None = None
+    """The model: a bundle folder, a file of export.py (.onnx, .xml), or models:/NAME@champion of a model registry.
+    Default: the bundle of --run_name, else of the newest trained run."""
+
+
+@dataclass(frozen=True)
 class FeatureConfig(ComputeConfig):
     cache_gb: Annotated[float, Field(ge=0)] = 8.0
     """Disk space below --output_dir for features of frozen backbones, shared by all runs; the least recently used go
