@@ -11,7 +11,7 @@ from pictures import photo
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.export import photo_graph
 
-SIZES = ((178, 218), (48, 48), (300, 40), (50, 97), (333, 501), (30, 20), (49, 47))
+SIZES = ((178, 218), (48, 48), (300, 40), (50, 97), (333, 501), (30, 20), (49, 47), (701, 1002))
 """Width and height."""
 
 
@@ -30,5 +30,8 @@ def test_a_photo_of_any_size_becomes_pillows_pixels(resize, interpolation, in_ch
         expected = preprocessing.pixels(picture)
         assert made.dtype == np.uint8 and made.shape == expected.shape
         apart = np.abs(made.astype(int) - expected)
-        # Where the scale is near 1 or less, many values lie in the middle between two whole numbers.
-        assert apart.max() <= 1 and apart.astype(bool).mean() < 0.03, (width, height)
+        # Where the scale is near 1 or less, many values lie in the middle between two whole numbers. In larger photos
+        # boxes of pixels are averaged first.
+        averaged = max(width, height) >= 2 * photo_graph.GAP * 48
+        assert apart.max() <= (3 if averaged else 1), (width, height)
+        assert apart.mean() < (0.3 if averaged else 0.03), (width, height)
