@@ -11,6 +11,7 @@ import http.client
 import json
 import logging
 import math
+import shlex
 import shutil
 import socket
 import subprocess
@@ -32,7 +33,10 @@ from spectacles.core.config import DatasetConfig, EvaluateConfig, TrainConfig, t
 from spectacles.core.device import resolve_device
 from spectacles.core.results import TrainReport
 from spectacles.core.run_dir import RunDir, create_run
+from spectacles.export.formats import onnx_pixels
+from spectacles.export.shipped import INPUT, PROBABILITIES, Shipped
 from spectacles.inference.predictor import Predictor
+from spectacles.models.classifier import load_classifier
 from spectacles.models.engine_choice import TOLERANCE
 from spectacles.models.engines import ENGINES, is_installed
 from spectacles.models.sample_pictures import sample_pictures
@@ -44,6 +48,8 @@ from spectacles.training.trainer import planned_phases
 CPU = torch.device("cpu")
 MIXED_MAY_DIFFER = 0.2
 """In validation log loss, after two epochs."""
+CARD_MAY_DIFFER = 0.01
+"""In a probability: cards round products to 10 bits (TF32)."""
 STOPS_AT_ONCE = "0.001s"
 """A time budget that is used up after the first epoch of fine-tuning; it may differ when a run is resumed."""
 
@@ -145,6 +151,34 @@ def engines_agree(setup: Setup) -> str:
     return f"largest difference on the CPU: {text}"
 
 
+def shipped_file(setup: Setup) -> str:
+    """The ONNX file of export.py by TensorRT and CUDA, whichever ONNX Runtime has, and trtexec on it."""
+    import onnxruntime  # not above: spectacles turns its telemetry off first
+
+    known = [
+        name for name in ("Tensorrt", "CUDA") if f"{name}ExecutionProvider" in onnxruntime.get_available_providers()
+    ]
+    if not known and not shutil.which("trtexec"):
+        raise Skipped("neither trtexec nor an ONNX Runtime for cards (onnxruntime-gpu) is here")
+    path = setup.folder / "pixels.onnx"
+    shipped = Shipped(*load_classifier(setup.reference.bundle), setup.reference.bundle)
+    onnx_pixels.write(shipped, "fp32", path)
+    pixels = sample_pictures(shipped.info.preprocessing)
+    expected, found = shipped.module(torch.from_numpy(pixels))[PROBABILITIES].detach().numpy(), []
+    for name in known:
+        session = onnxruntime.InferenceSession(path, providers=[f"{name}ExecutionProvider"])
+        _require(f"{name}ExecutionProvider" in session.get_providers(), f"{name} could not be loaded")
+        distance = float(np.abs(session.run([PROBABILITIES], {INPUT: pixels})[0] - expected).max())
+        _require(distance <= CARD_MAY_DIFFER, f"by {name}, probabilities differ by {distance:.1g}")
+        found.append(f"{name} within {distance:.1g}")
+    if shutil.which("trtexec"):
+        command = shlex.split(onnx_pixels.trtexec(path, shipped))
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        _require(done.returncode == 0, (done.stdout + done.stderr)[-300:])
+        found.append("trtexec")
+    return ", ".join(found)
+
+
 def evaluation(setup: Setup) -> str:
     config = EvaluateConfig(device=setup.config.device, bootstrap_resamples=50, corruption_images=8)
     report = evaluate.run(config, setup.reference.for_stage("evaluate"))
@@ -180,6 +214,7 @@ CHECKS: dict[str, Callable[[Setup], str]] = {
     "resume card -> CPU": lambda setup: moved(setup, setup.config.device, "cpu"),
     "two cards": two_cards,
     "engines": engines_agree,
+    "exported file": shipped_file,
     "evaluate": evaluation,
     "server": serving,
 }
