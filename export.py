@@ -1,7 +1,7 @@
 """Write the run's model for other runtimes; each file is compared with the model on all validation photos."""
 
 from spectacles import cli
-from spectacles.core.config import ExportConfig
+from spectacles.core.config import ExportConfig, parse_latency
 
 if __name__ == "__main__":  # flags are read before the imports below, which take seconds
     cli.main("export", ExportConfig, __doc__)
@@ -12,24 +12,32 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from spectacles.core.errors import UserError
 from spectacles.core.fileio import atomic_write, write_json
 from spectacles.core.results import ExportedFile, ExportReport
 from spectacles.core.run_dir import RunDir
-from spectacles.core.wording import count_of, percent
+from spectacles.core.wording import count_of
 from spectacles.data import label_sets, schemas
-from spectacles.export import gate
-from spectacles.export.formats import FORMATS
+from spectacles.data.preprocessing import decoded_batches
+from spectacles.export import gate, int8, summary
+from spectacles.export.formats import FORMATS, onnx_pixels
 from spectacles.export.gate import Compared
+from spectacles.export.int8 import Quantizing
 from spectacles.export.shipped import Shipped
+from spectacles.models import quantization
 from spectacles.models.classifier import load_classifier
+from spectacles.training import finalize
 
 log = logging.getLogger("spectacles")
 
 CLIENT, FOR_CLIENT = Path(__file__).parent / "spectacles" / "export" / "clients" / "python.txt", "onnx_photo-fp32.onnx"
 """What is copied beside a model, and which one it opens."""
+
+MEASURED = ("difference", "same_labels", "accuracy", "megabytes", "images_per_second", "milliseconds")
+"""What runs are compared by, of each file."""
 
 
 def run(config: ExportConfig, run_dir: RunDir) -> ExportReport:
@@ -37,10 +45,15 @@ def run(config: ExportConfig, run_dir: RunDir) -> ExportReport:
     wanted = chosen(config)
     shipped = Shipped(*load_classifier(run_dir.bundle), run_dir.bundle, config.ort_web)
     compared = _photos(shipped, run_dir)
+    photos = _for_int8(shipped, compared, run_dir) if any(precision == "int8" for _, precision in wanted) else None
     folder = run_dir.folder("export")
     # Of an earlier export, perhaps of another model.
     _remove([left for left in folder.iterdir() if left.is_dir() or left.name != "config.yaml"])
-    files = [_export(name, precision, folder, shipped, compared) for name, precision in wanted]
+    files = []
+    for name, precision in wanted:
+        log.info("  %s %s", name, precision)
+        model = int8.in_int8(shipped, FORMATS[name], photos) if photos and precision == "int8" else shipped
+        files.append(_export(name, precision, folder, model, compared))
     kept = [file for file in files if not file.objection]
     atomic_write(folder / "labels.txt", "".join(f"{label}\n" for label in shipped.info.classes))
     parity = {"model_id": shipped.model_id, "compared_with": "torch", "files": [asdict(file) for file in files]}
@@ -48,10 +61,12 @@ def run(config: ExportConfig, run_dir: RunDir) -> ExportReport:
     if any(file.file == FOR_CLIENT for file in kept):
         shutil.copyfile(CLIENT, folder / "client.py")
     if not kept:
-        raise UserError(f"no file was kept: {'; '.join(sentence(file) for file in files)}.")
+        raise UserError(f"no file was kept: {'; '.join(map(summary.refused, files))}.")
     return ExportReport(
-        summary=_summary(files, compared, folder),
-        metrics={f"{file.format}_{file.precision}_difference": file.difference for file in files},
+        summary=_summary(config, files, shipped, compared, folder),
+        metrics={
+            f"{file.format}_{file.precision}_{name}": float(getattr(file, name)) for file in files for name in MEASURED
+        },
         artifacts=run_dir.relative(
             *sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".yaml")
         ),
@@ -86,10 +101,18 @@ def _photos(shipped: Shipped, run_dir: RunDir) -> Compared:
     return compared
 
 
+def _for_int8(shipped: Shipped, compared: Compared, run_dir: RunDir) -> Quantizing:
+    """Raises UserError."""
+    int8.require(len(compared.labels))
+    rows = schemas.load_labelled(run_dir, "train", quantization.CALIBRATION_IMAGES)
+    decoded = decoded_batches(map(Path, rows["path"]), shipped.info.preprocessing, len(rows))
+    pixels = [photo.pixels for batch in decoded for photo in batch if photo.pixels is not None]
+    return Quantizing(np.stack(pixels), compared, finalize.settings_of(run_dir))
+
+
 def _export(name: str, precision: str, folder: Path, shipped: Shipped, compared: Compared) -> ExportedFile:
     file = FORMATS[name]
     path = folder / f"{name}-{precision}{file.files[0]}"
-    log.info("  %s %s", name, precision)
     file.write(shipped, precision, path)
     found = gate.check(name, file, precision, path, shipped, compared)
     if found.objection:
@@ -106,19 +129,20 @@ def _remove(paths: Iterable[Path]) -> None:
             path.unlink()
 
 
-def _summary(files: list[ExportedFile], compared: Compared, folder: Path) -> list[str]:
+def _summary(
+    config: ExportConfig, files: list[ExportedFile], shipped: Shipped, compared: Compared, folder: Path
+) -> list[str]:
     odd = len(compared.expected) - len(compared.labels)
-    first = f"compared with torch on {count_of(len(compared.labels), 'validation photo')} and {odd} odd files"
-    return [first, *map(sentence, files), f"wrote {folder}"]
-
-
-def sentence(file: ExportedFile) -> str:
-    if file.objection:
-        return f"{file.file} was not kept: {file.objection}; use a higher precision or another format"
-    low, high = file.accuracy_interval
-    return (
-        f"{file.file}: {file.megabytes:.1f} MB, probabilities within {file.difference:.1g}, "
-        f"{percent(file.same_labels)} of the labels the same, accuracy {percent(file.accuracy)} "
-        f"({100 * low:.1f} to {100 * high:.1f} %, 95 %), {file.images_per_second:g} images/s, "
-        f"{file.milliseconds:g} ms for one"
-    )
+    kept = [file for file in files if not file.objection]
+    return [
+        f"compared with torch on {count_of(len(compared.labels), 'validation photo')} and {odd} odd files",
+        *summary.table(kept),
+        *(summary.refused(file) for file in files if file.objection),
+        *([summary.best_within(parse_latency(config.latency), kept)] if config.latency else []),
+        *(
+            f"on NVIDIA cards (not run): {onnx_pixels.trtexec(folder / file.file, shipped)}"
+            for file in kept
+            if file.format == "onnx"
+        ),
+        f"wrote {folder}",
+    ]

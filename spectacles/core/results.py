@@ -120,6 +120,10 @@ class ExportedFile:
     accuracy: float
     """On the validation photos, as the next."""
     accuracy_interval: tuple[float, float]
+    model_accuracy: float
+    """Of torch."""
+    p_worse: float
+    """Exact McNemar test: that chance alone makes the file so much less accurate."""
     images_per_second: float
     milliseconds: float
     """Of a single image."""

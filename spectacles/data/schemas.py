@@ -161,3 +161,10 @@ def load_split(run_dir: RunDir, *splits: str) -> pd.DataFrame:
     run_dir.load_result("dataset", DatasetReport)
     frame = SPLIT_ROWS.read(run_dir.splits)
     return frame[frame["split"].isin(splits)].reset_index(drop=True)
+
+
+def load_labelled(run_dir: RunDir, split: str, most: int) -> pd.DataFrame:
+    """At most so many rows of a split, evenly spaced, that have a label."""
+    rows = load_split(run_dir, split)
+    rows = rows[rows["label"] != ""]
+    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64))]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from spectacles.core.config import EvaluateConfig, TrainConfig
 from spectacles.core.errors import UserError
@@ -20,6 +18,7 @@ from spectacles.data import label_sets, schemas
 from spectacles.data.preprocessing import decoded_batches
 from spectacles.inference.predictor import Predictor
 from spectacles.metrics.decisions import is_correct
+from spectacles.metrics.paired import p_worse
 from spectacles.models import engine_choice, engines, precision, quantization
 from spectacles.models.bundle import INT8_FILES, BundleInfo
 from spectacles.models.engines import Engine
@@ -37,7 +36,9 @@ TIMED_IMAGES = 64
 
 def bfloat16_if_possible(predictor: Predictor, run_dir: RunDir, config: EvaluateConfig) -> Checked | None:
     """`check` where this machine has bfloat16 and there are enough validation photos; None elsewhere."""
-    if precision.obstacle("bf16", config.engine, predictor.device) or len(labelled(run_dir, "val", MOST)) < ENOUGH:
+    if precision.obstacle("bf16", config.engine, predictor.device):
+        return None
+    if len(schemas.load_labelled(run_dir, "val", MOST)) < ENOUGH:
         return None
     try:
         return check("bf16", predictor, run_dir, config)
@@ -51,23 +52,23 @@ def check(name: str, predictor: Predictor, run_dir: RunDir, config: EvaluateConf
     in float32, and recorded. int8 is quantised first. Raises UserError."""
     if why := precision.obstacle(name, config.engine, predictor.device):
         raise UserError(f"--precision {name}: {why}. Use --precision fp32, or auto.")
-    rows = labelled(run_dir, "val", MOST)
+    rows = schemas.load_labelled(run_dir, "val", MOST)
     if len(rows) < ENOUGH:
         raise UserError(
             f"--precision {name} is compared with float32 on {ENOUGH} validation photos or more, and there are "
             f"{len(rows)}: use --precision fp32, or make splits with a larger --val_fraction."
         )
-    bundle, files = run_dir.bundle, dict[str, str]()
+    bundle, files = predictor.path, dict[str, str]()
     if known := precision.recorded(name, bundle, predictor.model_id, predictor.device):
         return known
     if name == "int8":
-        photos = labelled(run_dir, "train", quantization.CALIBRATION_IMAGES)
+        photos = schemas.load_labelled(run_dir, "train", quantization.CALIBRATION_IMAGES)
         pixels = np.concatenate([pixels for pixels, _ in _batches(photos, predictor, config)])
         quantization.quantize(predictor.network, pixels, bundle)
         files = {file: precision.sha256(bundle / file) for file in INT8_FILES}
     run = precision.build(name, predictor.network, bundle, files)
     outputs = _outputs(rows, predictor, run, config)
-    info, scorer = _fit(outputs, predictor, _trained(run_dir))
+    info, scorer = _fit(outputs, predictor, finalize.settings_of(run_dir))
     rate, fp32_rate = _rates(predictor, run)
     found = Checked(
         precision=name,
@@ -81,13 +82,6 @@ def check(name: str, predictor: Predictor, run_dir: RunDir, config: EvaluateConf
     )
     precision.save(bundle, predictor.model_id, found)
     return found
-
-
-def labelled(run_dir: RunDir, split: str, most: int) -> pd.DataFrame:
-    """At most so many rows of a split, evenly spaced, that have a label."""
-    rows = schemas.load_split(run_dir, split)
-    rows = rows[rows["label"] != ""]
-    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64))]
 
 
 class Outputs(NamedTuple):
@@ -132,14 +126,13 @@ def _compare(outputs: Outputs, predictor: Predictor, fitted: BundleInfo) -> dict
         probabilities.append(info.calibration.probabilities(values["logits"]))
         decided.append(info.decide(probabilities[-1]))
     was_right, is_right = (is_correct(labels, outputs.labels) for labels in decided)
-    lost, won = int((was_right & ~is_right).sum()), int((is_right & ~was_right).sum())
     return {
         "images": len(outputs.labels),
         "same_labels": float(is_correct(*decided).mean()),
         "difference": float(np.abs(probabilities[0] - probabilities[1]).max()),
         "accuracy": float(is_right.mean()),
         "fp32_accuracy": float(was_right.mean()),
-        "p_worse": float(binomtest(lost, lost + won, alternative="greater").pvalue) if lost + won else 1.0,
+        "p_worse": p_worse(was_right, is_right),
     }
 
 
@@ -163,8 +156,3 @@ def _batches(
         readable = [(item.pixels, label) for item, label in zip(batch, texts, strict=False) if item.pixels is not None]
         if readable:
             yield np.stack([pixels for pixels, _ in readable]), [label for _, label in readable]
-
-
-def _trained(run_dir: RunDir) -> TrainConfig:
-    known = {field.name for field in fields(TrainConfig)}
-    return TrainConfig(**{name: value for name, value in run_dir.trained_config().items() if name in known})

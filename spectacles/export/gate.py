@@ -13,15 +13,18 @@ import torch
 
 from spectacles.core.progress import progress
 from spectacles.core.results import ExportedFile
+from spectacles.core.wording import percent
 from spectacles.data.images import DecodedImage, ImageRejected, Source, decode
 from spectacles.export.formats.base import Format, Run
 from spectacles.export.odd_pictures import KINDS, odd_pictures
 from spectacles.export.shipped import PROBABILITIES, Shipped
 from spectacles.metrics import bootstrap
 from spectacles.metrics.decisions import is_correct
+from spectacles.metrics.paired import p_worse
+from spectacles.models.precision import MIN_AGREEMENT, SIGNIFICANT
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.01}
-"""Largest difference of a probability from torch."""
+"""Largest difference of a probability from torch. For int8, whose probabilities are fitted again, labels count."""
 PHOTO_TOLERANCE = 1e-3
 """Of a file that resizes photos itself, in fp32."""
 ODD_ORIGINALS = 5
@@ -39,6 +42,8 @@ class Compared:
     """uint8 (N, S, S, C)."""
     expected: np.ndarray
     """(N, K) probabilities."""
+    decided: np.ndarray
+    """The model's decisions on the validation photos: (V,) or (V, K)."""
     labels: np.ndarray
     """Of the first photos, which are validation photos: (V,) class indices, or (V, K) of 0 and 1; odd ones follow."""
     clusters: np.ndarray
@@ -58,9 +63,10 @@ def photos_to_compare(
     images += [each.image for each in odd if each is not None]
     pixels = np.stack([preprocessing.pixels(image) for image in images])
     with torch.inference_mode():
-        parts = [shipped.module(torch.from_numpy(part))[PROBABILITIES].numpy() for part in _batches(pixels)]
-    photos = [np.asarray(image) for image in images]
-    return Compared(photos, pixels, np.concatenate(parts), labels[readable], clusters[readable])
+        parts = [shipped.module(torch.from_numpy(part))[PROBABILITIES].numpy() for part in batches(pixels)]
+    photos, expected = [np.asarray(image) for image in images], np.concatenate(parts)
+    decided = shipped.info.decide(expected[: readable.sum()])
+    return Compared(photos, pixels, expected, decided, labels[readable], clusters[readable])
 
 
 def _decoded(shipped: Shipped, source: Source) -> DecodedImage | None:
@@ -74,12 +80,12 @@ def _decoded(shipped: Shipped, source: Source) -> DecodedImage | None:
 def check(name: str, file: Format, precision: str, path: Path, shipped: Shipped, compared: Compared) -> ExportedFile:
     """Loads the file and compares its answers; `objection` says why it may not be kept."""
     run = file.load(path)
-    inputs: Sequence[np.ndarray] = compared.photos if file.takes_photos else _batches(compared.pixels)
+    inputs: Sequence[np.ndarray] = compared.photos if file.takes_photos else batches(compared.pixels)
     answers = np.concatenate([run(each) for each in progress(inputs, f"checking {name} {precision}", len(inputs))])
     difference = float(np.abs(answers - compared.expected).max())
-    validation = len(compared.labels)
-    ours, theirs = (shipped.info.decide(each[:validation]) for each in (compared.expected, answers))
-    correct = is_correct(theirs, compared.labels)
+    decided = shipped.info.decide(answers[: len(compared.labels)])
+    was_right, correct = (is_correct(each, compared.labels) for each in (compared.decided, decided))
+    same_labels, worse = float(is_correct(decided, compared.decided).mean()), p_worse(was_right, correct)
     low, high = bootstrap.share_interval(correct, compared.clusters, 0, RESAMPLES)
     rate, latency = _speed(run, inputs)
     return ExportedFile(
@@ -89,12 +95,16 @@ def check(name: str, file: Format, precision: str, path: Path, shipped: Shipped,
         megabytes=round(sum(each.stat().st_size for each in file.paths(path)) / 1e6, 3),
         images=len(compared.expected),
         difference=difference,
-        same_labels=float(is_correct(theirs, ours).mean()),
+        same_labels=same_labels,
         accuracy=float(correct.mean()),
         accuracy_interval=(low, high),
+        model_accuracy=float(was_right.mean()),
+        p_worse=worse,
         images_per_second=rate,
         milliseconds=latency,
-        objection=_objection(file, precision, difference),
+        objection=_objection_to_labels(same_labels, worse)
+        if precision == "int8"
+        else _objection(file, precision, difference),
     )
 
 
@@ -105,7 +115,13 @@ def _objection(file: Format, precision: str, difference: float) -> str:
     return f"a probability is {difference:.2g} away from torch's ({most:g} allowed)"
 
 
-def _batches(pixels: np.ndarray) -> list[np.ndarray]:
+def _objection_to_labels(same_labels: float, worse: float) -> str:
+    if same_labels < MIN_AGREEMENT:
+        return f"only {percent(same_labels)} of the labels are torch's ({percent(MIN_AGREEMENT)} needed)"
+    return f"it is less accurate (p = {worse:.2g})" if worse < SIGNIFICANT else ""
+
+
+def batches(pixels: np.ndarray) -> list[np.ndarray]:
     return np.array_split(pixels, -(-len(pixels) // TIMED))
 
 

@@ -27,6 +27,7 @@ TITLES = {
     "explore": "Exploration",
     "train": "Training",
     "predict": "Predictions",
+    "export": "Exported files",
 }
 """In reading order: results first, then data and training."""
 CALIBRATION = ("log_loss", "brier", "ece", "classwise_ece")
@@ -47,7 +48,7 @@ OPERATING_RATES = {
 }
 WIDE = 900
 """Pixels; only galleries are wider."""
-CHARTS_ONLY = ("train", "evaluate")
+CHARTS_ONLY = ("train", "evaluate", "export")
 """Stages whose pictures never contain photos."""
 ON_CARDS = ("comparison", "baseline")
 """Key findings that are already on the cards at the top."""

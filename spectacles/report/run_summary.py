@@ -93,7 +93,7 @@ class RunSummary:
 
 
 def read(run_dir: RunDir) -> RunSummary:
-    results = {stage: _result(run_dir, stage) for stage in STAGES if run_dir.done(stage)}
+    results = {stage: _result(run_dir, stage) for stage in (*STAGES, "export") if run_dir.done(stage)}
 
     def json_of(stage: str, name: str) -> Json:
         return read_json(run_dir.path / stage / name) if stage in results else {}

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from spectacles.core.device import release_freed_memory
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
 from spectacles.core.results import TrainReport
+from spectacles.core.run_dir import RunDir
 from spectacles.data.pixel_cache import in_batches
 from spectacles.metrics import abstention, basics, calibration_fit, decision_threshold, prior_shift
 from spectacles.metrics.calibration import Calibration
@@ -70,6 +71,12 @@ def threshold_goal(config: TrainConfig, labels: np.ndarray, num_classes: int) ->
             f"--threshold_for {goal} needs validation images of both classes: give more images, or another --seed."
         )
     return goal
+
+
+def settings_of(run_dir: RunDir) -> TrainConfig:
+    """What the run's model was trained with, for `decide`."""
+    known = {field.name for field in fields(TrainConfig)}
+    return TrainConfig(**{name: value for name, value in run_dir.trained_config().items() if name in known})
 
 
 def images_of_final_pass(trainer: Trainer) -> int:

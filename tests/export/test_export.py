@@ -20,7 +20,7 @@ from spectacles.core.errors import UserError
 from spectacles.core.results import ExportReport
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data.images import decode
-from spectacles.export import formats, gate
+from spectacles.export import formats, gate, int8
 from spectacles.export.formats.base import Format
 from spectacles.export.odd_pictures import KINDS, odd_pictures
 from spectacles.inference.predictor import Predictor
@@ -30,12 +30,13 @@ ALL = ExportConfig(formats="onnx,onnx_photo,openvino,torch_export,torchscript", 
 
 @pytest.fixture
 def make_run(tmp_path: Path, make_bundle: Callable[..., Path]) -> Callable[..., RunDir]:
-    """A run after training with nine validation photos."""
+    """A run after training with so many validation and training photos."""
 
-    def make(*classes: str, **facts: object) -> RunDir:
+    def make(*classes: str, val: int = 9, train: int = 0, **facts: object) -> RunDir:
         made = create_run(tmp_path / "outputs", "run")
-        rows = write_rows(tmp_path / "photos", 9).assign(group="", id="", cluster=range(9), split="val")
-        rows["label"] = [classes[number % len(classes)] for number in range(9)]
+        rows = write_rows(tmp_path / "photos", val + train).assign(group="", id="", cluster=range(val + train))
+        rows["split"] = ["val"] * val + ["train"] * train
+        rows["label"] = [classes[number % len(classes)] for number in range(val + train)]
         rows["file"] = [Path(path).name for path in rows["path"]]
         made.splits.parent.mkdir(parents=True)
         rows.to_csv(made.splits, index=False)
@@ -71,6 +72,9 @@ def test_every_format_gives_the_models_answers_and_says_what_it_is(make_run) -> 
     assert json.loads(facts["classes"]) == ["cat", "dog", "bird"] and facts["precision"] == "fp16"
     assert facts["model_id"] == report.model_id == Predictor(made.bundle, "cpu").model_id
     assert files["onnx fp16"].megabytes < 0.6 * files["onnx fp32"].megabytes
+    assert report.metrics["openvino_fp16_megabytes"] == files["openvino fp16"].megabytes
+    [command] = [line for line in report.summary if f"trtexec --onnx={folder / 'onnx-fp32.onnx'} --fp16" in line]
+    assert "--minShapes=pixels:1x32x32x3 --optShapes=pixels:8x32x32x3 --maxShapes=pixels:32x32x32x3" in command
     export.run(replace(ALL, formats="torchscript", precision="auto"), made)  # what was there before goes
     assert written(made) == {"labels.txt", "parity.json", "torchscript-fp32.ts"}
 
@@ -97,6 +101,39 @@ def test_any_number_of_labels_is_exported_too(make_run) -> None:
     assert [file.objection for file in report.files] == [""]
 
 
+def test_int8_is_fitted_again_and_keeps_labels_and_accuracy(make_run, monkeypatch) -> None:
+    made = make_run("cat", "dog", val=40, train=20, temperature=0.01)
+    made.write_config({"no_pretrained": True, "threshold_for": "f1"})
+    both = ExportConfig(formats="openvino", precision="fp32,int8")
+    with pytest.raises(UserError, match="--precision int8 is compared on 100 validation photos or more, and there are"):
+        export.run(both, made)
+    monkeypatch.setattr(int8, "ENOUGH", 40)
+    monkeypatch.setattr(gate, "MIN_AGREEMENT", 0.5)  # a new threshold on noise
+    exact, coarse = export.run(both, made).files
+    assert (coarse.objection, coarse.file) == ("", "openvino-int8.xml") and coarse.megabytes < 0.5 * exact.megabytes
+    given, bundle = (
+        Predictor(made.path / "export" / coarse.file, "cpu", precision="auto"),
+        Predictor(made.bundle, "cpu"),
+    )
+    assert given.precision == "int8" and given.info.threshold is not None
+    assert (given.info.temperature, bundle.info.temperature) != (0.01, 0.01)
+    pixels = gate_pixels(made)
+    outputs = given.outputs(pixels)
+    np.testing.assert_allclose(
+        outputs["probabilities"], given.info.calibration.probabilities(outputs["logits"]), atol=1e-5
+    )
+    np.testing.assert_allclose(outputs["logits"], bundle.outputs(pixels)["logits"], atol=0.02)
+    monkeypatch.setattr(gate, "MIN_AGREEMENT", 1.01)
+    report = export.run(both, made)
+    assert report.files[1].objection.endswith("% of the labels are torch's (101.0 % needed)")
+    assert written(made) == {"labels.txt", "parity.json", "openvino-fp32.xml", "openvino-fp32.bin"}
+
+
+def gate_pixels(made: RunDir) -> np.ndarray:
+    preprocessing = Predictor(made.bundle, "cpu").info.preprocessing
+    return np.stack([preprocessing.pixels(photo(seed, 50, 40)) for seed in range(5)])
+
+
 def test_a_file_with_other_answers_is_not_kept(make_run, monkeypatch) -> None:
     made = make_run("cat", "dog")
     good = formats.FORMATS["torchscript"]
@@ -108,7 +145,8 @@ def test_a_file_with_other_answers_is_not_kept(make_run, monkeypatch) -> None:
     monkeypatch.setitem(formats.FORMATS, "onnx", Format((".ts",), good.write, load))
     report = export.run(ExportConfig(formats="torchscript,onnx"), made)
     assert by_name(report)["onnx fp32"].objection == "a probability is 0.001 away from torch's (0.0001 allowed)"
-    assert "onnx-fp32.ts was not kept: a probability is" in report.summary[2]
+    [refused] = [line for line in report.summary if line.startswith("onnx-fp32.ts was not kept: a probability is")]
+    assert refused.endswith("use a higher precision or another format")
     assert written(made) == {"labels.txt", "parity.json", "torchscript-fp32.ts"}
     with pytest.raises(UserError, match=r"no file was kept: onnx-fp32\.ts was not kept"):
         export.run(ExportConfig(formats="onnx"), made)

@@ -104,6 +104,19 @@ def test_key_findings_come_first_and_link_to_their_sections(made: MadeUp) -> Non
         assert said in text, text
 
 
+def test_exported_files_are_a_table_with_the_reason_of_those_that_were_not_kept(made: MadeUp) -> None:
+    file = {"file": "onnx-fp32.onnx", "precision": "fp32", "megabytes": 13.46, "difference": 2e-6, "same_labels": 1.0,
+            "accuracy": 0.99, "accuracy_interval": [0.98, 1.0], "images_per_second": 85.5, "milliseconds": 14.2,
+            "model_accuracy": 0.99, "objection": ""}  # fmt: skip
+    coarse = file | {"file": "openvino-int8.xml", "precision": "int8", "objection": "it is less accurate (p = 0.01)"}
+    made.result("export", files=[file, coarse], model_id="0123456789abcdef")
+    page = write(made)
+    row = ["onnx-fp32.onnx", "fp32", "13.5", "2e-06", "100.0 %", "99.0 %", "98.0 to 100.0 %", "85.5", "14.2"]
+    assert page.row("onnx-fp32.onnx") == row
+    assert page.row("openvino-int8.xml")[0] == "openvino-int8.xml not kept: it is less accurate (p = 0.01)"
+    assert_sound(page, made.run_dir.path)
+
+
 def test_warnings_and_suggestions_are_separate_from_the_summary(made: MadeUp) -> None:
     text = write(made).text("explore")
     assert text.count("mind this") == 1 and "try --zoom_out 0" in text and "1 dark, 1 unlike the others" in text

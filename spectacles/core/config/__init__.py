@@ -5,6 +5,7 @@ The docstring under a field is its help text, its annotation holds the limits.
 
 from spectacles.core.config.base import help_texts, select, to_plain
 from spectacles.core.config.groups import (
+    BundleConfig,
     ComputeConfig,
     ExplainConfig,
     FeatureConfig,
@@ -18,6 +19,7 @@ from spectacles.core.config.stages import (
     BenchmarkConfig,
     DatasetConfig,
     ErrorAnalysisConfig,
+    EvaluateCommand,
     EvaluateConfig,
     ExploreConfig,
     ExportConfig,
@@ -26,15 +28,24 @@ from spectacles.core.config.stages import (
     PredictConfig,
 )
 from spectacles.core.config.training import AugmentConfig, TrainConfig
-from spectacles.core.config.values import EXPLANATIONS, Goal, explanation_methods, parse_duration, parse_goal
+from spectacles.core.config.values import (
+    EXPLANATIONS,
+    Goal,
+    explanation_methods,
+    parse_duration,
+    parse_goal,
+    parse_latency,
+)
 
 __all__ = [
     "EXPLANATIONS",
     "AugmentConfig",
     "BenchmarkConfig",
+    "BundleConfig",
     "ComputeConfig",
     "DatasetConfig",
     "ErrorAnalysisConfig",
+    "EvaluateCommand",
     "EvaluateConfig",
     "ExplainConfig",
     "ExploreConfig",
@@ -54,6 +65,7 @@ __all__ = [
     "help_texts",
     "parse_duration",
     "parse_goal",
+    "parse_latency",
     "select",
     "to_plain",
 ]

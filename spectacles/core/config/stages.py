@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from spectacles.core.config.groups import (
+    BundleConfig,
     ComputeConfig,
     CsvConfig,
     ExplainConfig,
@@ -19,6 +20,7 @@ from spectacles.core.config.groups import (
     RunConfig,
 )
 from spectacles.core.config.training import TrainConfig
+from spectacles.core.config.values import parse_latency
 from spectacles.core.errors import UserError
 
 
@@ -84,6 +86,11 @@ class EvaluateConfig(RunConfig, FeatureConfig, PrecisionConfig, CsvConfig):
 
 
 @dataclass(frozen=True)
+class EvaluateCommand(EvaluateConfig, BundleConfig):
+    """evaluate.py alone can also score what was made of the run's bundle."""
+
+
+@dataclass(frozen=True)
 class ErrorAnalysisConfig(RunConfig, FeatureConfig, GalleryConfig, ExplainConfig, CsvConfig):
     fine_tuned_folds: Annotated[int, Field(ge=0)] = 0
     """Folds of fine-tuned networks that look for wrong labels as well; each costs a training. 0 leaves them out."""
@@ -109,7 +116,7 @@ class PredictConfig(RunConfig, ComputeConfig, PrecisionConfig, ExplainConfig, Cs
 
 
 @dataclass(frozen=True)
-class PredictCommand(PredictConfig, FileNameConfig):
+class PredictCommand(PredictConfig, FileNameConfig, BundleConfig):
     """predict.py alone can also be pointed at files and at a bundle."""
 
     engine: Literal["auto", "torch", "onnxruntime", "openvino", "ray"] = "auto"  # type: ignore[assignment]
@@ -118,9 +125,6 @@ class PredictCommand(PredictConfig, FileNameConfig):
     image_dir: str | None = None
     """Folder or address that the table's file names start from. Default: the table's own."""
 
-    bundle: Path | None = None
-    """Bundle folder to predict with, or models:/NAME@champion of a model registry. Default: that of --run_name, else of
-    the newest trained run."""
     output: str | None = None
     """File to write; with --engine ray the folder, or its address (s3://...). Default: a new folder below
     --output_dir."""
@@ -136,10 +140,19 @@ class ExportConfig(RunConfig):
     """What to write, separated by commas: onnx (pixels in batches), onnx_photo (a photo of any size), openvino,
     torch_export, torchscript, web (a folder that is an offline page), web_file (the same in one file)."""
     precision: str = "auto"
-    """How the weights are stored: fp32, fp16 (half the size; not torch_export and torchscript), or both with a comma.
-    auto: fp32."""
+    """How the weights are stored: fp32, fp16 (half the size; not torch_export and torchscript), int8 (a quarter;
+    openvino), or several with commas. auto: fp32."""
+    latency: str | None = None
+    """Name the file that is best for a target, such as 5ms for one photo on this machine: the most exact one that is
+    fast enough."""
     ort_web: Path | None = None
     """For web and web_file: the folder dist/ of onnxruntime-web. Without it npm fetches the package."""
+
+    @model_validator(mode="after")
+    def _check_latency(self) -> Self:
+        if self.latency is not None:
+            parse_latency(self.latency)
+        return self
 
 
 @dataclass(frozen=True)

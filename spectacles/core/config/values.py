@@ -28,6 +28,14 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
 
 
+def parse_latency(text: str) -> float:
+    """'5ms' or a plain number -> milliseconds. Raises UserError."""
+    match = re.fullmatch(rf"{NUMBER}\s*(ms)?", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise UserError(f"--latency {text!r} is not a time for one photo: use, for example, 5ms.")
+    return float(match[1])
+
+
 @dataclass(frozen=True)
 class Goal:
     """What a threshold is chosen for. Class 1 is the positive one."""

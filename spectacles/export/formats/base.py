@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,8 @@ class Format:
     load: Callable[[Path], Run]
     """By the format's own runtime."""
     precisions: tuple[str, ...] = ("fp32",)
+    quantize: Callable[[Shipped, np.ndarray], tuple[Any, Run]] | None = None
+    """For int8: (model, training photos' pixels) -> (`Shipped.quantized`, what computes its logits)."""
     takes_photos: bool = False
     """Whether the file holds the whole preprocessing, and takes a photo instead of pixels."""
 

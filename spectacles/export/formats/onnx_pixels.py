@@ -1,5 +1,6 @@
 """ONNX from pixels, uint8 (batch, S, S, C): for servers that decode and resize themselves, TensorRT and Triton."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,15 @@ from spectacles.models.engines import onnxruntime_session
 def write(shipped: Shipped, precision: str, path: Path) -> None:
     model = onnx_files.halved(shipped.onnx) if precision == "fp16" else shipped.onnx
     onnx_files.write(model, shipped.metadata(precision), path)
+
+
+def trtexec(path: Path, shipped: Shipped) -> str:
+    """The command by which TensorRT builds its engine for an NVIDIA card, in fp16, for batches up to 32."""
+    sides = "x".join(map(str, shipped.info.preprocessing.shape))
+    shapes = " ".join(
+        f"--{which}Shapes={INPUT}:{batch}x{sides}" for which, batch in (("min", 1), ("opt", 8), ("max", 32))
+    )
+    return f"trtexec --onnx={shlex.quote(str(path))} --fp16 {shapes} --saveEngine={shlex.quote(f'{path}.engine')}"
 
 
 def load(path: Path, name: str = INPUT) -> Run:
