@@ -13,7 +13,7 @@ KILLS ?= 100
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SAMPLE = $(OUTPUTS)/sample
 
-.PHONY: help setup dev lock demo test families quick coverage check check-deploy image fmt bench bench-serving attack gpu-check crash clean
+.PHONY: help setup dev lock demo test families quick coverage check check-deploy image exports fmt bench bench-serving attack gpu-check crash clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -36,6 +36,7 @@ lock: dev  ## write the locks anew from requirements*.txt (FLAGS=--upgrade: with
 	$(LOCK) requirements.txt -o requirements.lock
 	$(LOCK) requirements-serve.txt -c requirements.lock -o requirements-serve.lock
 	$(LOCK) requirements-export.txt -c requirements.lock -o requirements-export.lock
+	echo torch | $(LOCK) --excludes /dev/stdin requirements-tflite.txt -o requirements-tflite.lock
 	$(LOCK) requirements-registry.txt -c requirements.lock -o requirements-registry.lock
 	$(LOCK) deploy/requirements-mlflow.txt -o deploy/requirements-mlflow.lock
 	$(LOCK) requirements-dev.txt -c requirements.lock -o requirements-dev.lock
@@ -79,6 +80,9 @@ check-deploy: dev
 
 image: dev  ## build the serving image with buildah, start it and ask it (as root)
 	$(PYTEST) --numprocesses 0 -m image tests/e2e/test_image.py -rs
+
+exports: dev  ## write and run the exports that take environments of their own: TFLite, a Gradio space (fetches 2 GB)
+	$(PYTEST) --numprocesses 0 -m exports tests/e2e/test_exports.py -rs
 
 $(FASTAI)/.installed: benchmarks/requirements-fastai.txt
 	test -x $(FASTAI)/bin/python || $(PYTHON) -m venv $(FASTAI)

@@ -16,63 +16,74 @@ import numpy as np
 import pandas as pd
 
 from spectacles.core.errors import UserError
-from spectacles.core.fileio import atomic_write, write_json
-from spectacles.core.results import ExportedFile, ExportReport
+from spectacles.core.fileio import write_json
+from spectacles.core.results import ConvertedFile, ExportedFile, ExportReport
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import count_of
 from spectacles.data import label_sets, schemas
 from spectacles.data.preprocessing import decoded_batches
-from spectacles.export import gate, int8, summary
+from spectacles.export import companions, gate, int8, summary
 from spectacles.export.formats import FORMATS, onnx_pixels
 from spectacles.export.gate import Compared
 from spectacles.export.int8 import Quantizing
 from spectacles.export.shipped import Shipped
-from spectacles.models import quantization
+from spectacles.models import engines, quantization
 from spectacles.models.classifier import load_classifier
 from spectacles.training import finalize
 
 log = logging.getLogger("spectacles")
-
-CLIENT, FOR_CLIENT = Path(__file__).parent / "spectacles" / "export" / "clients" / "python.txt", "onnx_photo-fp32.onnx"
-"""What is copied beside a model, and which one it opens."""
 
 MEASURED = ("difference", "same_labels", "accuracy", "megabytes", "images_per_second", "milliseconds")
 """What runs are compared by, of each file."""
 
 
 def run(config: ExportConfig, run_dir: RunDir) -> ExportReport:
-    """Writes <format>-<precision> files, labels.txt, parity.json and a client; what fails the comparison is removed."""
+    """Writes <format>-<precision> files, labels.txt, parity.json and clients; what fails the comparison is removed."""
     wanted = chosen(config)
-    shipped = Shipped(*load_classifier(run_dir.bundle), run_dir.bundle, config.ort_web)
+    card = run_dir.model_card.read_text(encoding="utf-8") if run_dir.model_card.is_file() else ""
+    shipped = Shipped(*load_classifier(run_dir.bundle), run_dir.bundle, config.ort_web, card)
     compared = _photos(shipped, run_dir)
     photos = _for_int8(shipped, compared, run_dir) if any(precision == "int8" for _, precision in wanted) else None
     folder = run_dir.folder("export")
     # Of an earlier export, perhaps of another model.
     _remove([left for left in folder.iterdir() if left.is_dir() or left.name != "config.yaml"])
-    files = []
+    files: list[ExportedFile] = []
+    converted: list[ConvertedFile] = []
     for name, precision in wanted:
         log.info("  %s %s", name, precision)
         model = int8.in_int8(shipped, FORMATS[name], photos) if photos and precision == "int8" else shipped
-        files.append(_export(name, precision, folder, model, compared))
-    kept = [file for file in files if not file.objection]
-    atomic_write(folder / "labels.txt", "".join(f"{label}\n" for label in shipped.info.classes))
-    parity = {"model_id": shipped.model_id, "compared_with": "torch", "files": [asdict(file) for file in files]}
+        found = _export(name, precision, folder, model, compared)
+        if isinstance(found, ConvertedFile):
+            converted.append(found)
+        else:
+            files.append(found)
+    kept = [file.file for file in (*files, *converted) if not file.objection]
+    companions.write(folder, shipped.info.classes, kept)
+    parity = {"model_id": shipped.model_id, "compared_with": "torch", "files": [asdict(file) for file in files],
+              "converted_not_run": [asdict(file) for file in converted]}  # fmt: skip
     write_json(folder / "parity.json", parity)
-    if any(file.file == FOR_CLIENT for file in kept):
-        shutil.copyfile(CLIENT, folder / "client.py")
     if not kept:
-        raise UserError(f"no file was kept: {'; '.join(map(summary.refused, files))}.")
+        raise UserError(
+            f"no file was kept: {'; '.join([*map(summary.refused, files), *map(summary.not_run, converted)])}."
+        )
     return ExportReport(
-        summary=_summary(config, files, shipped, compared, folder),
+        summary=[
+            *_summary(config, files, shipped, compared, folder),
+            *map(summary.not_run, converted),
+            f"wrote {folder}",
+        ],
         metrics={
             f"{file.format}_{file.precision}_{name}": float(getattr(file, name)) for file in files for name in MEASURED
         },
-        artifacts=run_dir.relative(
-            *sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".yaml")
-        ),
+        artifacts=run_dir.relative(*sorted(path for path in folder.rglob("*") if _is_shown(path, folder))),
         model_id=shipped.model_id,
         files=files,
+        converted=converted,
     )
+
+
+def _is_shown(path: Path, folder: Path) -> bool:
+    return path.is_file() and path.suffix != ".yaml" and folder / companions.ANDROID.name not in path.parents
 
 
 def chosen(config: ExportConfig) -> list[tuple[str, str]]:
@@ -81,6 +92,9 @@ def chosen(config: ExportConfig) -> list[tuple[str, str]]:
     precisions = ["fp32"] if config.precision == "auto" else config.precision.replace(" ", "").split(",")
     if unknown := [name for name in names if name not in FORMATS]:
         raise UserError(f"--formats {unknown[0]!r} is unknown: use {', '.join(FORMATS)}, or several with commas.")
+    for package in (package for name in names for package in FORMATS[name].needs):
+        if not engines.is_installed(package):
+            raise UserError(f"--formats {config.formats} takes {package}: pip install -r requirements-export.txt")
     for precision in precisions:
         if not any(precision in FORMATS[name].precisions for name in names):
             raise UserError(f"--precision {precision!r} is not offered by --formats {config.formats}: use fp32.")
@@ -110,11 +124,16 @@ def _for_int8(shipped: Shipped, compared: Compared, run_dir: RunDir) -> Quantizi
     return Quantizing(np.stack(pixels), compared, finalize.settings_of(run_dir))
 
 
-def _export(name: str, precision: str, folder: Path, shipped: Shipped, compared: Compared) -> ExportedFile:
+def _export(
+    name: str, precision: str, folder: Path, shipped: Shipped, compared: Compared
+) -> ExportedFile | ConvertedFile:
     file = FORMATS[name]
     path = folder / f"{name}-{precision}{file.files[0]}"
     file.write(shipped, precision, path)
-    found = gate.check(name, file, precision, path, shipped, compared)
+    if file.load is None:
+        found: ExportedFile | ConvertedFile = gate.inspect(name, file, precision, path, shipped)
+    else:
+        found = gate.check(name, file, precision, path, shipped, compared)
     if found.objection:
         _remove([path.with_suffix(suffix) for suffix in file.files])
     return found
@@ -136,13 +155,12 @@ def _summary(
     kept = [file for file in files if not file.objection]
     return [
         f"compared with torch on {count_of(len(compared.labels), 'validation photo')} and {odd} odd files",
-        *summary.table(kept),
+        *(summary.table(kept) if kept else ()),
         *(summary.refused(file) for file in files if file.objection),
-        *([summary.best_within(parse_latency(config.latency), kept)] if config.latency else []),
+        *([summary.best_within(parse_latency(config.latency), kept)] if config.latency and kept else []),
         *(
             f"on NVIDIA cards (not run): {onnx_pixels.trtexec(folder / file.file, shipped)}"
             for file in kept
             if file.format == "onnx"
         ),
-        f"wrote {folder}",
     ]

@@ -1,5 +1,6 @@
 """Typed results that stages hand to each other: strict JSON both ways (no missing, no unknown key, no NaN)."""
 
+from dataclasses import field
 from typing import TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -132,9 +133,22 @@ class ExportedFile:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ConvertedFile:
+    """One whose runtime does not exist for this machine: looked at, not run."""
+
+    format: str
+    precision: str
+    file: str
+    megabytes: float
+    objection: str
+    """As in ExportedFile."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportReport(Report):
     model_id: str
     files: list[ExportedFile]
+    converted: list[ConvertedFile] = field(default_factory=list)
 
 
 def to_json(record: object) -> str:

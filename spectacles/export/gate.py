@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from spectacles.core.progress import progress
-from spectacles.core.results import ExportedFile
+from spectacles.core.results import ConvertedFile, ExportedFile
 from spectacles.core.wording import percent
 from spectacles.data.images import DecodedImage, ImageRejected, Source, decode
 from spectacles.export.formats.base import Format, Run
@@ -77,8 +77,17 @@ def _decoded(shipped: Shipped, source: Source) -> DecodedImage | None:
         return None
 
 
+def inspect(name: str, file: Format, precision: str, path: Path, shipped: Shipped) -> ConvertedFile:
+    """Looks at a file that cannot run here."""
+    objection = file.inspect(path, shipped) if file.inspect else ""
+    return ConvertedFile(
+        format=name, precision=precision, file=path.name, megabytes=_megabytes(file, path), objection=objection
+    )
+
+
 def check(name: str, file: Format, precision: str, path: Path, shipped: Shipped, compared: Compared) -> ExportedFile:
     """Loads the file and compares its answers; `objection` says why it may not be kept."""
+    assert file.load
     run = file.load(path)
     inputs: Sequence[np.ndarray] = compared.photos if file.takes_photos else batches(compared.pixels)
     answers = np.concatenate([run(each) for each in progress(inputs, f"checking {name} {precision}", len(inputs))])
@@ -92,7 +101,7 @@ def check(name: str, file: Format, precision: str, path: Path, shipped: Shipped,
         format=name,
         precision=precision,
         file=path.name,
-        megabytes=round(sum(each.stat().st_size for each in file.paths(path)) / 1e6, 3),
+        megabytes=_megabytes(file, path),
         images=len(compared.expected),
         difference=difference,
         same_labels=same_labels,
@@ -106,6 +115,10 @@ def check(name: str, file: Format, precision: str, path: Path, shipped: Shipped,
         if precision == "int8"
         else _objection(file, precision, difference),
     )
+
+
+def _megabytes(file: Format, path: Path) -> float:
+    return round(sum(each.stat().st_size for each in file.paths(path)) / 1e6, 3)
 
 
 def _objection(file: Format, precision: str, difference: float) -> str:

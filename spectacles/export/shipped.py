@@ -64,6 +64,8 @@ class Shipped:
     """Of the bundle."""
     ort_web: Path | None = None
     """See ExportConfig."""
+    model_card: str = ""
+    """Of the run, in Markdown, where it has one."""
     quantized: Any = None
     """The network in int8, as the format that has made it holds it; `info` is fitted to it."""
 

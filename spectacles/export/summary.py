@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from spectacles.core.results import ExportedFile
+from spectacles.core.results import ConvertedFile, ExportedFile
 from spectacles.core.wording import percent
 
 COLUMNS = ("format", "precision", "MB", "probabilities within", "same labels", "accuracy (95 %)", "images/s",
@@ -42,6 +42,12 @@ def refused(file: ExportedFile) -> str:
         f"{file.file} was not kept: {file.objection}; accuracy {percent(file.accuracy)}, the model's "
         f"{percent(file.model_accuracy)}; use a higher precision or another format"
     )
+
+
+def not_run(file: ConvertedFile) -> str:
+    if file.objection:
+        return f"{file.file} was not kept: {file.objection}; use another format"
+    return f"{file.file}: {file.megabytes:.1f} MB, converted, not run: its runtime does not exist for this machine"
 
 
 def best_within(milliseconds: float, kept: Sequence[ExportedFile]) -> str:

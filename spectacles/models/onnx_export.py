@@ -34,7 +34,7 @@ def export(network: nn.Module, pixels: torch.Tensor) -> bytes:
     S, S, C) -> outputs by name; `pixels`: two pictures. Raises what the exporter raises where it cannot."""
     ordered = _Ordered(network, pixels).eval()
     shapes = {"pixels": {0: torch.export.Dim("batch")}}
-    with _quiet(), _out_of_place(ordered), initial_precision():
+    with quiet(), _out_of_place(ordered), initial_precision():
         program = torch.export.export(ordered, (pixels,), dynamic_shapes=shapes)
         exported = torch.onnx.export(program, (), input_names=["pixels"], output_names=ordered.names, verbose=False)
     assert exported is not None
@@ -51,7 +51,7 @@ def export_quickly(network: nn.Module, pixels: torch.Tensor) -> bytes:
     ordered = _Ordered(network, pixels).eval()
     batch = {name: {0: "batch"} for name in ("pixels", *ordered.names)}
     # Where it fails, it prints the whole graph on the process's standard output, whatever its `verbose` says.
-    with tempfile.TemporaryDirectory() as folder, _quiet(), _silent_stdout():
+    with tempfile.TemporaryDirectory() as folder, quiet(), _silent_stdout():
         path = Path(folder, "network.onnx")
         torch.onnx.export(ordered, (pixels,), path, dynamo=False, input_names=["pixels"], output_names=ordered.names,
                           dynamic_axes=batch)  # fmt: skip
@@ -59,7 +59,7 @@ def export_quickly(network: nn.Module, pixels: torch.Tensor) -> bytes:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """What exporters report while they try is for their authors; what makes them fail is raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)

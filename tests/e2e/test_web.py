@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 from exported_bundles import exported
 from pictures import encoded, exif, photo
 
+from benchmarks.browser import ANSWERS, go_offline
 from spectacles.core.errors import UserError
 from spectacles.evaluation.saliency import to_saliency
 from spectacles.export import web_page
@@ -25,16 +23,6 @@ from spectacles.models.classifier import load_classifier
 
 CLASSES = ("cat", "dog", "hat")
 pytestmark = pytest.mark.browser
-ANSWERS = """async () => {
-  const open = () => !cards.length || cards.some((card) => card.state === "waiting");
-  while (open()) await new Promise((done) => setTimeout(done, 20));
-  const { ood } = await ready, found = {};
-  for (const { file, state, node } of cards) {
-    found[file.name] = state === "answered" ? answerOf(await run(file), ood) : node.textContent;
-  }
-  return found;
-}"""
-"""Of a page that was given photos: name -> answer, or the text of its card."""
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +77,15 @@ def shipped(bundle: Path, runtime: Path) -> Shipped:
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     contexts = []
 
-    def open_one(address: str, **options: Any) -> Any:
+    def open_one(address: str = "", **options: Any) -> Any:
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         page.on("console", lambda message: page.problems.append(message.text))
-        page.goto(address)
-        page.evaluate("ready.then(() => null)")
+        if address:
+            page.goto(address)
+            page.evaluate("ready.then(() => null)")
         return page
 
     yield open_one
@@ -125,20 +114,8 @@ def test_a_folder_answers_as_predict_does_when_its_server_and_the_network_are_go
     open_page, runtime, bundles, photos, tmp_path
 ):
     web.write_folder(shipped(bundles["classes"], runtime), "fp32", folder := tmp_path / "web")
-    handler = partial(type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}), directory=folder)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        page = open_page(f"http://127.0.0.1:{server.server_port}/")
-        page.evaluate("navigator.serviceWorker.ready.then(() => null)")
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-    page.context.set_offline(True)
-    page.reload()
-    page.evaluate("ready.then(() => null)")
+    page = open_page()
+    go_offline(page, folder)
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     page.set_input_files("#chooser", photos)

@@ -1,16 +1,19 @@
 """A model is written for other runtimes; each file is kept only with the model's own answers."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnx
 import pytest
+import yaml
 from made_up_run import data_of
 from pictures import photo, write_rows
 
@@ -20,10 +23,16 @@ from spectacles.core.errors import UserError
 from spectacles.core.results import ExportReport
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.data.images import decode
-from spectacles.export import formats, gate, int8
+from spectacles.data.preprocessing import Preprocessing
+from spectacles.export import formats, gate, int8, litert_environment
+from spectacles.export.formats import coreml
 from spectacles.export.formats.base import Format
 from spectacles.export.odd_pictures import KINDS, odd_pictures
-from spectacles.inference.predictor import Predictor
+from spectacles.export.shipped import Shipped
+from spectacles.inference.predictor import Prediction, Predictor
+from spectacles.models import backbones, engines
+from spectacles.models.bundle import read_bundle_info
+from spectacles.models.classifier import Classifier, load_classifier
 
 ALL = ExportConfig(formats="onnx,onnx_photo,openvino,torch_export,torchscript", precision="fp32,fp16")
 
@@ -79,20 +88,44 @@ def test_every_format_gives_the_models_answers_and_says_what_it_is(make_run) -> 
     assert written(made) == {"labels.txt", "parity.json", "torchscript-fp32.ts"}
 
 
-def test_the_client_answers_as_predict_does(make_run, tmp_path) -> None:
-    made = make_run("cat", "dog", class_scales=())
-    export.run(ExportConfig(formats="onnx_photo"), made)
-    paths = []
-    for number, size in enumerate(((90, 60), (700, 500))):
-        paths.append(tmp_path / f"{number}.jpg")
-        photo(number, *size).save(paths[-1], quality=95)
-    command = [sys.executable, str(made.path / "export" / "client.py"), *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert len((made.path / "export" / "client.py").read_text().splitlines()) <= 20
-    expected = Predictor(made.bundle, "cpu").predict(paths)
+def test_clients_and_a_space_answer_as_predict_does(make_run, tmp_path, monkeypatch) -> None:
+    made = make_run("cat", "dog", threshold=0.45, confidence_threshold=0.6)
+    made.model_card.write_text("# Model card: run\n")
+    export.run(ExportConfig(formats="onnx_photo,space"), made)
+    paths = [tmp_path / f"{number}.jpg" for number in range(3)]
+    for path, size in zip(paths, ((90, 60), (700, 500), (300, 200)), strict=True):
+        photo(int(path.stem), *size).save(path, quality=95)
+    expected = list(Predictor(made.bundle, "cpu").predict(paths))
+    check_clients(made.path / "export", paths, expected)
+    check_space(made.path / "export" / "space-fp32", paths, expected, monkeypatch)
+
+
+def check_clients(folder: Path, paths: list[Path], expected: list[Prediction]) -> None:
+    """Only Python's is started here; e2e/test_clients.py starts JavaScript's."""
+    clients = {path.suffix: path.read_text() for path in folder.glob("client.*")}
+    assert set(clients) == {".py", ".mjs", ".cs", ".swift", ".kt"}
+    assert all(len(text.splitlines()) <= 20 and "onnx_photo-fp32.onnx" in text for text in clients.values())
+    assert {suffix for suffix, text in clients.items() if "Not run here" in text} == {".cs", ".swift", ".kt"}
+    command = [sys.executable, str(folder / "client.py"), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=paths[0].parent)
     for line, answer in zip(done.stdout.splitlines(), expected, strict=True):
         given = json.loads(line)["probabilities"]
         assert tuple(given.values()) == pytest.approx(answer.probabilities, abs=1e-3) and list(given) == ["cat", "dog"]
+
+
+def check_space(folder: Path, paths: list[Path], expected: list[Prediction], monkeypatch: pytest.MonkeyPatch) -> None:
+    front, _, card = (folder / "README.md").read_text().removeprefix("---\n").partition("---\n")
+    settings = yaml.safe_load(front)
+    assert settings["sdk"] == "gradio" and card == "\n# Model card: run\n"
+    assert f"gradio=={settings['sdk_version']}\n" in (folder / "requirements.txt").read_text()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "gradio", MagicMock())  # is not installed here; e2e/test_exports.py starts the page
+        app = runpy.run_path(str(folder / settings["app_file"]))
+    for path, answer in zip(paths, expected, strict=True):
+        sentence, probabilities = app["answer"](str(path))
+        assert tuple(probabilities.values()) == pytest.approx(answer.probabilities, abs=1e-3)
+        assert sentence.startswith(f"{answer.label} ({answer.confidence:.0%})")
+        assert sentence.endswith("too uncertain to be used") == answer.abstained
 
 
 def test_any_number_of_labels_is_exported_too(make_run) -> None:
@@ -150,6 +183,44 @@ def test_a_file_with_other_answers_is_not_kept(make_run, monkeypatch) -> None:
     assert written(made) == {"labels.txt", "parity.json", "torchscript-fp32.ts"}
     with pytest.raises(UserError, match=r"no file was kept: onnx-fp32\.ts was not kept"):
         export.run(ExportConfig(formats="onnx"), made)
+
+
+def test_core_ml_is_converted_and_looked_at(make_run) -> None:
+    made = make_run("cat", "dog", temperature=0.7)
+    report = export.run(ExportConfig(formats="coreml", precision="fp16"), made)
+    [file] = report.converted
+    assert (file.file, file.objection, report.files) == ("coreml-fp16.mlpackage", "", [])
+    assert "coreml-fp16.mlpackage: " in report.summary[1] and "converted, not run" in report.summary[1]
+    package = made.path / "export" / file.file
+    shipped = Shipped(*load_classifier(made.bundle), made.bundle)
+    for changed, objection in (
+        ({"classes": ("dog", "cat")}, "classes"),
+        ({"preprocessing": replace(shipped.info.preprocessing, image_size=64)}, "32 x 32"),
+        ({"multi_label": True}, "outputs"),
+    ):
+        other = replace(shipped, info=replace(shipped.info, **changed))
+        assert objection in coreml.inspect(package, other)
+
+
+def test_any_number_of_labels_in_grey_for_core_ml(make_bundle, tmp_path) -> None:
+    bundle = make_bundle("cat", "hat", multi_label=True)
+    info, model_id = read_bundle_info(bundle)
+    grey = replace(info, preprocessing=Preprocessing(32, "squash", "bilinear", (0.5,), (0.5,), 1))
+    classifier = Classifier(backbones.build("simple_cnn", 1, 32), 128, 2, dropout=0.0).eval()
+    shipped = Shipped(classifier, grey, model_id, bundle)
+    coreml.write(shipped, "fp32", tmp_path / "model.mlpackage")
+    assert coreml.inspect(tmp_path / "model.mlpackage", shipped) == ""
+
+
+def test_without_what_a_format_takes_the_remedy_is_named(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(engines, "is_installed", lambda name: False)
+    with pytest.raises(UserError, match=r"--formats coreml takes coremltools: pip install -r requirements-export\.txt"):
+        export.chosen(ExportConfig(formats="coreml"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setattr(litert_environment, "FOLDER", tmp_path / "environment")
+    with pytest.raises(UserError, match=r"--formats tflite: .*environment cannot be made .*use --formats onnx_photo"):
+        litert_environment.convert(tmp_path / "program.pt2", tmp_path / "model.tflite")
 
 
 @pytest.mark.parametrize(

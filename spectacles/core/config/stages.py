@@ -138,10 +138,11 @@ class PredictCommand(PredictConfig, FileNameConfig, BundleConfig):
 class ExportConfig(RunConfig):
     formats: str = "onnx,onnx_photo,openvino"
     """What to write, separated by commas: onnx (pixels in batches), onnx_photo (a photo of any size), openvino,
-    torch_export, torchscript, web (a folder that is an offline page), web_file (the same in one file)."""
+    torch_export, torchscript, tflite, coreml, web (a folder that is an offline page), web_file (the same in one file),
+    space (a folder for a Gradio space)."""
     precision: str = "auto"
-    """How the weights are stored: fp32, fp16 (half the size; not torch_export and torchscript), int8 (a quarter;
-    openvino), or several with commas. auto: fp32."""
+    """How the weights are stored: fp32, fp16 (half the size; not torch_export, torchscript and tflite), int8 (a
+    quarter; openvino), or several with commas. auto: fp32."""
     latency: str | None = None
     """Name the file that is best for a target, such as 5ms for one photo on this machine: the most exact one that is
     fast enough."""
