@@ -46,6 +46,7 @@ ALLOWED = {
     ): "probabilities: an array of numbers only",
     ("spectacles/export/formats/torch_export.py", "torch.export.load"): "a file that the same command has written",
     ("spectacles/export/formats/torchscript.py", "torch.jit.load"): "the same",
+    ("spectacles/export/litert_convert.py", "torch.export.load"): "the same",
     ("spectacles/server/decoders.py", "multiprocessing"): "what is pickled goes to the decoder; its answer is JSON",
     ("spectacles/server/decoders.py", "_serve: connection.recv"): "in the decoder: what the server sends",
     ("spectacles/training/profiling.py", "multiprocessing"): "a process that this one starts, on no one's data",
