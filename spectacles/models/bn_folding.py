@@ -1,11 +1,17 @@
 """Frozen BatchNorm folded into the convolution before it: the same function with fewer passes over memory."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from spectacles.data.preprocessing import Preprocessing
+from spectacles.models.normalization import normalize
+from spectacles.models.sample_pictures import sample_pictures
+from spectacles.models.torch_device import to_device
 
 State = dict[str, torch.Tensor]
 BatchNorm = nn.BatchNorm2d
@@ -39,6 +45,14 @@ def fold_batchnorm(backbone: nn.Module, example: torch.Tensor) -> list[FoldedBat
     if not difference < TOLERANCE:
         raise ValueError(f"folding BatchNorm changed the features by {float(difference):.2g}")
     return folded
+
+
+def exact_pairs(backbone: nn.Module, preprocessing: Preprocessing) -> list[tuple[str, str]]:
+    """Names (convolution, BatchNorm) of the pairs that can be folded, tried on a copy with two pictures. ValueError
+    where folding them would change what the backbone computes."""
+    device = next(backbone.parameters()).device
+    example = normalize(preprocessing, to_device(sample_pictures(preprocessing, count=2), device))
+    return [(pair.conv, pair.norm) for pair in fold_batchnorm(copy.deepcopy(backbone), example)]
 
 
 @torch.no_grad()

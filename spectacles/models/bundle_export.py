@@ -25,14 +25,17 @@ class Exported:
     """torch's answers to `sample_pictures`, with which any engine can be compared on any machine."""
 
 
-def export(network: PixelNetwork, difference: Difference, photos: np.ndarray) -> Exported:
+def export(
+    network: PixelNetwork, difference: Difference, photos: np.ndarray, written: PixelNetwork | None = None
+) -> Exported:
     """The network of `all_outputs.AllOutputs` as an ONNX file, which ONNX Runtime must run as torch does, on sample
-    pictures and on `photos` (N, S, S, C), uint8: the `difference` is at most TOLERANCE."""
+    pictures and on `photos` (N, S, S, C), uint8: the `difference` is at most TOLERANCE. `written` is the same network
+    in the form that is exported, where that is another one."""
     samples = sample_pictures(network.preprocessing, CHECKED)
     in_torch = network.torch_engine()
     expected = in_torch(samples)
     try:
-        content = onnx_export.export(*network.from_pixels())
+        content = onnx_export.export(*(written or network).from_pixels())
         in_onnxruntime = engines.build("onnxruntime", lambda: content)
     except Exception as error:  # noqa: BLE001 - exporters have their own exceptions for unsupported operations
         return Exported(None, f"it cannot be exported ({engines.in_a_line(error)})")

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -18,10 +19,10 @@ from spectacles.data.pixel_cache import in_batches
 from spectacles.metrics import abstention, basics, calibration_fit, decision_threshold, prior_shift
 from spectacles.metrics.calibration import Calibration
 from spectacles.metrics.decisions import is_correct
-from spectacles.models import bundle_export, bundle_network, engine_choice, ood
+from spectacles.models import bn_folding, bundle_export, bundle_network, engine_choice, ood
 from spectacles.models.all_outputs import AllOutputs
 from spectacles.models.bundle import ENGINE_FILE, BundleInfo, save_bundle
-from spectacles.models.classifier import load_classifier
+from spectacles.models.classifier import Classifier, load_classifier
 from spectacles.models.feature_blocks import describe
 from spectacles.models.ood import REFERENCES, OODScorer
 from spectacles.models.torch_network import PixelNetwork
@@ -87,8 +88,7 @@ def run(trainer: Trainer) -> TrainReport:
     """Reloads the bundle of the best epoch, scores it, decides on validation data, and writes the final bundle."""
     best, labels = best_epoch(trainer.history), trainer.val.labels
     classifier, _, _ = load_classifier(trainer.bundle)
-    network = PixelNetwork(AllOutputs(classifier, trainer.info.preprocessing), trainer.info.preprocessing,
-                           trainer.settings.device)  # fmt: skip
+    network = _pixel_network(trainer, classifier)
     logits, val_maps, train_maps = _final_pass(trainer, network)
     if not np.isfinite(logits).all():
         raise UserError("the model's outputs are no longer finite: lower --lr, or use --mixed_precision off.")
@@ -101,11 +101,21 @@ def run(trainer: Trainer) -> TrainReport:
     return _report(trainer, best, validation_scores(logits, labels)[trainer.config.metric], decided, model_id)
 
 
+def _pixel_network(trainer: Trainer, classifier: Classifier) -> PixelNetwork:
+    preprocessing = trainer.info.preprocessing
+    return PixelNetwork(AllOutputs(classifier, preprocessing), preprocessing, trainer.settings.device)
+
+
 def _save(trainer: Trainer, network: PixelNetwork, info: BundleInfo, ood_scorer: OODScorer | None) -> str:
     """The final bundle, with an ONNX file where there can be one. Returns the model id."""
     log.info("  exporting the network, and comparing the file with PyTorch")
     photos = trainer.pixels.batch(trainer.val.positions[:PHOTOS_COMPARED])
-    exported = bundle_export.export(network, bundle_network.difference(info, ood_scorer), photos)
+    classifier, _, _ = load_classifier(trainer.bundle)
+    with suppress(ValueError):  # then the exported graph has its BatchNorms, and is twice as long
+        bn_folding.fold_pairs(classifier.backbone, bn_folding.exact_pairs(classifier.backbone, info.preprocessing))
+    exported = bundle_export.export(
+        network, bundle_network.difference(info, ood_scorer), photos, _pixel_network(trainer, classifier)
+    )
     if exported.reason:
         log.info("  only PyTorch can run this model: %s", exported.reason)
     tensors = trainer.best_state | (ood_scorer.tensors() if ood_scorer else {}) | exported.tensors

@@ -18,9 +18,6 @@ from spectacles.models import bn_folding, freezing, linear_probe, recipes
 from spectacles.models.classifier import Classifier
 from spectacles.models.feature_blocks import LAST
 from spectacles.models.feature_cache import FeatureExtractor
-from spectacles.models.normalization import normalize
-from spectacles.models.sample_pictures import sample_pictures
-from spectacles.models.torch_device import to_device
 from spectacles.training import batches, collectives, finalize, lr_schedule, sampling, train_loop
 from spectacles.training.augmentation import View
 from spectacles.training.batches import Batch, augmented_batches, epoch_order
@@ -134,8 +131,7 @@ class PhaseState:
         self.classifier.load_state_dict(saved.states["model"])
         if self.average:
             self.average.module.load_state_dict(saved.states["average"])
-        groups = self.learner.optimizer.state_dict()["param_groups"]
-        self.learner.optimizer.load_state_dict({"state": saved.optimizer, "param_groups": groups})
+        train_loop.restore_optimizer(self.learner.optimizer, saved.optimizer)
         if saved.values["scaler"]:
             self.learner.scaler.load_state_dict(saved.values["scaler"])
         elif self.learner.scaler.is_enabled():
@@ -196,15 +192,11 @@ def _fold_batchnorm(trainer: Trainer, saved: Checkpoint | None) -> None:
 
 def _exact_pairs(trainer: Trainer) -> list[tuple[str, str]]:
     """Names (convolution, BatchNorm); none where folding would change what the backbone computes."""
-    preprocessing = trainer.info.preprocessing
-    photos = to_device(sample_pictures(preprocessing, count=2), trainer.settings.device)
-    trial = copy.deepcopy(trainer.classifier.backbone)
     try:
-        folded = bn_folding.fold_batchnorm(trial, normalize(preprocessing, photos))
+        return bn_folding.exact_pairs(trainer.classifier.backbone, trainer.info.preprocessing)
     except ValueError as error:
         log.info("  BatchNorm is kept as it is: %s", error)
         return []
-    return [(pair.conv, pair.norm) for pair in folded]
 
 
 def run_epoch(trainer: Trainer, state: PhaseState) -> Epoch:

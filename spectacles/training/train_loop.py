@@ -17,6 +17,7 @@ from spectacles.core.config import TrainConfig
 from spectacles.core.device import derive_seed
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
+from spectacles.models.depthwise import FastGradients
 from spectacles.models.torch_device import tf32_allowed
 from spectacles.training import collectives, epoch_progress
 from spectacles.training.batches import Batch, StepSettings
@@ -149,7 +150,7 @@ def _gradients(learner: Learner, batch: Batch, micro_batches: int, loss_share: f
     for number, (part, share) in enumerate(parts, 1):
         exchange = nullcontext() if number == len(parts) else collectives.without_exchange(learner.network)
         with exchange, tf32_allowed():
-            with autocast(learner.settings):
+            with autocast(learner.settings), FastGradients():
                 loss = _loss(learner.network(part.inputs), part, learner.settings)
             loss = loss if share is None else loss * share
             learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -192,12 +193,26 @@ def _mixup(settings: StepSettings) -> Mixup | None:
 
 def make_optimizer(config: TrainConfig, groups: list[dict[str, object]], device: torch.device) -> torch.optim.Optimizer:
     """Each group keeps its base learning rate as `base_lr`, which the schedule multiplies."""
-    on_gpu = device.type == "cuda"  # fused, a step with a loss scaler does not wait for the GPU either
+    fused = device.type in ("cuda", "cpu")  # one pass; and a step with a loss scaler does not wait for the GPU either
     for group in groups:
         group["base_lr"] = group["lr"]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=on_gpu)
-    return torch.optim.AdamW(groups, fused=on_gpu)
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, fused=fused)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, torch.Tensor]]) -> None:
+    """Loads what the optimiser remembered of each parameter, by number. The fused ones pass over a parameter and its
+    moments as they lie in memory, so those get the parameter's layout, which files do not keep."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    laid_out = {
+        number: {
+            name: torch.empty_like(parameters[number]).copy_(value) if value.ndim else value
+            for name, value in values.items()
+        }
+        for number, values in state.items()
+    }
+    optimizer.load_state_dict({"state": laid_out, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
