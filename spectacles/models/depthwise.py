@@ -62,7 +62,9 @@ class _Depthwise(torch.autograd.Function):
         (gradient,), (inputs, weight) = gradients, ctx.saved_tensors
         of_inputs = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_inputs = conv2d_input(inputs.shape, weight, gradient, padding=ctx.padding, groups=len(weight))
+            of_inputs = conv2d_input(  # type: ignore[no-untyped-call]
+                inputs.shape, weight, gradient, padding=ctx.padding, groups=len(weight)
+            )
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum(dim=(0, 2, 3))
         return of_inputs, weight_gradient(inputs, gradient, ctx.padding), of_bias, None

@@ -36,7 +36,10 @@ def export(network: nn.Module, pixels: torch.Tensor) -> bytes:
     shapes = {"pixels": {0: torch.export.Dim("batch")}}
     with quiet(), _out_of_place(ordered), initial_precision():
         program = torch.export.export(ordered, (pixels,), dynamic_shapes=shapes)
-        exported = torch.onnx.export(program, (), input_names=["pixels"], output_names=ordered.names, verbose=False)
+        try:
+            exported = torch.onnx.export(program, (), input_names=["pixels"], output_names=ordered.names, verbose=False)
+        except torch.onnx.OnnxExporterError:  # of an operation that only the former exporter knows
+            return export_quickly(network, pixels)
     assert exported is not None
     # Where in our files each operation comes from: paths of this machine, half of a small network's size.
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(exported.model)
