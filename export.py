@@ -22,7 +22,7 @@ from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import count_of
 from spectacles.data import label_sets, schemas
 from spectacles.data.preprocessing import decoded_batches
-from spectacles.export import companions, gate, int8, summary
+from spectacles.export import companions, gate, int8, pruning, summary
 from spectacles.export.formats import FORMATS, onnx_pixels
 from spectacles.export.gate import Compared
 from spectacles.export.int8 import Quantizing
@@ -42,6 +42,10 @@ def run(config: ExportConfig, run_dir: RunDir) -> ExportReport:
     wanted = chosen(config)
     card = run_dir.model_card.read_text(encoding="utf-8") if run_dir.model_card.is_file() else ""
     shipped = Shipped(*load_classifier(run_dir.bundle), run_dir.bundle, config.ort_web, card)
+    about_pruning = []
+    if config.prune is not None:
+        shipped, sentence = pruning.prune(shipped, config.prune, run_dir)
+        about_pruning.append(sentence)
     compared = _photos(shipped, run_dir)
     photos = _for_int8(shipped, compared, run_dir) if any(precision == "int8" for _, precision in wanted) else None
     folder = run_dir.folder("export")
@@ -68,6 +72,7 @@ def run(config: ExportConfig, run_dir: RunDir) -> ExportReport:
         )
     return ExportReport(
         summary=[
+            *about_pruning,
             *_summary(config, files, shipped, compared, folder),
             *map(summary.not_run, converted),
             f"wrote {folder}",

@@ -143,6 +143,9 @@ class ExportConfig(RunConfig):
     precision: str = "auto"
     """How the weights are stored: fp32, fp16 (half the size; not torch_export, torchscript and tflite), int8 (a
     quarter; openvino), or several with commas. auto: fp32."""
+    prune: Annotated[float | None, Field(ge=0.05, le=0.9)] = None
+    """Share of the channels of each layer to remove before, such as 0.3. The network is fine-tuned then, and exported
+    only if it is not less accurate on validation photos."""
     latency: str | None = None
     """Name the file that is best for a target, such as 5ms for one photo on this machine: the most exact one that is
     fast enough."""
