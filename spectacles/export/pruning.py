@@ -30,6 +30,7 @@ from spectacles.metrics.paired import p_worse
 from spectacles.models import engines, freezing, recipes
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import LAST_LAYER, Classifier
+from spectacles.models.precision import SIGNIFICANT
 from spectacles.models.torch_device import prepare_device
 from spectacles.training import distillation, finalize, phases
 from spectacles.training.augmentation import Augmentation
@@ -43,7 +44,6 @@ EPOCHS, LR = 8, 1e-3
 """Of fine-tuning all layers. The rate is between those for pretrained and for random weights."""
 ROUND_TO = 8
 """Channels stay a multiple of it: processors compute as many at once."""
-SIGNIFICANT = 0.05
 RESAMPLES = 1000
 
 
