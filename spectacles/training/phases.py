@@ -20,7 +20,7 @@ from spectacles.models.feature_blocks import LAST
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.training import batches, collectives, finalize, lr_schedule, sampling, train_loop
 from spectacles.training.augmentation import View
-from spectacles.training.batches import Batch, augmented_batches, epoch_order
+from spectacles.training.batches import Batch, TeacherView, augmented_batches, epoch_order
 from spectacles.training.checkpoint import Checkpoint
 from spectacles.training.epoch_progress import NotFinite, Position
 from spectacles.training.history import Epoch, epochs_of, improvements, phase_finished
@@ -207,8 +207,10 @@ def run_epoch(trainer: Trainer, state: PhaseState) -> Epoch:
     size, channels = trainer.info.preprocessing.image_size, trainer.info.preprocessing.in_chans
     example = torch.zeros(1, channels, size, size, device=trainer.settings.device)
     state.learner = replace(state.learner, network=collectives.data_parallel(state.classifier, example))
+    # Takes minutes where the teacher has not seen the view before, and can be stopped.
+    view = trainer.distillation.view(len(trainer.history) + 1) if trainer.distillation else None
     with signals.deferred():  # several processes have to stop at the same place
-        loss = _train(trainer, state, done)
+        loss = _train(trainer, state, done, view)
         validation_started = time.monotonic()
         logits = validate(state.validated, trainer.val, trainer.settings)
     if distributed.world_size() == 1:
@@ -218,7 +220,7 @@ def run_epoch(trainer: Trainer, state: PhaseState) -> Epoch:
     return trainer.score_epoch(state.phase, loss, logits, learning_rate, started)
 
 
-def _train(trainer: Trainer, state: PhaseState, done: list[Epoch]) -> float:
+def _train(trainer: Trainer, state: PhaseState, done: list[Epoch], view: TeacherView | None) -> float:
     """The mean loss of the epoch. `done` are the finished epochs of the phase."""
     number = len(trainer.history) + 1
     images, config = trainer.examples, trainer.config
@@ -238,7 +240,7 @@ def _train(trainer: Trainer, state: PhaseState, done: list[Epoch]) -> float:
         trainer.save_checkpoint(state.to_checkpoint())
         last_save = time.monotonic()
 
-    shown, plan = _remaining_batches(trainer, state, number, len(done)), _epoch_plan(trainer, state, done, order)
+    shown, plan = _remaining_batches(trainer, state, len(done), view), _epoch_plan(trainer, state, done, order)
     hooks = Hooks(after_step, save_is_due, save)
     try:
         return train_loop.train_epoch(state.learner, shown, plan, state.position, hooks)
@@ -273,11 +275,12 @@ def _epoch_plan(trainer: Trainer, state: PhaseState, done: list[Epoch], order: l
     return EpochPlan(len(trainer.history) + 1, [len(indices) for indices in order], lr_factor, loss_share)
 
 
-def _remaining_batches(trainer: Trainer, state: PhaseState, number: int, epochs_done: int) -> Iterator[Batch]:
-    config = trainer.config
+def _remaining_batches(
+    trainer: Trainer, state: PhaseState, epochs_done: int, view: TeacherView | None
+) -> Iterator[Batch]:
+    config, number = trainer.config, len(trainer.history) + 1
     assert config.image_size is not None
     size = recipes.side(config, epochs_done, state.epochs) if state.phase == FINE_TUNE else config.image_size
-    view = trainer.distillation.view(number) if trainer.distillation else None
     return augmented_batches(
         trainer.examples, trainer.augmentation, trainer.settings, number, size, state.position.step, view
     )

@@ -1,5 +1,6 @@
 """A student learns from a teacher: from its own answers, to the same views, with and without labels."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.nn.functional import log_softmax
 
 import dataset
 import train
+from spectacles.core import signals
 from spectacles.core.config import DatasetConfig, TrainConfig
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir, create_run
@@ -159,6 +161,16 @@ def test_a_step_descends_on_the_teachers_answers_and_on_the_labels_that_there_ar
     torch.testing.assert_close(
         network.weight.detach().double(), before.detach() - 0.1 * before.grad, rtol=1e-5, atol=1e-6
     )
+
+
+def test_ctrl_c_ends_the_teachers_pass_at_once(new_run, config, monkeypatch) -> None:
+    def stop(self: distillation.Distillation, view: View) -> None:
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(distillation.Distillation, "_compute", stop)
+    with signals.handled(), pytest.raises(signals.Stopped):
+        train.run(config, new_run("run"))
 
 
 @pytest.mark.parametrize(
