@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from spectacles.core.config import ExportConfig
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir, create_run
 from spectacles.export import pruning
+from spectacles.export.shipped import Shipped
 from spectacles.models import engines
 from spectacles.models.bundle import load_bundle
 from spectacles.models.classifier import load_classifier
@@ -87,9 +89,11 @@ def test_an_accuracy_below_the_interval_is_an_objection() -> None:
 
 
 def test_what_cannot_be_pruned_is_named(make_run, monkeypatch) -> None:
-    made = make_run(taps=Taps(means={"blocks.1": 64}, grids={}), feature_dim=192)
+    made = make_run()
+    classifier, info, model_id = load_classifier(made.bundle)
+    several = Shipped(classifier, replace(info, taps=Taps(means={"blocks.1": 64}, grids={})), model_id, made.bundle)
     with pytest.raises(UserError, match=r"--prune is for networks that were fine-tuned"):
-        export.run(HALF, made)
+        pruning.prune(several, 0.5, made)
     monkeypatch.setattr(pruning.engines, "is_installed", lambda name: False)
     with pytest.raises(UserError, match=r"--prune takes torch-pruning: pip install -r requirements-export\.txt"):
         export.run(HALF, made)
