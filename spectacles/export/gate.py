@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ import torch
 
 from spectacles.core.progress import progress
 from spectacles.core.results import ConvertedFile, ExportedFile
-from spectacles.core.wording import percent
 from spectacles.data.images import DecodedImage, ImageRejected, Source, decode
 from spectacles.export.formats.base import Format, Run
 from spectacles.export.odd_pictures import KINDS, odd_pictures
@@ -94,7 +94,7 @@ def check(name: str, file: Format, precision: str, path: Path, shipped: Shipped,
     difference = float(np.abs(answers - compared.expected).max())
     decided = shipped.info.decide(answers[: len(compared.labels)])
     was_right, correct = (is_correct(each, compared.labels) for each in (compared.decided, decided))
-    same_labels, worse = float(is_correct(decided, compared.decided).mean()), p_worse(was_right, correct)
+    same, worse = is_correct(decided, compared.decided), p_worse(was_right, correct)
     low, high = bootstrap.share_interval(correct, compared.clusters, 0, RESAMPLES)
     rate, latency = _speed(run, inputs)
     return ExportedFile(
@@ -104,14 +104,14 @@ def check(name: str, file: Format, precision: str, path: Path, shipped: Shipped,
         megabytes=_megabytes(file, path),
         images=len(compared.expected),
         difference=difference,
-        same_labels=same_labels,
+        same_labels=float(same.mean()),
         accuracy=float(correct.mean()),
         accuracy_interval=(low, high),
         model_accuracy=float(was_right.mean()),
         p_worse=worse,
         images_per_second=rate,
         milliseconds=latency,
-        objection=_objection_to_labels(same_labels, worse)
+        objection=objection_to_labels(int((~same).sum()), len(same), worse)
         if precision == "int8"
         else _objection(file, precision, difference),
     )
@@ -128,9 +128,11 @@ def _objection(file: Format, precision: str, difference: float) -> str:
     return f"a probability is {difference:.2g} away from torch's ({most:g} allowed)"
 
 
-def _objection_to_labels(same_labels: float, worse: float) -> str:
-    if same_labels < MIN_AGREEMENT:
-        return f"only {percent(same_labels)} of the labels are torch's ({percent(MIN_AGREEMENT)} needed)"
+def objection_to_labels(different: int, images: int, worse: float) -> str:
+    """`different`: labels of validation images that are not torch's; `worse`: see `ExportedFile.p_worse`."""
+    allowed = math.floor(images * (1 - MIN_AGREEMENT) + 1e-9)
+    if different > allowed:
+        return f"{different} of {images} labels are not torch's ({allowed} allowed)"
     return f"it is less accurate (p = {worse:.2g})" if worse < SIGNIFICANT else ""
 
 

@@ -2,8 +2,9 @@
 # ruff: noqa: F821
 """Preprocessing as an ONNX graph: a photo of any size -> what the network takes, as `Preprocessing` makes it.
 
-Both passes of Pillow's antialiased resize are products with a matrix of its weights, rounded in between. onnxscript
-translates the functions below; they are not run as Python, and their types are ONNX's.
+Both passes of Pillow's antialiased resize are products with a matrix of its weights, rounded in between. Large photos
+are reduced before, by ONNX's own resize. onnxscript translates the functions below; they are not run as Python, and
+their types are ONNX's.
 """
 
 from typing import Any
@@ -17,12 +18,12 @@ from onnxscript import opset20 as op
 from spectacles.data.preprocessing import Preprocessing
 
 PHOTO, PIXELS = "photo", "pixels"
-REAL, INT32, INT64, FLOAT = TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT
+REAL, INT32, INT64 = TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64
 """In float32, sums that lie in the middle between two whole numbers would be rounded otherwise than in Pillow."""
 LUMA = onnx.helper.make_tensor("luma", INT32, [3, 1, 1], [19595, 38470, 7471])
 """ITU-R 601 in 65536ths, as Pillow has it."""
 GAP = 4.0
-"""Pixels of a photo for each of the result, along a side, that are left after its boxes of pixels are averaged."""
+"""Pixels along a side for each of the result that the first reduction of a large photo leaves at least."""
 SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 """Radius of each kernel in pixels of the result."""
 
@@ -64,16 +65,12 @@ def rounded(values):
 
 
 @onnxscript.script()
-def averaged(photo, height, width, tall, wide):
-    """(3, height / tall, width / wide): the mean of each box of `tall` x `wide` pixels; the rest is cut off."""
-    rows = op.Unsqueeze(op.Cast(op.Floor(height / tall), to=INT64), [0])
-    columns = op.Unsqueeze(op.Cast(op.Floor(width / wide), to=INT64), [0])
-    tall64, wide64 = op.Unsqueeze(op.Cast(tall, to=INT64), [0]), op.Unsqueeze(op.Cast(wide, to=INT64), [0])
-    whole = op.Slice(photo, [0, 0], op.Concat(rows * tall64, columns * wide64, axis=0), [0, 1])
-    in_rows = op.Reshape(op.Cast(whole, to=FLOAT), op.Concat(rows, tall64, columns * wide64 * 3, axis=0))
-    planes = op.Transpose(op.Reshape(op.ReduceMean(in_rows, [1], keepdims=0), [0, -1, 3]), perm=[2, 0, 1])
-    in_columns = op.Reshape(planes, op.Concat([3], rows, columns, wide64, axis=0))
-    return op.ReduceMean(in_columns, [3], keepdims=0)
+def reduced(photo, rows, columns):
+    """(3, rows, columns), by ONNX's own resize, which leaves a photo as it is where both are its own."""
+    sizes = op.Concat([1], op.Unsqueeze(op.Cast(rows, to=INT64), [0]), op.Unsqueeze(op.Cast(columns, to=INT64), [0]),
+                      [3], axis=0)  # fmt: skip
+    smaller = op.Resize(op.Unsqueeze(photo, [0]), None, None, sizes, mode="linear", antialias=1)
+    return op.Transpose(op.Squeeze(smaller, [0]), perm=[2, 0, 1])
 
 
 def graph(preprocessing: Preprocessing) -> onnx.ModelProto:
@@ -83,22 +80,24 @@ def graph(preprocessing: Preprocessing) -> onnx.ModelProto:
     radius, side = SUPPORT[preprocessing.interpolation], float(preprocessing.image_size)
 
     @onnxscript.script()
-    def box(length, other):
-        """Pixels along a side that are averaged first: more than one in photos with many for each of the result."""
+    def first_length(length, other):
+        """Of a side after the first reduction: its own in photos with less than 2 * GAP pixels for each of the
+        result."""
         size = op.CastLike(op.Constant(value_float=side), length)
         _, extent, _, inner = fit(length, other, size)
-        return op.Max(op.Floor(extent / (inner * op.CastLike(op.Constant(value_float=GAP), length))), 1.0)
+        gap = op.CastLike(op.Constant(value_float=GAP), length)
+        return op.Ceil(length / op.Max(op.Floor(extent / (inner * gap)), 1.0))
 
     @onnxscript.script()
-    def weights(length, other, box):
-        """(S, length / box): how much each box of pixels along a side counts in each pixel of the result."""
+    def weights(length, other, now):
+        """(S, now): how much each pixel along a side of `now`, once `length`, counts in each of the result."""
         size = op.CastLike(op.Constant(value_float=side), length)
         left, seen, offset, inner = fit(length, other, size)
-        start, extent = left / box, seen / box
+        start, extent = left * now / length, seen * now / length
         scale = extent / inner
         stretch = op.Max(scale, 1.0)
         place = op.Unsqueeze(op.Range(0.0, size, 1.0), [1])
-        pixel = op.Unsqueeze(op.Range(0.0, op.Floor(length / box), 1.0), [0])
+        pixel = op.Unsqueeze(op.Range(0.0, now, 1.0), [0])
         centre = (place - offset + 0.5) * scale + start
         reach = stretch * op.CastLike(op.Constant(value_float=radius), length)
         first, end = op.Floor(centre - reach + 0.5), op.Floor(centre + reach + 0.5)
@@ -114,10 +113,10 @@ def graph(preprocessing: Preprocessing) -> onnx.ModelProto:
         shape = op.Cast(op.Shape(photo), to=REAL)
         height, width, _ = op.Split(shape, num_outputs=3)
         height, width = op.Squeeze(height), op.Squeeze(width)
-        tall, wide = box(height, width), box(width, height)
-        planes = op.Cast(averaged(photo, height, width, tall, wide), to=REAL)
-        narrow = rounded(op.MatMul(planes, op.Transpose(weights(width, height, wide))))
-        return rounded(op.MatMul(weights(height, width, tall), narrow))
+        rows, columns = first_length(height, width), first_length(width, height)
+        planes = op.Cast(reduced(photo, rows, columns), to=REAL)
+        narrow = rounded(op.MatMul(planes, op.Transpose(weights(width, height, columns))))
+        return rounded(op.MatMul(weights(height, width, rows), narrow))
 
     @onnxscript.script()
     def colour(photo: UINT8["height", "width", 3]) -> UINT8[1, "size", "size", "channels"]:

@@ -156,10 +156,20 @@ def test_int8_is_fitted_again_and_keeps_labels_and_accuracy(make_run, monkeypatc
         outputs["probabilities"], given.info.calibration.probabilities(outputs["logits"]), atol=1e-5
     )
     np.testing.assert_allclose(outputs["logits"], bundle.outputs(pixels)["logits"], atol=0.02)
-    monkeypatch.setattr(gate, "MIN_AGREEMENT", 1.01)
-    report = export.run(both, made)
-    assert report.files[1].objection.endswith("% of the labels are torch's (101.0 % needed)")
-    assert written(made) == {"labels.txt", "parity.json", "openvino-fp32.xml", "openvino-fp32.bin"}
+
+
+@pytest.mark.parametrize(
+    ("different", "images", "p_worse", "objection"),
+    [
+        (1, 500, 0.05, ""),
+        (0, 499, 0.05, ""),
+        (1, 499, 1.0, "1 of 499 labels are not torch's (0 allowed)"),
+        (3, 1400, 1.0, "3 of 1400 labels are not torch's (2 allowed)"),
+        (0, 500, 0.049, "it is less accurate (p = 0.049)"),
+    ],
+)
+def test_int8_is_kept_by_its_labels_and_accuracy(different: int, images: int, p_worse: float, objection: str) -> None:
+    assert gate.objection_to_labels(different, images, p_worse) == objection
 
 
 def gate_pixels(made: RunDir) -> np.ndarray:
