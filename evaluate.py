@@ -33,11 +33,11 @@ from spectacles.evaluation import (
 from spectacles.evaluation.evaluation_summary import Evaluation
 from spectacles.evaluation.split_scores import ScoredSplit
 from spectacles.inference import prediction_rows
-from spectacles.inference.exported_file import is_exported
+from spectacles.inference.exported_file import is_exported, open_file
 from spectacles.inference.predictor import Predictor
 from spectacles.inference.registered_bundle import folder_of
 from spectacles.models import pretrained
-from spectacles.models.bundle import BundleInfo
+from spectacles.models.bundle import BundleInfo, read_bundle_info
 from spectacles.models.feature_blocks import LAST
 from spectacles.models.feature_cache import FeatureExtractor
 from spectacles.report import reliability_plots
@@ -65,6 +65,7 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
     """
     data = run_dir.load_result("dataset", DatasetReport)
     bundle = _bundle_of(config, run_dir)
+    _check_data(bundle, run_dir, data)
     other = run_comparison.load(config.compare, run_dir, data.classes) if config.compare else None
     folder = run_dir.folder("evaluate")
     for name in OPTIONAL:
@@ -77,7 +78,6 @@ def run(config: EvaluateConfig, run_dir: RunDir) -> EvaluateReport:
         bundle, resolve_device(config.device), config.batch_size, config.engine, images=len(rows) + corrupted,
         precision=config.precision if is_exported(bundle) else "fp32",
     )  # fmt: skip
-    _check_data(predictor, run_dir, data)
     predictor, about_precision = _at_precision(predictor, run_dir, config)
     table = prediction_rows.predict_rows(predictor, rows, config.num_workers)
     schemas.PREDICTIONS.write(run_dir.predictions, table, config.spreadsheet_safe)
@@ -150,10 +150,11 @@ def _bundle_of(config: EvaluateConfig, run_dir: RunDir) -> Path:
     return folder_of(config.bundle, config.output_dir)
 
 
-def _check_data(predictor: Predictor, run_dir: RunDir, data: DatasetReport) -> None:
-    if predictor.info.data_fingerprint != data.fingerprint:
+def _check_data(bundle: Path, run_dir: RunDir, data: DatasetReport) -> None:
+    info = open_file(bundle).described.info if is_exported(bundle) else read_bundle_info(bundle)[0]
+    if info.data_fingerprint != data.fingerprint:
         raise UserError(
-            f"the model in {predictor.path} was trained on other data or another split than {run_dir.splits} "
+            f"the model in {bundle} was trained on other data or another split than {run_dir.splits} "
             "holds now, so test images may have been trained on: run train.py again."
         )
 

@@ -1,14 +1,14 @@
 """The export table for networks with random weights: size, speed, and how far each file is from PyTorch.
 
 `python -m benchmarks.exports --photos FOLDER --backbones resnet50,mobilenet_v3 --formats onnx,openvino`
-Neither speed nor size depends on the weights. Labels are the network's own, so its accuracy says nothing. Files that
-take photos are timed on one of 12 megapixels too. `--in_chans 1` makes grey networks, `--labels 5` ones that give any
-number of five labels.
+Neither speed nor size depends on the weights. Labels are the network's own, so its accuracy says nothing. `--in_chans
+1` makes grey networks, `--labels 5` ones that give any number of five labels.
 """
 
 import argparse
 import itertools
-import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,13 +22,13 @@ from spectacles.core.errors import UserError
 from spectacles.data.folders import files_below
 from spectacles.export import gate, summary
 from spectacles.export.formats import FORMATS
+from spectacles.export.formats.base import Run
 from spectacles.export.gate import Compared
 from spectacles.export.int8 import Quantizing, in_int8
 from spectacles.export.shipped import Shipped
 from spectacles.models.bundle import BundleInfo, load_bundle, save_bundle
 from spectacles.models.classifier import build_classifier
 
-LARGE = (3000, 4000, 3)
 PHOTOS = 120
 
 
@@ -57,8 +57,9 @@ def compared(shipped: Shipped, photos: list[Path]) -> Compared:
 
 def measure(args: argparse.Namespace, backbone: str, photos: list[Path], folder: Path) -> None:
     shipped = random_bundle(args, backbone, folder)
-    seen, files, large = compared(shipped, photos), [], []
+    seen = compared(shipped, photos)
     quantizing = Quantizing(seen.pixels, seen, TrainConfig())
+    files, runs = [], []
     for name, precision in itertools.product(args.formats.split(","), args.precision.split(",")):
         file = FORMATS[name]
         if precision not in file.precisions:
@@ -67,19 +68,20 @@ def measure(args: argparse.Namespace, backbone: str, photos: list[Path], folder:
         written = in_int8(shipped, file, quantizing) if precision == "int8" else shipped
         file.write(written, precision, path)
         files.append(gate.check(name, file, precision, path, written, seen))
-        if file.takes_photos:
-            run, photo = file.load(path), np.full(LARGE, 127, np.uint8)
-            times = [_seconds(run, photo) for _ in range(7)]
-            large.append(f"{path.name}: {1000 * float(np.median(times)):.0f} ms for 12 megapixels")
+        runs.append((file.load(path), seen.photos if file.takes_photos else gate.batches(seen.pixels)))
+    files = [
+        replace(file, images_per_second=rate, milliseconds=latency)
+        for file, (rate, latency) in zip(files, race(runs, args.rounds), strict=True)
+    ]
     kind = ("grey " if args.in_chans == 1 else "") + ("any number of labels" if args.labels else "two classes")
     print(f"\n{backbone}, {shipped.info.preprocessing.image_size} px, {kind}, {len(photos)} photos", flush=True)
-    print("\n".join([*summary.table(files), *large]), flush=True)
+    print("\n".join(summary.table(files)), flush=True)
 
 
-def _seconds(run: gate.Run, photo: np.ndarray) -> float:
-    started = time.perf_counter()
-    run(photo)
-    return time.perf_counter() - started
+def race(runs: Sequence[tuple[Run, Sequence[np.ndarray]]], rounds: int) -> list[tuple[float, float]]:
+    """(images per second, milliseconds of one) of each, medians; by turns, as other programs may share the machine."""
+    found = [[gate.speed(run, inputs, rounds=1) for run, inputs in runs] for _ in range(rounds)]
+    return [tuple(np.median(each, axis=0).round(1).tolist()) for each in zip(*found, strict=True)]
 
 
 def main() -> None:
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=160)
     parser.add_argument("--in_chans", type=int, default=3)
     parser.add_argument("--labels", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     with common.exit_codes():
         photos = sorted(files_below(args.photos))[:PHOTOS]

@@ -96,7 +96,7 @@ def check(name: str, file: Format, precision: str, path: Path, shipped: Shipped,
     was_right, correct = (is_correct(each, compared.labels) for each in (compared.decided, decided))
     same, worse = is_correct(decided, compared.decided), p_worse(was_right, correct)
     low, high = bootstrap.share_interval(correct, compared.clusters, 0, RESAMPLES)
-    rate, latency = _speed(run, inputs)
+    rate, latency = speed(run, inputs)
     return ExportedFile(
         format=name,
         precision=precision,
@@ -140,11 +140,11 @@ def batches(pixels: np.ndarray) -> list[np.ndarray]:
     return np.array_split(pixels, -(-len(pixels) // TIMED))
 
 
-def _speed(run: Run, inputs: Sequence[np.ndarray]) -> tuple[float, float]:
+def speed(run: Run, inputs: Sequence[np.ndarray], rounds: int = ROUNDS) -> tuple[float, float]:
     """(images per second, milliseconds of a single one), medians; a photo comes alone anyway."""
     together, alone = inputs[0], inputs[0][:1] if inputs[0].ndim == 4 else inputs[0]
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for single, values in ((False, together), (True, alone)):
             started = time.perf_counter()
             run(values)
