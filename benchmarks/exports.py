@@ -62,7 +62,7 @@ def measure(args: argparse.Namespace, backbone: str, photos: list[Path], folder:
     files, runs = [], []
     for name, precision in itertools.product(args.formats.split(","), args.precision.split(",")):
         file = FORMATS[name]
-        if precision not in file.precisions:
+        if precision not in file.precisions or file.load is None:
             continue
         path = folder / f"{name}-{precision}{file.files[0]}"
         written = in_int8(shipped, file, quantizing) if precision == "int8" else shipped
