@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -62,14 +63,16 @@ def page_address(bundle: Path, tmp_path: Path) -> Iterator[str]:
     environment = os.environ | network_trace.new_home(tmp_path) | {"GRADIO_SERVER_PORT": str(port)}
     command = [*network_trace.tracer(tmp_path), python, folder / "app.py"]
     with (tmp_path / "app.log").open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         address = f"http://127.0.0.1:{port}"
         until(lambda: process.poll() is not None or answers(address), "the space has started")
         assert process.poll() is None, (tmp_path / "app.log").read_text()
         yield address
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # strace itself ignores it
         process.wait()
 
 
