@@ -89,7 +89,7 @@ def compared(answers: Sequence[dict[str, Any]], expected: Sequence[Prediction]) 
         "same labels": sum(a["label"] == e.label for a, e in zip(answers, expected, strict=True)),
         "same abstentions": sum(a["abstained"] == e.abstained for a, e in zip(answers, expected, strict=True)),
         "difference": float(np.abs(probabilities - [each.probabilities for each in expected]).max()),
-        "ms": float(np.median([answer["milliseconds"] for answer in answers])),
+        "ms": round(float(np.median([answer["milliseconds"] for answer in answers]))),
     }
 
 
