@@ -13,7 +13,7 @@ KILLS ?= 100
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SAMPLE = $(OUTPUTS)/sample
 
-.PHONY: help setup dev lock demo test families quick coverage check check-deploy image exports fmt bench bench-serving attack gpu-check crash clean
+.PHONY: help setup dev lock demo test families families-bundles quick coverage check check-deploy image exports fmt bench bench-serving attack gpu-check crash clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,7 +51,10 @@ test: check  ## check the code and run all tests (ten minutes on two cores)
 	$(PYTEST)
 
 families: dev  ## train and export a backbone of every family of timm (three minutes)
-	$(PYTEST) --dist load -m families tests/models/test_families.py
+	$(PYTEST) --dist load -m "families and not bundles" tests/models/test_families.py
+
+families-bundles: dev  ## the same with the export of a bundle, which takes longer (a quarter of an hour)
+	$(PYTEST) --dist load -m bundles tests/models/test_families.py
 
 quick: dev  ## run the unit tests that start no browser, server or process and train nothing (a minute and a half)
 	$(PYTEST) --ignore tests/e2e --ignore tests/stages --ignore tests/server -m "not (browser or server or process or slow or families)"

@@ -108,16 +108,20 @@ def of_int8(run: RunDir) -> Model:
     return Model(built, checked.fitted.info(exact.info), exact.parameters, size)
 
 
-def of_pruned(teacher: RunDir, share: float) -> Model:
-    """The most probable class decides, so that the temperature in the file makes no difference."""
+def of_pruned(teacher: RunDir, share: float) -> list[Model]:
+    """None where `export.py` refuses to, and prints why. The most probable class decides, so that the temperature in
+    the file makes no difference."""
     run = RunDir(teacher.output_dir / f"pruned-{round(100 * share)}")
     if not run.done("export"):
         shutil.copytree(teacher.path, run.path, dirs_exist_ok=True)
-        call("export.py", run, "--formats", "onnx", "--prune", share)
+        try:
+            call("export.py", run, "--formats", "onnx", "--prune", share)
+        except subprocess.CalledProcessError:
+            return []
     file = run.path / "export" / "onnx-fp32.onnx"
     parameters = sum(int(np.prod(tensor.dims)) for tensor in onnx.load(file).graph.initializer)
     built = engines.build("openvino", file.read_bytes)
-    return Model(built, load_bundle(teacher.bundle).info, parameters, file.stat().st_size / 1e6)
+    return [Model(built, load_bundle(teacher.bundle).info, parameters, file.stat().st_size / 1e6)]
 
 
 def correct(model: Model, rows: pd.DataFrame) -> np.ndarray:
@@ -148,7 +152,9 @@ def run(args: argparse.Namespace) -> None:
     teacher = prepare(args.data.absolute(), args.output.absolute(), args.labelled)
     train(teacher, TEACHER)
     seeds = {"teacher": [of_bundle(teacher)], "teacher in int8": [of_int8(teacher)]}
-    seeds |= {f"teacher, {share:.0%} pruned": [of_pruned(teacher, share)] for share in args.prune}
+    for share in args.prune:
+        if pruned := of_pruned(teacher, share):
+            seeds[f"teacher, {share:.0%} pruned"] = pruned
     more = teacher.output_dir / "more"
     for student, flags in STUDENTS.items():
         for way in WAYS:

@@ -19,19 +19,32 @@ def test_every_family_of_timm_is_named() -> None:
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_sample_of_backbones_embeds_learns_and_is_exported(name: str) -> None:
-    assert families.check(name) == families.WITHOUT_ONNX.get(name, "")
+    assert not families.check(name, for_bundle=True)
+
+
+FAMILIES = pytest.mark.parametrize("family", sorted(set(families.SMALLEST) - set(families.TOO_LARGE)))
 
 
 @pytest.mark.families
-@pytest.mark.parametrize("family", sorted(set(families.SMALLEST) - set(families.TOO_LARGE)))
-def test_every_family_embeds_learns_and_is_exported(family: str) -> None:
-    name = families.SMALLEST[family]
-    reason = families.check(name)
-    assert reason.startswith(expected := families.WITHOUT_ONNX.get(name, "")) and bool(reason) == bool(expected), reason
+@FAMILIES
+def test_every_family_embeds_learns_and_is_exported_quickly(family: str) -> None:
+    check(families.SMALLEST[family], False, families.NOT_QUICKLY)
+
+
+@pytest.mark.families
+@pytest.mark.bundles
+@FAMILIES
+def test_every_family_embeds_learns_and_is_exported_for_a_bundle(family: str) -> None:
+    check(families.SMALLEST[family], True, families.WITHOUT_ONNX)
+
+
+def check(name: str, for_bundle: bool, failing: dict[str, str]) -> None:
+    reason, expected = families.check(name, for_bundle), failing.get(name, "")
+    assert expected in reason and bool(reason) == bool(expected), reason
 
 
 def test_the_pages_name_what_does_not_work() -> None:
     page = Path(ROOT, "docs", "training.md").read_text(encoding="utf-8")
     section = page.partition("## Backbones and weights")[2].partition("\n## ")[0]
-    for name in (*families.WITHOUT_ONNX, *families.TOO_LARGE.values()):
+    for name in (*families.WITHOUT_ONNX, *families.NOT_QUICKLY, *families.TOO_LARGE.values()):
         assert f"`{name}`" in section
