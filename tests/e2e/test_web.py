@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from exported_bundles import exported
 from pictures import encoded, exif, photo
+from PIL import Image
 
 from benchmarks.browser import ANSWERS, go_offline
 from spectacles.core.errors import UserError
@@ -145,6 +146,9 @@ def test_a_single_file_opens_from_the_disk(open_page, runtime, bundles, photos, 
 def test_what_is_not_a_photo_gets_a_sentence(open_page, runtime, bundles, tmp_path):
     web.write_file(shipped(bundles["labels"], runtime), "fp32", tmp_path / "page.html")
     (broken := tmp_path / "broken.png").write_bytes(b"not a photo")
+    Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40)).save(deep := tmp_path / "deep.png")
     page = open_page((tmp_path / "page.html").as_uri())
-    page.set_input_files("#chooser", broken)
-    assert "This browser cannot read the file as an image" in page.evaluate(ANSWERS)["broken.png"]
+    page.set_input_files("#chooser", [broken, deep])
+    answers = page.evaluate(ANSWERS)
+    assert "This browser cannot read the file as an image" in answers["broken.png"]
+    assert "The file has 16 bits for each value" in answers["deep.png"]

@@ -117,7 +117,7 @@ SMALLEST = {
 """Family -> its model with the fewest parameters."""
 TOO_LARGE = {"deepseek_vit": "deepseek_vit_412m"}
 """Whose smallest model takes too much memory and time for a test."""
-WITHOUT_ONNX = {"gemma4_vit_167m": "InvalidArgument", "volo_d1_224": "TypeError"}
+WITHOUT_ONNX = {"gemma4_vit_167m": "InvalidArgument", "visformer_tiny": "gives other answers than PyTorch"}
 """Model -> how the export for a bundle fails: it is served by PyTorch."""
 NOT_QUICKLY = {
     "csatv2": "SymbolicValueError",

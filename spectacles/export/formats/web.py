@@ -28,11 +28,13 @@ def write_file(shipped: Shipped, precision: str, path: Path) -> None:
 
 def _parts(shipped: Shipped, precision: str) -> tuple[WebModel, bytes, dict[str, bytes]]:
     """Raises UserError."""
-    bundle, ranges = load_bundle(shipped.folder), shipped.info.preprocessing.value_ranges
+    bundle = load_bundle(shipped.folder)
     if bundle.network is None:
         raise UserError(f"--formats web needs the bundle's ONNX file, and {bundle.without_network}.")
-    if ranges.integer or ranges.real:
-        raise UserError("--formats web: the model learned from files of more than 8 bits, and browsers read only 8.")
+    if shipped.info.preprocessing.value_ranges.byte:
+        raise UserError(
+            "--formats web: the model learned from grey files whose white is below 255, and browsers cannot scale them."
+        )
     network = onnx.load_from_string(bundle.network.read_bytes())
     network = onnx_files.halved(network) if precision == "fp16" else network
     outputs = {output.name for output in network.graph.output}

@@ -6,6 +6,7 @@ const REDUCED = [8, 4, 2]; // as JPEGs are decoded elsewhere: smaller, as long a
 const MARGIN = 2;
 const SIDE = 384; // of a saliency map over its photo, in pixels, at least
 const OPACITY = 0.45;
+const PNG = [137, 80, 78, 71, 13, 10, 26, 10];
 const FRAME = 1; // seconds from one picture of the live camera to the next, at least
 
 const floats = async (text) => new Float32Array(await (await fetch(`data:;base64,${text}`)).arrayBuffer());
@@ -37,7 +38,15 @@ async function start() {
 
 // --- from a file to the network's input
 
+// PNGs of 16 bits: browsers keep the upper 8, and the data set may use the lower ones.
+async function isDeep(source) {
+  if (!(source instanceof Blob)) return false;
+  const head = new Uint8Array(await source.slice(0, PNG.length + 17).arrayBuffer());
+  return PNG.every((byte, at) => head[at] === byte) && head[PNG.length + 16] > 8;
+}
+
 async function bitmapOf(source) {
+  if (await isDeep(source)) throw new Error("The file has 16 bits for each value, and browsers read only 8: use predict.py, or the server.");
   try {
     return await createImageBitmap(source, { imageOrientation: "from-image", premultiplyAlpha: "none", colorSpaceConversion: "none" });
   } catch {
