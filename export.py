@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from spectacles.core.errors import UserError
@@ -21,13 +20,12 @@ from spectacles.core.results import ConvertedFile, ExportedFile, ExportReport
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import count_of
 from spectacles.data import label_sets, schemas
-from spectacles.data.preprocessing import decoded_batches
-from spectacles.export import companions, gate, int8, pruning, summary
+from spectacles.export import companions, gate, int8, pruning, summary, training_photos
 from spectacles.export.formats import FORMATS, onnx_pixels
 from spectacles.export.gate import Compared
 from spectacles.export.int8 import Quantizing
 from spectacles.export.shipped import Shipped
-from spectacles.models import engines, quantization
+from spectacles.models import engines
 from spectacles.models.classifier import load_classifier
 from spectacles.training import finalize
 
@@ -123,10 +121,8 @@ def _photos(shipped: Shipped, run_dir: RunDir) -> Compared:
 def _for_int8(shipped: Shipped, compared: Compared, run_dir: RunDir) -> Quantizing:
     """Raises UserError."""
     int8.require(len(compared.labels))
-    rows = schemas.load_labelled(run_dir, "train", quantization.CALIBRATION_IMAGES)
-    decoded = decoded_batches(map(Path, rows["path"]), shipped.info.preprocessing, len(rows))
-    pixels = [photo.pixels for batch in decoded for photo in batch if photo.pixels is not None]
-    return Quantizing(np.stack(pixels), compared, finalize.settings_of(run_dir))
+    pixels = training_photos.pixels_of(run_dir, shipped.info.preprocessing)
+    return Quantizing(pixels, compared, finalize.settings_of(run_dir))
 
 
 def _export(

@@ -23,13 +23,15 @@ from spectacles.core.wording import percent, percents
 from spectacles.data import file_index, label_sets
 from spectacles.data.pixel_cache import Pixels
 from spectacles.data.schemas import load_split
+from spectacles.export import training_photos
 from spectacles.export.shipped import Shipped
 from spectacles.metrics import bootstrap
 from spectacles.metrics.decisions import is_correct
 from spectacles.metrics.paired import p_worse
-from spectacles.models import engines, freezing, recipes
+from spectacles.models import bn_statistics, engines, freezing, recipes
 from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import LAST_LAYER, Classifier
+from spectacles.models.normalization import normalize
 from spectacles.models.precision import SIGNIFICANT
 from spectacles.models.torch_device import prepare_device
 from spectacles.training import distillation, finalize, phases
@@ -42,6 +44,8 @@ log = logging.getLogger("spectacles")
 
 EPOCHS, LR = 8, 1e-3
 """Of fine-tuning all layers. The rate is between those for pretrained and for random weights."""
+BATCH = 64
+"""Photos over which statistics are taken at once, and averaged."""
 ROUND_TO = 8
 """Channels stay a multiple of it: processors compute as many at once."""
 RESAMPLES = 1000
@@ -82,7 +86,8 @@ def prune(shipped: Shipped, share: float, run_dir: RunDir) -> tuple[Shipped, str
             "--prune is for networks that were fine-tuned, and this head looks at several layers of a frozen one: "
             "train with --fine_tune always."
         )
-    smaller = without_channels(shipped.classifier, share, shipped.info)
+    pixels = training_photos.pixels_of(run_dir, shipped.info.preprocessing)
+    smaller = without_channels(shipped.classifier, share, shipped.info, pixels)
     before, after = (sum(each.numel() for each in net.parameters()) for net in (shipped.classifier, smaller))
     with _trainer(smaller, shipped, run_dir) as trainer:
         whole = validate(shipped.classifier.to(trainer.settings.device), trainer.val, trainer.settings)
@@ -99,24 +104,27 @@ def prune(shipped: Shipped, share: float, run_dir: RunDir) -> tuple[Shipped, str
     return replace(shipped, classifier=smaller.cpu().eval(), info=info, model_id=model_id), sentence
 
 
-def without_channels(classifier: Classifier, share: float, info: BundleInfo) -> Classifier:
+def without_channels(classifier: Classifier, share: float, info: BundleInfo, pixels: np.ndarray) -> Classifier:
     """A copy on the CPU without those channels of each layer whose weights are the smallest; layers that depend on each
-    other lose the same ones. Raises UserError where that leaves a network that does not work."""
+    other lose the same ones. What is left keeps the mean and spread that it had on `pixels` (N, S, S, C), uint8. Raises
+    UserError where that leaves a network that does not work."""
     import torch_pruning
 
-    preprocessing = info.preprocessing
-    example = torch.rand(2, preprocessing.in_chans, preprocessing.image_size, preprocessing.image_size)
     smaller = copy.deepcopy(classifier).cpu().eval()
+    parts = np.array_split(pixels, -(-len(pixels) // BATCH))
+    photos = [normalize(info.preprocessing, torch.from_numpy(part)) for part in parts]
+    bn_statistics.absorb(smaller, photos)
     for parameter in smaller.parameters():
         parameter.requires_grad_(True)
     with engines.explained("--prune", "another --backbone, or no --prune"):
         pruner = torch_pruning.pruner.BasePruner(
-            smaller, example, importance=torch_pruning.importance.MagnitudeImportance(p=2), pruning_ratio=share,
+            smaller, photos[0][:2], importance=torch_pruning.importance.MagnitudeImportance(p=2), pruning_ratio=share,
             ignored_layers=[smaller.head], round_to=ROUND_TO,
         )  # fmt: skip
         pruner.step()
+        bn_statistics.estimate(smaller, photos)
         with torch.no_grad():
-            assert smaller(example).shape == (2, len(info.classes))
+            assert smaller(photos[0][:2]).shape[1] == len(info.classes)
     return smaller
 
 

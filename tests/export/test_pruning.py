@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from made_up_run import data_of
@@ -52,7 +53,8 @@ def make_run(
 def test_whole_channels_go_and_the_network_still_answers(make_run) -> None:
     classifier, info, _ = load_classifier(make_run().bundle)
     before = copy.deepcopy(classifier.state_dict())
-    smaller = pruning.without_channels(classifier, 0.5, info)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, *info.preprocessing.shape), dtype=np.uint8)
+    smaller = pruning.without_channels(classifier, 0.5, info, pixels)
     widths = [module.out_channels for module in smaller.modules() if isinstance(module, torch.nn.Conv2d)]
     assert widths == [16, 32, 64] and smaller.head.in_features == 64 and smaller.head.out_features == 2
     assert all(torch.equal(before[name], values) for name, values in classifier.state_dict().items())

@@ -11,7 +11,7 @@ from spectacles.models import backbones, freezing
 from spectacles.models.classifier import Classifier
 from spectacles.training import checkpoint
 from spectacles.training.checkpoint import Checkpoint
-from spectacles.training.train_loop import make_optimizer
+from spectacles.training.train_loop import make_optimizer, restore_optimizer
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def test_a_restored_checkpoint_continues_bit_for_bit(tmp_path: Path, name):
     other = optimizer_of(second, name)
     found = checkpoint.load_newest(tmp_path)
     second.load_state_dict(found.states["model"])
-    other.load_state_dict({"state": found.optimizer, "param_groups": other.state_dict()["param_groups"]})
+    restore_optimizer(other, found.optimizer)
     for network, each in ((first, optimizer), (second, other)):
         learn(network, each, seed=9)
     for key, value in first.state_dict().items():
