@@ -50,7 +50,7 @@ demo: setup  ## draw the sample data and run the whole pipeline on it (CPU, no n
 test: check  ## check the code and run all tests (ten minutes on two cores)
 	$(PYTEST)
 
-families: dev  ## train and export a backbone of every family of timm (three minutes)
+families: dev  ## train and export a backbone of every family of timm (four minutes)
 	$(PYTEST) --dist load -m "families and not bundles" tests/models/test_families.py
 
 families-bundles: dev  ## the same with the export of a bundle, which takes longer (a quarter of an hour)
