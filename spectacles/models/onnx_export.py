@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import onnx_ir.passes.common
 import torch
 from torch import nn
+
+EXPORTING = RLock()
 
 
 class _Ordered(nn.Module):
@@ -63,15 +66,16 @@ def export_quickly(network: nn.Module, pixels: torch.Tensor) -> bytes:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What exporters report while they try is for their authors; what makes them fail is raised."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
+    """What exporters report while they try is for their authors; what makes them fail is raised. One thread at a time:
+    logs and output belong to the process, and exporters keep what they trace there too."""
+    with EXPORTING, warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        disabled = logging.root.manager.disable
+        logging.disable(logging.ERROR)
+        warnings.simplefilter("ignore")
+        try:
             yield
-    finally:
-        logging.disable(disabled)
+        finally:
+            logging.disable(disabled)
 
 
 @contextmanager

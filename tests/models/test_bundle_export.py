@@ -1,6 +1,9 @@
 """A bundle's ONNX file answers as torch does, or there is none, and the reason is known."""
 
+import logging
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +94,12 @@ def test_what_cannot_be_exported_has_a_reason_in_one_line(capfd: pytest.CaptureF
 def test_a_bundle_without_a_file_says_why(make_bundle: Callable[..., Path]) -> None:
     bundle = load_bundle(make_bundle("a", "b", exported=Exported(None, "it is a test")))
     assert (bundle.network, bundle.without_network) == (None, "it is a test")
+
+
+def test_exports_in_several_threads_leave_logs_and_output_as_they_were() -> None:
+    """Both belong to the process: what one export silences, another one must not take for the normal state."""
+    networks = [network("simple_cnn") for _ in range(4)]
+    before = (logging.root.manager.disable, sys.stdout, sys.stderr)
+    with ThreadPoolExecutor(len(networks)) as pool:
+        files = list(pool.map(lambda each: each.onnx(), networks))
+    assert all(files) and before == (logging.root.manager.disable, sys.stdout, sys.stderr)
