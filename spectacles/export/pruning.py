@@ -91,7 +91,6 @@ def prune(shipped: Shipped, share: float, run_dir: RunDir) -> tuple[Shipped, str
     before, after = (sum(each.numel() for each in net.parameters()) for net in (shipped.classifier, smaller))
     with _trainer(smaller, shipped, run_dir) as trainer:
         whole = validate(shipped.classifier.to(trainer.settings.device), trainer.val, trainer.settings)
-        smaller = copy.deepcopy(smaller)  # training may fold BatchNorm in the other one
         phases.run(trainer, FINE_TUNE, EPOCHS)
         smaller.load_state_dict(trainer.best_state)
         logits = validate(smaller, trainer.val, trainer.settings)
@@ -160,10 +159,11 @@ def _trainer(smaller: Classifier, shipped: Shipped, run_dir: RunDir) -> Iterator
 
 
 def _config(shipped: Shipped, run_dir: RunDir) -> TrainConfig:
-    """BatchNorm is treated as in training: where it was constant, statistics of a batch would undo what was learned."""
+    """BatchNorm learns, since `without_channels` has given it the statistics of the data: constant, and folded, the
+    network forgets what is left of it in the first steps."""
     changed: dict[str, Any] = {
         "backbone": shipped.info.backbone, "image_size": shipped.info.preprocessing.image_size,
-        "teacher": shipped.folder, "unlabelled": None,
+        "batch_norm": "train", "teacher": shipped.folder, "unlabelled": None,
         "epochs": EPOCHS, "lr": LR, "unfreeze": "all", "fine_tune": "always", "epoch_share": 1.0, "patience": EPOCHS,
         "progressive_size": False, "mixup": 0.0, "cutmix": 0.0, "class_weights": "none",
         "time_budget": None, "resume": False, "grad_accum_steps": 1,
