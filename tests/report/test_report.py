@@ -109,11 +109,20 @@ def test_exported_files_are_a_table_with_the_reason_of_those_that_were_not_kept(
             "accuracy": 0.99, "accuracy_interval": [0.98, 1.0], "images_per_second": 85.5, "milliseconds": 14.2,
             "model_accuracy": 0.99, "objection": ""}  # fmt: skip
     coarse = file | {"file": "openvino-int8.xml", "precision": "int8", "objection": "it is less accurate (p = 0.01)"}
-    made.result("export", files=[file, coarse], model_id="0123456789abcdef")
+    phone = {
+        "format": "coreml",
+        "precision": "fp32",
+        "file": "coreml-fp32.mlpackage",
+        "megabytes": 13.5,
+        "objection": "",
+    }
+    made.result("export", files=[file, coarse], converted=[phone], model_id="0123456789abcdef")
     page = write(made)
-    row = ["onnx-fp32.onnx", "fp32", "13.5", "2e-06", "100.0 %", "99.0 %", "98.0 to 100.0 %", "85.5", "14.2"]
+    row = ["onnx-fp32.onnx", "13.5", "2e-06", "100.0 %", "99.0 %", "98.0 to 100.0 %", "85.5", "14.2"]
     assert page.row("onnx-fp32.onnx") == row
-    assert page.row("openvino-int8.xml")[0] == "openvino-int8.xml not kept: it is less accurate (p = 0.01)"
+    assert page.row("openvino-int8.xml")[0] == "openvino-int8.xml"
+    assert "openvino-int8.xml was not kept: it is less accurate (p = 0.01)." in page.text("export")
+    assert "coreml-fp32.mlpackage (13.5 MB) was converted and not run" in page.text("export")
     assert_sound(page, made.run_dir.path)
 
 
