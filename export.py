@@ -161,7 +161,6 @@ def _summary(
         *([summary.best_within(parse_latency(config.latency), kept)] if config.latency and kept else []),
         *(
             f"on NVIDIA cards (not run): {onnx_pixels.trtexec(folder / file.file, shipped)}"
-            for file in kept
-            if file.format == "onnx"
+            for file in [file for file in kept if file.format == "onnx"][:1]
         ),
     ]
