@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import logging
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(marker)
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_logged() -> None:
+    """Whatever a library, or an earlier test, has silenced in this process."""
+    log = logging.getLogger("spectacles")
+    logging.disable(logging.NOTSET)
+    log.disabled, log.propagate = False, True
+    if log.level > logging.WARNING:
+        log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True, scope="session")
