@@ -50,7 +50,9 @@ def page(settings: Settings) -> dict[str, Any]:
 def schema(settings: Settings, **config: Any) -> BaseSchema:
     described = page(settings)
     [form] = described["paths"]["/explain"]["post"]["requestBody"]["content"].values()
-    form["schema"]["properties"]["label"]["enum"] = ["", *CLASSES]  # which there are depends on the model
+    # Which classes there are depends on the model, and so does whether its last map explains it.
+    form["schema"]["properties"]["label"]["enum"] = ["", *CLASSES]
+    form["schema"]["properties"]["method"]["enum"] = ["occlusion", "gradcam", "integrated_gradients"]
     loaded = schemathesis.openapi.from_dict(described, config=SchemathesisConfig.from_dict(CONFIG | config))
     loaded.app = app
     return loaded
