@@ -19,13 +19,13 @@ from spectacles.core.fileio import write_json
 from spectacles.core.results import ConvertedFile, ExportedFile, ExportReport
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import count_of
-from spectacles.data import label_sets, schemas
-from spectacles.export import companions, gate, int8, pruning, summary, training_photos
+from spectacles.data import label_sets, schemas, training_photos
+from spectacles.export import companions, gate, int8, pruning, summary
 from spectacles.export.formats import FORMATS, onnx_pixels
 from spectacles.export.gate import Compared
 from spectacles.export.int8 import Quantizing
 from spectacles.export.shipped import Shipped
-from spectacles.models import engines
+from spectacles.models import engines, quantization
 from spectacles.models.classifier import load_classifier
 from spectacles.training import finalize
 
@@ -121,7 +121,7 @@ def _photos(shipped: Shipped, run_dir: RunDir) -> Compared:
 def _for_int8(shipped: Shipped, compared: Compared, run_dir: RunDir) -> Quantizing:
     """Raises UserError."""
     int8.require(len(compared.labels))
-    pixels = training_photos.pixels_of(run_dir, shipped.info.preprocessing)
+    pixels = training_photos.pixels_of(run_dir, shipped.info.preprocessing, quantization.CALIBRATION_IMAGES)
     return Quantizing(pixels, compared, finalize.settings_of(run_dir))
 
 

@@ -14,7 +14,7 @@ from spectacles.core.config import EvaluateConfig, TrainConfig
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
 from spectacles.core.run_dir import RunDir
-from spectacles.data import label_sets, schemas
+from spectacles.data import label_sets, schemas, training_photos
 from spectacles.data.preprocessing import decoded_batches
 from spectacles.inference.predictor import Predictor
 from spectacles.metrics.decisions import is_correct
@@ -62,8 +62,9 @@ def check(name: str, predictor: Predictor, run_dir: RunDir, config: EvaluateConf
     if known := precision.recorded(name, bundle, predictor.model_id, predictor.device):
         return known
     if name == "int8":
-        photos = schemas.load_labelled(run_dir, "train", quantization.CALIBRATION_IMAGES)
-        pixels = np.concatenate([pixels for pixels, _ in _batches(photos, predictor, config)])
+        pixels = training_photos.pixels_of(
+            run_dir, predictor.info.preprocessing, quantization.CALIBRATION_IMAGES, config.num_workers
+        )
         quantization.quantize(predictor.network, pixels, bundle)
         files = {file: precision.sha256(bundle / file) for file in INT8_FILES}
     run = precision.build(name, predictor.network, bundle, files)

@@ -17,7 +17,7 @@ from onnxscript import opset20 as op
 
 from spectacles.data.preprocessing import Preprocessing
 
-PHOTO, PIXELS = "photo", "pixels"
+PIXELS = "pixels"
 REAL, INT32, INT64 = TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64
 """In float32, sums that lie in the middle between two whole numbers would be rounded otherwise than in Pillow."""
 LUMA = onnx.helper.make_tensor("luma", INT32, [3, 1, 1], [19595, 38470, 7471])

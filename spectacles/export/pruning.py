@@ -20,10 +20,9 @@ from spectacles.core.device import resolve_device
 from spectacles.core.errors import UserError
 from spectacles.core.run_dir import RunDir
 from spectacles.core.wording import percent, percents
-from spectacles.data import file_index, label_sets
+from spectacles.data import file_index, label_sets, training_photos
 from spectacles.data.pixel_cache import Pixels
 from spectacles.data.schemas import load_split
-from spectacles.export import training_photos
 from spectacles.export.shipped import Shipped
 from spectacles.metrics import bootstrap
 from spectacles.metrics.decisions import is_correct
@@ -33,6 +32,7 @@ from spectacles.models.bundle import BundleInfo
 from spectacles.models.classifier import LAST_LAYER, Classifier
 from spectacles.models.normalization import normalize
 from spectacles.models.precision import SIGNIFICANT
+from spectacles.models.quantization import CALIBRATION_IMAGES
 from spectacles.models.torch_device import prepare_device
 from spectacles.training import distillation, finalize, phases
 from spectacles.training.augmentation import Augmentation
@@ -86,7 +86,7 @@ def prune(shipped: Shipped, share: float, run_dir: RunDir) -> tuple[Shipped, str
             "--prune is for networks that were fine-tuned, and this head looks at several layers of a frozen one: "
             "train with --fine_tune always."
         )
-    pixels = training_photos.pixels_of(run_dir, shipped.info.preprocessing)
+    pixels = training_photos.pixels_of(run_dir, shipped.info.preprocessing, CALIBRATION_IMAGES)
     smaller = without_channels(shipped.classifier, share, shipped.info, pixels)
     before, after = (sum(each.numel() for each in net.parameters()) for net in (shipped.classifier, smaller))
     with _trainer(smaller, shipped, run_dir) as trainer:

@@ -12,14 +12,10 @@ import numpy as np
 from spectacles.core.errors import UserError
 from spectacles.models import engines
 from spectacles.models.engines import Engine, Outputs
-from spectacles.models.file_metadata import Described, from_metadata
+from spectacles.models.file_metadata import PHOTO, SECTION, Described, from_metadata
 
 ENGINE_OF = {".onnx": "onnxruntime", ".xml": "openvino"}
 """Suffix -> what computes the file."""
-SECTION = "spectacles"
-"""Of an .xml file's metadata."""
-PHOTO = "photo"
-"""Name of the input of a network that takes whole photos."""
 
 
 class Opened(NamedTuple):

@@ -5,6 +5,7 @@ convolution, of the inputs with the gradient of the outputs as its kernels, whic
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,8 +18,14 @@ LARGEST_MAP = 20
 """Side of the outputs. docs/benchmarks.md has the times on both sides of it."""
 
 
+def fast_gradients(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which convolutions keep their outputs, and depthwise ones on a CPU compute gradients the fastest
+    way. Other devices have their own code, and are not slowed down by looking at every call."""
+    return FastGradients() if device.type == "cpu" else nullcontext()
+
+
 class FastGradients(TorchFunctionMode):
-    """A context in which convolutions keep their outputs, and depthwise ones compute gradients the fastest way."""
+    """See `fast_gradients`."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

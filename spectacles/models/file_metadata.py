@@ -9,6 +9,10 @@ from spectacles import __version__
 from spectacles.core.errors import UserError
 from spectacles.models.bundle import BundleInfo, info_from_json, info_to_json
 
+SECTION = "spectacles"
+"""Of the metadata in OpenVINO's files."""
+PHOTO = "photo"
+"""Name of the input of a network that takes whole photos."""
 TEXT = frozenset(field.name for field in fields(BundleInfo) if field.type is str)
 """Stored as it is; everything else as JSON."""
 

@@ -15,7 +15,7 @@ from spectacles.core.wording import duration
 from spectacles.data.preprocessing import Preprocessing, decoded_batches
 from spectacles.models import backbones, bn_folding, freezing, recipes
 from spectacles.models.classifier import Classifier
-from spectacles.models.depthwise import FastGradients
+from spectacles.models.depthwise import fast_gradients
 from spectacles.models.ood import REFERENCES
 from spectacles.models.recipes import Recipe
 from spectacles.models.torch_device import tf32_allowed
@@ -152,7 +152,7 @@ def measure(config: TrainConfig, classifier: Classifier, device: torch.device) -
 
 def _step(classifier: Classifier, inputs: torch.Tensor, settings: StepSettings) -> None:
     with tf32_allowed():
-        with autocast(settings), FastGradients():
+        with autocast(settings), fast_gradients(settings.device):
             loss = classifier(inputs).float().square().mean()
         loss.backward()
     loss.detach().item()  # waits for the device

@@ -17,7 +17,7 @@ from spectacles.core.config import TrainConfig
 from spectacles.core.device import derive_seed
 from spectacles.core.errors import UserError
 from spectacles.core.progress import progress
-from spectacles.models.depthwise import FastGradients
+from spectacles.models.depthwise import fast_gradients
 from spectacles.models.torch_device import tf32_allowed
 from spectacles.training import collectives, epoch_progress
 from spectacles.training.batches import Batch, StepSettings
@@ -150,7 +150,7 @@ def _gradients(learner: Learner, batch: Batch, micro_batches: int, loss_share: f
     for number, (part, share) in enumerate(parts, 1):
         exchange = nullcontext() if number == len(parts) else collectives.without_exchange(learner.network)
         with exchange, tf32_allowed():
-            with autocast(learner.settings), FastGradients():
+            with autocast(learner.settings), fast_gradients(learner.settings.device):
                 loss = _loss(learner.network(part.inputs), part, learner.settings)
             loss = loss if share is None else loss * share
             learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ from pictures import photo
 
 from spectacles.data.preprocessing import Preprocessing
 from spectacles.export import photo_graph
+from spectacles.models.file_metadata import PHOTO
 
 SIZES = ((178, 218), (48, 48), (300, 40), (50, 97), (333, 501), (30, 20), (49, 47), (701, 1002))
 """Width and height."""
@@ -26,7 +27,7 @@ def test_a_photo_of_any_size_becomes_pillows_pixels(resize, interpolation, in_ch
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for seed, (width, height) in enumerate(SIZES):
         picture = photo(seed, width, height)
-        [[made]] = session.run([photo_graph.PIXELS], {photo_graph.PHOTO: np.asarray(picture)})
+        [[made]] = session.run([photo_graph.PIXELS], {PHOTO: np.asarray(picture)})
         expected = preprocessing.pixels(picture)
         assert made.dtype == np.uint8 and made.shape == expected.shape
         apart = np.abs(made.astype(int) - expected)

@@ -6,6 +6,7 @@ from spectacles.export import onnx_files, photo_graph
 from spectacles.export.formats import onnx_pixels
 from spectacles.export.formats.base import Format, Run
 from spectacles.export.shipped import INPUT, Shipped
+from spectacles.models.file_metadata import PHOTO
 
 
 def write(shipped: Shipped, precision: str, path: Path) -> None:
@@ -15,7 +16,7 @@ def write(shipped: Shipped, precision: str, path: Path) -> None:
 
 
 def load(path: Path) -> Run:
-    return onnx_pixels.load(path, photo_graph.PHOTO)
+    return onnx_pixels.load(path, PHOTO)
 
 
 FORMAT = Format((".onnx",), write, load, ("fp32", "fp16"), takes_photos=True)

@@ -12,6 +12,7 @@ from spectacles.export.formats.base import Format, Run
 from spectacles.export.shipped import LOGITS, PROBABILITIES, Probabilities, Shipped
 from spectacles.models import quantization
 from spectacles.models.engines import import_openvino
+from spectacles.models.file_metadata import SECTION
 
 FILES = (".xml", ".bin")
 
@@ -49,7 +50,7 @@ def _with_probabilities(shipped: Shipped) -> Any:
 def save(model: Any, metadata: dict[str, str], path: Path, compress_to_fp16: bool = False) -> None:
     openvino = import_openvino()
     for name, value in metadata.items():
-        model.set_rt_info(value, ["spectacles", name])
+        model.set_rt_info(value, [SECTION, name])
     with TemporaryDirectory() as folder:
         written = Path(folder, "model.xml")
         openvino.save_model(model, written, compress_to_fp16=compress_to_fp16)

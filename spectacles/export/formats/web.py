@@ -15,6 +15,7 @@ from spectacles.metrics.calibration import Calibration
 from spectacles.models import ood
 from spectacles.models.bundle import load_bundle
 from spectacles.models.engines import onnxruntime_session
+from spectacles.models.file_metadata import PHOTO
 
 
 def write_folder(shipped: Shipped, precision: str, path: Path) -> None:
@@ -52,7 +53,7 @@ def load(path: Path) -> Run:
     calibration = Calibration(known["temperature"], known["class_scales"], known["class_biases"], known["multi_label"])
 
     def run(photo: np.ndarray) -> np.ndarray:
-        [logits] = session.run(["logits"], {photo_graph.PHOTO: photo})
+        [logits] = session.run(["logits"], {PHOTO: photo})
         return calibration.probabilities(logits)
 
     return run
